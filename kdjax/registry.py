@@ -1,0 +1,52 @@
+"""Names and what they stand for: `"module:symbol"`, imported when asked for."""
+
+import importlib
+from typing import Any
+
+from kdjax.config import ConfigError, nearest
+
+TABLES: dict[str, dict[str, str]] = {
+    "models": {
+        "sam": "kdjax.models.sam:build_sam",
+        "sam_seg": "kdjax.models.sam:build_sam_seg",
+        "tinyusfm": "kdjax.models.tinyusfm:build_tinyusfm",
+        "tinyusfm_cls": "kdjax.models.tinyusfm:build_tinyusfm_cls",
+        "tinyusfm_seg": "kdjax.models.tinyusfm:build_tinyusfm_seg",
+    },
+    "losses": {
+        "kl": "kdjax.losses.logits:kl",
+        "binary_kl": "kdjax.losses.logits:binary_kl",
+        "mse": "kdjax.losses.features:mse",
+        "l1": "kdjax.losses.features:l1",
+        "cosine": "kdjax.losses.features:cosine",
+        "bce": "kdjax.losses.labels:bce",
+        "ce": "kdjax.losses.labels:ce",
+        "dice": "kdjax.losses.labels:dice",
+        "focal": "kdjax.losses.labels:focal",
+    },
+    "tasks": {
+        "segmentation": "kdjax.tasks.segmentation:Segmentation",
+    },
+    "data": {
+        "ultrasound": "kdjax.data.ultrasound:Ultrasound",
+        "busi": "kdjax.data.readers:Busi",
+        "bus_bra": "kdjax.data.readers:BusBra",
+        "bus_uclm": "kdjax.data.readers:BusUclm",
+        "layout": "kdjax.data.readers:Layout",
+        "folder": "kdjax.data.readers:Folder",
+        "union": "kdjax.data.readers:Union",
+    },
+}
+
+
+def names(kind: str) -> list[str]:
+    return sorted(TABLES[kind])
+
+
+def get(kind: str, name: str) -> Any:
+    """The thing registered under `name`; one's own is written "package.module:symbol"."""
+    target = TABLES[kind].get(name, name)
+    module, colon, symbol = target.partition(":")
+    if not colon:
+        raise ConfigError(f"no {kind} entry {name!r}; {nearest(name, TABLES[kind])}")
+    return getattr(importlib.import_module(module), symbol)
