@@ -1,0 +1,116 @@
+"""Objectives: a list of terms, each one endpoint of the student against one of a teacher or a label.
+
+Every term is summed as a (total, count) pair over the examples it may read, so that padding, unlabelled items,
+micro-batches, devices and hosts all give the same number.
+"""
+
+import inspect
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import registry
+from kdjax.config import ConfigError, Schedule, Term, nearest
+from kdjax.distill import adapters
+from kdjax.distill.views import resize
+
+Outputs = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term with its loss found and its adapter built."""
+
+    name: str
+    loss: Callable[..., Array]
+    term: Term
+    adapter: Any = None
+
+    @property
+    def teacher(self) -> str:
+        return self.term.teacher.partition(":")[0]
+
+    @property
+    def endpoint(self) -> str:
+        return self.term.teacher.partition(":")[2]
+
+    def readable(self, batch: dict[str, Array]) -> Float[Array, " b"]:
+        """1 for each example that this term may read: real, and labelled where it needs the label."""
+        readable = batch["valid"] & batch["labelled"] if self.term.label else batch["valid"]
+        return readable.astype(jnp.float32)
+
+    def total(
+        self, outputs: Outputs, teachers: dict[str, Outputs], batch: dict[str, Array], variables: dict, train: bool
+    ) -> tuple[Array, dict]:
+        """The sum over readable examples, and the adapter's new batch statistics."""
+        student, stats = outputs[self.term.student], {}
+        if self.term.label:
+            target = batch[self.term.label]
+            if student.ndim == 4 and target.ndim == 3 and student.shape[1:3] != target.shape[1:3]:
+                student = resize(student, target.shape[1:3])
+        else:
+            target = jax.lax.stop_gradient(teachers[self.teacher][self.endpoint])
+            if self.adapter is not None:
+                student, changed = self.adapter.apply(variables, student, train=train, mutable=["batch_stats"])
+                stats = changed.get("batch_stats", {})
+            target = adapters.resize_like(target, student.shape)
+        each = self.loss(student, target, **self.term.args)
+        each = each.reshape(each.shape[0], -1).mean(axis=1)
+        readable = self.readable(batch)
+        return jnp.where(readable > 0, each, 0.0).sum(), stats  # where: a padded row may be anything, even NaN
+
+    def weight(self, epoch: Array) -> Array:
+        """The weight at `epoch`, a real number of epochs since the start."""
+        return self.term.weight * (1.0 if self.term.schedule is None else factor(self.term.schedule, epoch))
+
+
+def factor(schedule: Schedule, epoch: Array) -> Array:
+    span = max(schedule.until - schedule.begin, 1e-9)
+    done = jnp.clip((epoch - schedule.begin) / span, 0.0, 1.0)
+    if schedule.shape == "cosine":
+        done = 0.5 - 0.5 * jnp.cos(jnp.pi * done)
+    return schedule.start + (schedule.end - schedule.start) * done
+
+
+def bind(terms: dict[str, Term], student: dict[str, Any], teachers: dict[str, dict[str, Any]]) -> list[BoundTerm]:
+    """Checks every term against the shapes that student and teachers give, and builds losses and adapters.
+
+    All that does not fit is named in one ConfigError.
+    """
+    bound, wrong = [], []
+    for name, term in terms.items():
+        try:
+            bound.append(_bind(name, term, student, teachers))
+        except (ConfigError, TypeError, ValueError) as error:
+            wrong.append(f"terms.{name}: {error}")
+    if wrong:
+        raise ConfigError("the objective does not fit the models:\n  " + "\n  ".join(wrong))
+    return bound
+
+
+def _bind(name: str, term: Term, student: dict[str, Any], teachers: dict[str, dict[str, Any]]) -> BoundTerm:
+    bound = BoundTerm(name, registry.get("losses", term.loss), term)
+    known = [p.name for p in inspect.signature(bound.loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    for arg in term.args:
+        if arg not in known:
+            raise ConfigError(f"the loss {term.loss!r} takes no argument {arg!r}; {nearest(arg, known)}")
+    if term.student not in student:
+        raise ConfigError(f"the student has no endpoint {term.student!r}; {nearest(term.student, student)}")
+    if term.label:
+        return bound
+    given = teachers[bound.teacher]
+    if bound.endpoint not in given:
+        raise ConfigError(f"teacher {bound.teacher!r} has no {bound.endpoint!r}; {nearest(bound.endpoint, given)}")
+    mine, theirs = student[term.student].shape, given[bound.endpoint].shape
+    adapter = adapters.build(term.adapter, mine, theirs) if term.adapter else None
+    if adapter is None and mine[-1] != theirs[-1]:
+        raise ConfigError(
+            f"student {term.student!r} has {mine[-1]} channels, teacher {term.teacher!r} has {theirs[-1]}; "
+            "name an adapter, for example adapter='conv_bn_relu'"
+        )
+    jax.eval_shape(partial(adapters.resize_like, shape=(*mine[:-1], theirs[-1])), given[bound.endpoint])
+    return BoundTerm(name, bound.loss, term, adapter)

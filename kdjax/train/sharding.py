@@ -1,0 +1,97 @@
+"""The mesh, and the rules that place arrays on it. One program runs on one device, eight or many hosts."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kdjax import config
+from kdjax.config import ConfigError
+
+BATCH = P(("data", "fsdp"))  # the batch axis goes over both
+SMALL = 1024  # arrays of fewer numbers are copied to every device: splitting them saves nothing
+
+
+def make_mesh(wanted: config.Mesh) -> Mesh:
+    """Axes data, fsdp and model over all devices; one size of -1 takes what the others leave."""
+    devices = jax.device_count()
+    sizes = [wanted.data, wanted.fsdp, wanted.model]
+    rest = math.prod(size for size in sizes if size > 0)
+    if sizes.count(-1) > 1 or (-1 in sizes and devices % rest) or (-1 not in sizes and rest > devices):
+        raise ConfigError(
+            f"mesh data={wanted.data} fsdp={wanted.fsdp} model={wanted.model} does not fit {devices} device(s): "
+            "the sizes multiply to at most that, and at most one is -1 (takes what is left)"
+        )
+    sizes = [devices // rest if size == -1 else size for size in sizes]
+    count = math.prod(sizes)
+    if count < devices and jax.process_count() > 1:
+        raise ConfigError(f"mesh {sizes} uses {count} of {devices} devices; over several hosts it must use all")
+    return jax.make_mesh(
+        tuple(sizes), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:count]
+    )
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int, where: str) -> None:
+    """A micro-batch must divide over the devices that share the batch."""
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (shares * accumulate):
+        unit = shares * accumulate
+        raise ConfigError(
+            f"{where}.data.batch_size {batch_size} does not divide into {accumulate} micro-batch(es) over {shares} "
+            f"devices (mesh.data x mesh.fsdp); use a multiple of {unit}, such as {math.ceil(batch_size / unit) * unit}"
+        )
+
+
+def shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, str], ...]) -> Any:
+    """A sharding for every leaf, by the first rule whose pattern matches its "/"-joined path."""
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+        rule = next((value for pattern, value in rules if re.fullmatch(pattern, name)), "replicate")
+        if rule not in ("fsdp", "replicate"):
+            raise ConfigError(f"mesh.rules: expected 'fsdp' or 'replicate' for {name}, found {rule!r}")
+        return NamedSharding(mesh, _split_largest(leaf.shape, mesh.shape["fsdp"]) if rule == "fsdp" else P())
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _split_largest(shape: tuple[int, ...], shares: int) -> P:
+    """The largest axis that divides goes over `fsdp`; small arrays stay whole."""
+    axes = [axis for axis, size in enumerate(shape) if size % shares == 0]
+    if shares == 1 or math.prod(shape) < SMALL or not axes:
+        return P()
+    split = max(axes, key=lambda axis: shape[axis])
+    return P(*("fsdp" if axis == split else None for axis in range(len(shape))))
+
+
+def place(tree: Any, placement: Any) -> Any:
+    """Host arrays onto the mesh; every process holds the whole value and keeps its shards."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return jax.tree.map(put, tree, placement)
+
+
+def global_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's share of a batch as part of the global arrays."""
+    sharding = NamedSharding(mesh, BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Whole numpy arrays, also of leaves whose shards lie on other hosts."""
+
+    def fetch(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, P()))(leaf)  # type: ignore
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)

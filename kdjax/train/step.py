@@ -1,0 +1,144 @@
+"""The pure steps: `(state, fixed, batch) -> (state, measures)`.
+
+`fixed` is what a step reads and never changes: the frozen parameters and the teachers. It is an argument, so nothing
+of it is compiled in, given away or saved. Every average is a (total, count) pair.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from kdjax.distill.taps import Network
+from kdjax.distill.teachers import teach
+from kdjax.distill.terms import BoundTerm
+from kdjax.train import optim
+
+Measures = dict[str, tuple[Array, Array]]
+
+
+@flax.struct.dataclass
+class State:
+    """All that training changes, and all that a checkpoint holds."""
+
+    step: Array
+    params: dict  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}}
+    batch_stats: dict  # {"model": ..., "adapters": {term: ...}}
+    opt_state: Any
+    ema: dict  # averaged params, or {} where averaging is off
+
+
+def eval_params(state: State) -> dict:
+    """The trainable parameters to evaluate, keep and export: the averaged ones where there are any."""
+    return state.ema or state.params
+
+
+def variables(params: dict, batch_stats: dict) -> dict:
+    """What the model is applied to."""
+    found = {"params": params["model"], "lora": params.get("lora"), "batch_stats": batch_stats.get("model")}
+    return {k: v for k, v in found.items() if v}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a stage's steps are made of; nothing here is an array."""
+
+    student: Network
+    teachers: dict[str, Network]
+    terms: list[BoundTerm]
+    tx: optax.GradientTransformationExtraArgs
+    task: Any
+    augment: Any  # (key, image, mask, index) -> (image, mask), or None
+    seed: int
+    steps_per_epoch: int
+    accumulate: int = 1
+    ema: float = 0.0
+
+    def train(self, state: State, fixed: dict, batch: dict[str, Array]) -> tuple[State, dict]:
+        """One update. The batch is read in `accumulate` micro-batches whose gradients add up exactly."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        batch = self.prepare(batch, key)
+        counts = {term.name: term.readable(batch).sum() for term in self.terms}
+        weights = self.weights(state.step)
+
+        def micro(carry: tuple[dict, dict, dict], part: tuple[dict, Array]) -> tuple[tuple[dict, dict, dict], None]:
+            grads, totals, stats = carry
+            (_, (new, stats)), g = jax.value_and_grad(self.loss, has_aux=True)(
+                state.params, stats, fixed, part[0], counts, weights, jax.random.fold_in(key, part[1])
+            )
+            return (jax.tree.map(jnp.add, grads, g), jax.tree.map(jnp.add, totals, new), stats), None
+
+        carry = (jax.tree.map(jnp.zeros_like, state.params), dict.fromkeys(counts, jnp.zeros(())), state.batch_stats)
+        if self.accumulate == 1:
+            carry, _ = micro(carry, (batch, jnp.zeros((), jnp.int32)))
+        else:
+            carry, _ = jax.lax.scan(micro, carry, (split_batch(batch, self.accumulate), jnp.arange(self.accumulate)))
+        grads, totals, stats = carry
+        loss = sum(weights[k] * totals[k] / jnp.maximum(counts[k], 1.0) for k in totals)
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params, value=loss)
+        params = optax.apply_updates(state.params, updates)
+        ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
+        measures: Measures = {f"terms/{k}": (totals[k], counts[k]) for k in totals}
+        measures |= {"loss": (jnp.asarray(loss), jnp.ones(())), "grad_norm": (optax.global_norm(grads), jnp.ones(()))}
+        return State(state.step + 1, params, stats, opt_state, ema), measures  # type: ignore[arg-type]
+
+    def loss(
+        self, params: dict, stats: dict, fixed: dict, batch: dict, counts: dict, weights: dict, key: Array
+    ) -> tuple[Array, tuple[dict, dict]]:
+        """This batch's part of the weighted objective; also each term's total, and the new batch statistics."""
+        totals, stats = self.totals(params, stats, fixed, batch, key)
+        return sum(weights[k] * totals[k] / jnp.maximum(counts[k], 1.0) for k in totals), (totals, stats)  # type: ignore
+
+    def totals(self, params: dict, stats: dict, fixed: dict, batch: dict, key: Array) -> tuple[dict, dict]:
+        params = optim.merge(params, fixed["frozen"])
+        outputs, model_stats = self.student(variables(params, stats), batch, train=True, key=key)
+        taught = teach(self.teachers, fixed["teachers"], batch, self.terms)
+        totals, adapter_stats = {}, {}
+        for term in self.terms:
+            own = {"params": params["adapters"].get(term.name, {}), "batch_stats": stats["adapters"].get(term.name, {})}
+            totals[term.name], changed = term.total(outputs, taught, batch, own, train=True)
+            adapter_stats |= {term.name: changed} if changed else {}
+        return totals, {"model": model_stats, "adapters": adapter_stats}
+
+    def weights(self, step: Array) -> dict[str, Array]:
+        epoch = step / self.steps_per_epoch
+        return {term.name: jnp.asarray(term.weight(epoch), jnp.float32) for term in self.terms}
+
+    def grad_norms(self, state: State, fixed: dict, batch: dict[str, Array]) -> Measures:
+        """The norm of each weighted term's own gradient; one backward pass, run once a term."""
+        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
+        batch = self.prepare(batch, key)
+        weights = self.weights(state.step)
+
+        def values(params: dict) -> Array:
+            totals, _ = self.totals(params, state.batch_stats, fixed, batch, key)
+            parts = [weights[t.name] * totals[t.name] / jnp.maximum(t.readable(batch).sum(), 1.0) for t in self.terms]
+            return jnp.stack(parts)
+
+        _, pull = jax.vjp(values, state.params)
+        norms = jax.lax.map(lambda one: optax.global_norm(pull(one)[0]), jnp.eye(len(self.terms)))
+        return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.terms)}
+
+    def evaluate(self, params: dict, stats: dict, fixed: dict, batch: dict[str, Array]) -> tuple[Measures, Array]:
+        """The task's measures of a batch, and its predictions, with nothing random and nothing learned."""
+        batch = self.prepare(batch, None)
+        outputs, _ = self.student(variables(optim.merge(params, fixed["frozen"]), stats), batch)
+        return self.task.measure(outputs, batch), self.task.predict(outputs, batch)
+
+    def prepare(self, batch: dict[str, Array], key: Array | None) -> dict[str, Array]:
+        """Images as floats in [0, 1], augmented where there is a key."""
+        batch = dict(batch)
+        if "image" in batch:
+            batch["image"] = batch["image"].astype(jnp.float32) / 255.0
+            if key is not None and self.augment is not None:
+                batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
+        return batch
+
+
+def split_batch(batch: dict[str, Array], parts: int) -> dict[str, Array]:
+    """`[b, ...] -> [parts, b / parts, ...]`, interleaved, so that each device cuts its own rows."""
+    return {k: v.reshape(v.shape[0] // parts, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
