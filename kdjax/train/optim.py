@@ -1,0 +1,127 @@
+"""Optimisers and schedules, all of them optax; what each parameter is told by name is a list of rules."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from kdjax.config import ConfigError, Optim, nearest
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "plateau", "warmup_cosine", "warmup_poly")
+
+
+def build(
+    optim: Optim, params: Mapping, steps_per_epoch: int, epochs: int
+) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
+    """The transformation and its learning rate over steps, for the trainable `params`.
+
+    For every choice the update is `tx.update(grads, opt_state, params, value=loss)`. Weight decay is decoupled for
+    adamw (Loshchilov & Hutter 2019) and part of the gradient, L2, for adam and sgd, as in PyTorch. `schedule` leaves
+    out the factor that "plateau" learns; `plateau_scale(opt_state)` reads it.
+    """
+    rate = schedule(optim, steps_per_epoch, epochs)
+    decay, lr_scale = rules(optim.decay, params, "optim.decay"), rules(optim.lr_scale, params, "optim.lr_scale")
+    decayed = optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p, d: u + optim.weight_decay * d * p, updates, params, decay)
+    )
+    scaled = optax.stateless(lambda updates, _: jax.tree.map(lambda u, s: u * s, updates, lr_scale))
+    adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+    match optim.name:
+        case "adamw":
+            inner = [adam, decayed]
+        case "adam":
+            inner = [decayed, adam]
+        case "sgd":
+            inner = [decayed, optax.trace(optim.momentum)] if optim.momentum else [decayed]
+        case other:
+            raise ConfigError(f"optim.name: no optimiser {other!r}; {nearest(other, OPTIMISERS)}")
+    clip = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
+    plateau = []
+    if optim.schedule == "plateau":
+        plateau = [
+            optax.contrib.reduce_on_plateau(
+                optim.factor, optim.patience, accumulation_size=steps_per_epoch, min_scale=optim.end_lr / optim.lr
+            )
+        ]
+    tx = optax.chain(*clip, *inner, scaled, optax.scale_by_learning_rate(rate), *plateau)
+    return optax.with_extra_args_support(tx), rate
+
+
+def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
+    """Step -> learning rate. Warm-up climbs in equal steps, the first of them above zero so that no step is lost."""
+    warm, steps = round(optim.warmup * steps_per_epoch), epochs * steps_per_epoch
+    if optim.schedule not in SCHEDULES:
+        raise ConfigError(f"optim.schedule: no schedule {optim.schedule!r}; {nearest(optim.schedule, SCHEDULES)}")
+    if not 0 <= warm < steps:
+        raise ConfigError(f"optim.warmup: expected 0 to less than the {epochs} epochs, found {optim.warmup}")
+    if optim.schedule == "plateau" and not (0 < optim.factor < 1 and optim.patience >= 1):
+        raise ConfigError(
+            "plateau: expected optim.factor in (0, 1) and optim.patience of at least 1, "
+            f"found {optim.factor} and {optim.patience}"
+        )
+    match optim.schedule:
+        case "warmup_cosine":
+            rest = optax.cosine_decay_schedule(optim.lr, steps - warm, optim.end_lr / optim.lr)
+        case "warmup_poly":
+            rest = optax.polynomial_schedule(optim.lr, optim.end_lr, optim.power, steps - warm)
+        case _:
+            rest = optax.constant_schedule(optim.lr)
+    if not warm:
+        return rest
+    return optax.join_schedules([optax.linear_schedule(optim.lr / (warm + 1), optim.lr, warm), rest], [warm])
+
+
+def plateau_scale(opt_state: Any) -> Any:
+    """What "plateau" multiplies the learning rate by; 1 for the other schedules."""
+    kind = optax.contrib.ReduceLROnPlateauState
+    found = [s.scale for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
+    return found[0] if found else 1.0
+
+
+def rules(patterns: tuple[tuple[str, Any], ...], tree: Mapping, name: str = "rules") -> dict[str, Any]:
+    """`tree` with each leaf replaced by the value of the first pattern that matches the whole of its "/"-joined path.
+
+    A leaf without a rule is an error, and so is a pattern that matches nothing: mistyped, it would freeze or decay
+    other than meant. Exempt are patterns that begin with ".*", which claim nothing about a certain model, and those
+    for adapters, which a control run does without.
+    """
+    flat = flatten_dict(tree, sep="/")
+    values, wrong = {}, []
+    for path in flat:
+        hits = [value for pattern, value in patterns if re.fullmatch(pattern, path)]
+        if hits:
+            values[path] = hits[0]
+        else:
+            wrong.append(f"no pattern matches {path}; add one, or a last (r'.*', value)")
+    for pattern, _ in patterns:
+        if not pattern.startswith((".*", "adapters")) and not any(re.fullmatch(pattern, path) for path in flat):
+            # Compared with as many names as the pattern spells out, so that the hint is no list of every leaf.
+            spelt = re.sub(r"[^\w/].*", "", pattern).strip("/")
+            heads = {"/".join(path.split("/")[: spelt.count("/") + 1]) for path in flat}
+            wrong.append(f"pattern {pattern!r} matches no parameter; {nearest(spelt, heads)}")
+    if wrong:
+        raise ConfigError(f"{name}:\n  " + "\n  ".join(wrong))
+    return unflatten_dict(values, sep="/")
+
+
+def split(params: Mapping, mask: Mapping) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen): the leaves where `mask` is true and the others, so that gradients and the optimiser's
+    state exist for the trainable alone."""
+    flat, chosen = flatten_dict(params, sep="/"), flatten_dict(mask, sep="/")
+    trainable = {path: leaf for path, leaf in flat.items() if chosen[path]}
+    frozen = {path: leaf for path, leaf in flat.items() if not chosen[path]}
+    return unflatten_dict(trainable, sep="/"), unflatten_dict(frozen, sep="/")
+
+
+def merge(trainable: Mapping, frozen: Mapping) -> dict[str, Any]:
+    """The inverse of `split`."""
+    return unflatten_dict(flatten_dict(trainable) | flatten_dict(frozen))
+
+
+def ema(decay: float, old: Any, new: Any) -> Any:
+    """The average of the parameters one step on: `decay * old + (1 - decay) * new`."""
+    return optax.incremental_update(new, old, 1.0 - decay)
