@@ -1,0 +1,107 @@
+"""The line on the terminal that says how a stage is getting on."""
+
+import math
+import sys
+import time
+from typing import SupportsFloat
+
+from tqdm import tqdm
+
+
+class Progress:
+    """One bar that stays in place on a terminal; one line per epoch where the output goes to a file or a pipe.
+
+    `wait` is the share of the time, in [0, 1], that the loop waited for data. What an update leaves out keeps its
+    last value.
+    """
+
+    def __init__(self, title: str, total_steps: int, start: int = 0, *, epochs: int = 1, enabled: bool = True):
+        self.title, self.total, self.epochs = title, total_steps, epochs
+        self.enabled = enabled
+        self._seen: dict[str, float] = {}
+        self._step = self._start = start
+        self._clock: float | None = None  # starts at the first update: compilation says nothing about the rest
+        self._now = 0.0
+        self._told = self._epoch(start)  # epochs whose line is printed
+        self._bar = None
+        if enabled and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=total_steps,
+                initial=start,
+                desc=title,
+                file=sys.stdout,
+                dynamic_ncols=True,
+                leave=True,
+                bar_format="{desc} {percentage:3.0f}% {bar:12}{postfix}",
+            )
+
+    def update(
+        self,
+        step: int,
+        *,
+        loss: SupportsFloat | None = None,
+        dice: SupportsFloat | None = None,
+        images_per_s: SupportsFloat | None = None,
+        wait: SupportsFloat | None = None,
+    ) -> None:
+        """`step` steps are done. An epoch's line waits for its Dice, or for the first step of the next epoch."""
+        if not self.enabled:
+            return
+        if self._bar is None and step > self._step and self._epoch(self._step) > self._told:
+            self._print_epoch()
+        self._step, self._now = step, time.monotonic()
+        if self._clock is None:
+            self._clock, self._start = self._now, step
+        given = {"loss": loss, "dice": dice, "images_per_s": images_per_s, "wait": wait}
+        self._seen |= {k: float(v) for k, v in given.items() if v is not None}
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif dice is not None and self._epoch(step) > self._told:
+            self._print_epoch()
+
+    def line(self, text: str) -> None:
+        """Prints a line of its own, above the bar."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.refresh()
+            self._bar.close()
+        elif self.enabled and self._epoch(self._step) > self._told:
+            self._print_epoch()
+
+    def _epoch(self, step: int) -> int:
+        """Whole epochs in `step` steps."""
+        return step * self.epochs // max(1, self.total)
+
+    def _print_epoch(self) -> None:
+        self._told = self._epoch(self._step)
+        print(f"{self.title}  {self._text()}", flush=True)
+
+    def _text(self) -> str:
+        seen = self._seen
+        current = min(self.epochs, math.ceil(self._step * self.epochs / max(1, self.total)))
+        parts = [f"epoch {current}/{self.epochs}"]
+        if "loss" in seen:
+            parts.append(f"loss {seen['loss']:.4f}")
+        if "dice" in seen:
+            parts.append(f"Dice {seen['dice']:.3f}")
+        if "images_per_s" in seen:
+            parts.append(f"{seen['images_per_s']:.{1 if seen['images_per_s'] < 10 else 0}f} img/s")
+        if "wait" in seen:
+            parts.append(f"wait {100 * seen['wait']:.0f}%")
+        return "  ".join([*parts, self._left()])
+
+    def _left(self) -> str:
+        done = self._step - self._start
+        if self._step >= self.total:
+            return "done"
+        if self._clock is None or done <= 0:
+            return "left ?"
+        return "left " + tqdm.format_interval((self._now - self._clock) / done * (self.total - self._step))
