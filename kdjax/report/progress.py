@@ -28,11 +28,10 @@ class Progress:
             self._bar = tqdm(
                 total=total_steps,
                 initial=start,
-                desc=title,
                 file=sys.stdout,
                 dynamic_ncols=True,
                 leave=True,
-                bar_format="{desc} {percentage:3.0f}% {bar:12}{postfix}",
+                bar_format="{desc}|{bar}|",  # the bar takes what the text leaves
             )
 
     def update(
@@ -55,7 +54,7 @@ class Progress:
         given = {"loss": loss, "dice": dice, "images_per_s": images_per_s, "wait": wait}
         self._seen |= {k: float(v) for k, v in given.items() if v is not None}
         if self._bar is not None:
-            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.set_description_str(self._text(), refresh=False)
             self._bar.update(step - self._bar.n)
         elif dice is not None and self._epoch(step) > self._told:
             self._print_epoch()
@@ -82,21 +81,22 @@ class Progress:
 
     def _print_epoch(self) -> None:
         self._told = self._epoch(self._step)
-        print(f"{self.title}  {self._text()}", flush=True)
+        print(self._text(), flush=True)
 
     def _text(self) -> str:
         seen = self._seen
         current = min(self.epochs, math.ceil(self._step * self.epochs / max(1, self.total)))
-        parts = [f"epoch {current}/{self.epochs}"]
+        epoch, gap = ("epoch ", "  ") if self._bar is None else ("", " ")  # all of it fits into 80 columns
+        parts = [self.title, f"{epoch}{current}/{self.epochs}"]
         if "loss" in seen:
-            parts.append(f"loss {seen['loss']:.4f}")
+            parts.append(f"loss {seen['loss']:.3g}")
         if "dice" in seen:
             parts.append(f"Dice {seen['dice']:.3f}")
         if "images_per_s" in seen:
             parts.append(f"{seen['images_per_s']:.{1 if seen['images_per_s'] < 10 else 0}f} img/s")
         if "wait" in seen:
             parts.append(f"wait {100 * seen['wait']:.0f}%")
-        return "  ".join([*parts, self._left()])
+        return gap.join([*parts, self._left()])
 
     def _left(self) -> str:
         done = self._step - self._start

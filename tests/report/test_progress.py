@@ -25,9 +25,9 @@ def test_a_pipe_gets_one_line_per_epoch_with_that_epochs_dice(capsys, clock):
     bar.close()
     bar.close()
     assert capsys.readouterr().out.splitlines() == [
-        "student  epoch 1/3  loss 0.5000  Dice 0.200  120 img/s  wait 1%  left 00:40",
-        "student  epoch 2/3  loss 0.2500  Dice 0.200  120 img/s  wait 1%  left 00:20",
-        "student  epoch 3/3  loss 0.1667  Dice 0.600  120 img/s  wait 1%  done",
+        "student  epoch 1/3  loss 0.5  Dice 0.200  120 img/s  wait 1%  left 00:40",
+        "student  epoch 2/3  loss 0.25  Dice 0.200  120 img/s  wait 1%  left 00:20",
+        "student  epoch 3/3  loss 0.167  Dice 0.600  120 img/s  wait 1%  done",
         "saved",
     ]
 
@@ -37,7 +37,7 @@ def test_a_resumed_bar_does_not_repeat_epochs(capsys):
     bar.update(5, loss=1.0)
     bar.update(6, loss=1.0, dice=0.5)
     bar.close()
-    assert capsys.readouterr().out.splitlines() == ["student  epoch 3/3  loss 1.0000  Dice 0.500  done"]
+    assert capsys.readouterr().out.splitlines() == ["student  epoch 3/3  loss 1  Dice 0.500  done"]
 
 
 def test_switched_off_it_is_silent(capsys):
@@ -63,4 +63,4 @@ def test_a_terminal_keeps_one_line_in_place(monkeypatch):
     text = screen.getvalue()
     assert text.count("\n") == 2  # of the line and of the end
     assert "saved best\n" in text
-    assert "epoch 2/2  loss 0.2500  Dice 0.500  done" in text.rsplit("\r", 1)[-1]
+    assert "student 2/2 loss 0.25 Dice 0.500 done|" in text.rsplit("\r", 1)[-1]
