@@ -1,0 +1,67 @@
+"""Distillation of logits: the student's distribution over classes follows the teacher's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, ScalarLike
+
+from kdjax.config import ConfigError, nearest
+from kdjax.losses.pairs import float32, per_example
+
+VARIANTS = ("mean", "sum", "class_mean", "unscaled")
+
+
+def kl(
+    student: Float[Array, "b *s k"],
+    teacher: Float[Array, "b *s k"],
+    *,
+    temperature: ScalarLike = 4.0,
+    variant: str = "mean",
+) -> Float[Array, "b"]:
+    """Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): T² KL(softmax(z_t / T) ‖ softmax(z_s / T)) in nats, k >= 2.
+
+    T² keeps the size of the gradient independent of T. What implementations do about the positions `s` (pixels) and
+    about T² differs, and so does what a weight of 1 means:
+
+    - "mean": the mean over the positions;
+    - "sum": the sum over them, which is `batchmean` of PyTorch on a map;
+    - "class_mean": the mean over positions and classes, PyTorch's default reduction, k times smaller;
+    - "unscaled": the mean over the positions without T².
+    """
+    student, teacher = float32(student, teacher)
+    if (k := student.shape[-1]) < 2:
+        raise ValueError(f"kl: expected logits of at least two classes, found {k}; 'binary_kl' takes a single logit")
+    log_s = jax.nn.log_softmax(student / temperature)
+    log_t = jax.nn.log_softmax(teacher / temperature)
+    return _reduced(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), k, temperature, variant)
+
+
+def binary_kl(
+    student: Float[Array, "b *s 1"],
+    teacher: Float[Array, "b *s 1"],
+    *,
+    temperature: ScalarLike = 4.0,
+    variant: str = "mean",
+) -> Float[Array, "b"]:
+    """`kl` between Bernoulli distributions that are given by one logit z: classes [0, z], the same four variants.
+
+    "mean" is what distilling SAM into TinyUSFM used: `batchmean` over the stacked channels, divided by H W.
+    """
+    student, teacher = float32(student, teacher)
+    if student.shape[-1] != 1:
+        raise ValueError(f"binary_kl: expected one logit per position, found {student.shape[-1]}; 'kl' takes classes")
+    s, t = student[..., 0] / temperature, teacher[..., 0] / temperature
+    yes, no = jax.nn.log_sigmoid(t), jax.nn.log_sigmoid(-t)
+    divergence = jnp.exp(yes) * (yes - jax.nn.log_sigmoid(s)) + jnp.exp(no) * (no - jax.nn.log_sigmoid(-s))
+    return _reduced(divergence, 2, temperature, variant)
+
+
+def _reduced(divergence: Float[Array, "b *s"], k: int, temperature: ScalarLike, variant: str) -> Float[Array, "b"]:
+    if variant not in VARIANTS:
+        raise ConfigError(f"no variant {variant!r} of the divergence; {nearest(variant, VARIANTS)}")
+    mean = per_example(divergence)
+    if variant == "unscaled":
+        return mean
+    scale = {"mean": 1.0, "sum": math.prod(divergence.shape[1:]), "class_mean": 1.0 / k}[variant]
+    return scale * temperature**2 * mean

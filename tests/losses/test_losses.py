@@ -1,0 +1,183 @@
+"""One battery over every registered loss: it finds them by itself, and asks each for a second formula."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax import registry
+from kdjax.config import ConfigError
+from tests.losses.reference import REFERENCES, Reference
+
+BATCH = 3
+LOSSES = registry.names("losses")
+
+
+def drawn(reference: Reference, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    student = rng.normal(0, 2, (BATCH, *reference.shape)).astype(np.float32)
+    if reference.classes:
+        return jnp.asarray(student), jnp.asarray(rng.integers(0, reference.classes, student.shape[:-1], np.int32))
+    return jnp.asarray(student), jnp.asarray(rng.normal(0, 2, student.shape).astype(np.float32))
+
+
+def float64(target) -> np.ndarray:
+    target = np.asarray(target)
+    return target.astype(np.float64) if target.dtype.kind == "f" else target
+
+
+def cases(name: str, every: bool = False) -> list:
+    """(loss, formula, reference) for each reference of `name`, with its first settings or with every one."""
+    loss = registry.get("losses", name)
+    return [
+        (partial(loss, **args), partial(r.formula, **args), r)
+        for r in REFERENCES[name]
+        for args in (r.args if every else r.args[:1])
+    ]
+
+
+def with_gradients(loss, reference: Reference):
+    """(student, target) -> the loss of each example and the gradients of their sum, in one program."""
+    wrt = (0,) if reference.classes else (0, 1)
+
+    def total(*inputs):
+        values = loss(*inputs)
+        return values.sum(), values
+
+    def run(*inputs):
+        (_, values), grads = jax.value_and_grad(total, argnums=wrt, has_aux=True)(*inputs)
+        return values, grads
+
+    return jax.jit(run)
+
+
+def by_formula(formula, student, target) -> np.ndarray:
+    return np.array([formula(s, t) for s, t in zip(float64(student), float64(target), strict=True)])
+
+
+def slope(formula, student, target, wrt: int, step: float = 1e-6) -> np.ndarray:
+    """Central differences of the sum over the batch."""
+    inputs = [float64(student), float64(target)]
+    grad = np.zeros(inputs[wrt].shape)
+    for b, *index in np.ndindex(grad.shape):
+        ends = []
+        for sign in (1, -1):
+            one = [x[b].copy() for x in inputs]
+            one[wrt][tuple(index)] += sign * step
+            ends.append(formula(*one))
+        grad[(b, *index)] = (ends[0] - ends[1]) / (2 * step)
+    return grad
+
+
+def agree(found, expected, relative=1e-5):
+    np.testing.assert_allclose(found, expected, rtol=relative, atol=relative * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradient_are_those_of_the_formula(name):
+    for loss, formula, reference in cases(name, every=True):
+        inputs = drawn(reference)
+        found, grads = with_gradients(loss, reference)(*inputs)
+        assert found.shape == (BATCH,)
+        assert found.dtype == jnp.float32
+        agree(found, by_formula(formula, *inputs))
+        for wrt, grad in enumerate(grads):
+            agree(grad, slope(formula, *inputs, wrt))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_finite_at_extremes(name):
+    for loss, _, reference in cases(name, every=True):
+        student, target = (np.asarray(x) for x in drawn(reference))
+        signs = np.where(student > 0, 1, -1)
+        arrays = [np.zeros_like(student), np.ones_like(student), 1e4 * signs, np.full_like(student, -1e4)]
+        arrays += [-1e4 * signs, 1e-30 * student]
+        ids = [np.full_like(target, c) for c in range(reference.classes)]
+        run = with_gradients(loss, reference)
+        for s in arrays:
+            for t in [target, *(ids or arrays)]:
+                values, grads = run(jnp.asarray(s, student.dtype), jnp.asarray(t, target.dtype))
+                assert np.isfinite(values).all()
+                assert all(np.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_equal_arrays_cost_nothing(name):
+    for loss, _, reference in cases(name):
+        if not reference.classes and reference.zero_at_equal:
+            x, other = drawn(reference)
+            values, grads = with_gradients(loss, reference)(x, x)
+            for zero in (values, *grads):
+                np.testing.assert_allclose(zero, 0, atol=1e-6)
+            assert loss(x, other).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_examples_keep_their_place(name):
+    order = np.array([2, 0, 1])
+    for loss, _, reference in cases(name):
+        student, target = drawn(reference)
+        np.testing.assert_allclose(loss(student[order], target[order]), loss(student, target)[order], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_bfloat16_is_computed_in_float32(name):
+    for loss, _, reference in cases(name):
+        narrow = [x if x.dtype.kind == "i" else x.astype(jnp.bfloat16) for x in drawn(reference)]
+        found = loss(*narrow)
+        assert found.dtype == jnp.float32
+        wide = [x if x.dtype.kind == "i" else x.astype(jnp.float32) for x in narrow]
+        np.testing.assert_array_equal(found, loss(*wide))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_jit_and_vmap_change_nothing(name):
+    loss, _, reference = cases(name)[-1]
+    batches = [drawn(reference, seed) for seed in range(2)]
+    students, targets = (jnp.stack(x) for x in zip(*batches, strict=True))
+    expected = jnp.stack([loss(*batch) for batch in batches])
+    np.testing.assert_allclose(jax.jit(jax.vmap(loss))(students, targets), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("factor", [1.001, -1.0])
+def test_the_battery_would_notice(factor):
+    _, formula, reference = cases("mse")[0]
+    student, target = drawn(reference)
+    with pytest.raises(AssertionError):
+        agree(factor * np.square(student - target).mean(-1), by_formula(formula, student, target))
+
+
+def test_known_values():
+    loss = partial(registry.get, "losses")
+    far = jnp.array([[1e4, 0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(loss("kl")(jnp.zeros((1, 4)), far, temperature=1.0), np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(loss("cosine")(far, -far), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(loss("cosine")(far, jnp.zeros((1, 4))), 1.0)
+    empty, half = jnp.zeros((1, 2, 2), int), jnp.zeros((1, 2, 2, 1))
+    np.testing.assert_allclose(loss("bce")(half, empty), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(loss("dice")(half - 1e4, empty), 0.0)
+    np.testing.assert_allclose(loss("dice")(half + 1e4, empty + 1), 0.0, atol=1e-6)
+    np.testing.assert_allclose(loss("dice")(half + 1e4, empty), 1.0, atol=1e-5)
+    np.testing.assert_array_equal(loss("ce")(jnp.ones((1, 2, 2, 3)), empty + 255, ignore=255), 0.0)
+
+
+def test_a_class_that_is_none_shows():
+    mask = np.zeros((4, 2, 2), np.int32)
+    mask[:3, 0, 0] = -1, 3, 255
+    for name, k in [("bce", 1), ("dice", 1), ("focal", 1), ("ce", 3), ("dice", 3), ("focal", 3)]:
+        found = registry.get("losses", name)(jnp.ones((4, 2, 2, k)), jnp.asarray(mask))
+        np.testing.assert_array_equal(np.isnan(found), [True, True, True, False], err_msg=f"{name}, {k} channels")
+
+
+def test_arrays_that_do_not_belong_together():
+    loss = partial(registry.get, "losses")
+    one, four = jnp.ones((2, 3, 3, 1)), jnp.ones((2, 3, 3, 4))
+    mask = jnp.zeros((2, 3, 3), int)
+    with pytest.raises(ValueError, match="'binary_kl' takes a single logit"):
+        loss("kl")(one, one)
+    with pytest.raises(ConfigError, match="did you mean 'mean'"):
+        loss("kl")(four, four, variant="meen")
+    with pytest.raises(ValueError, match="'bce' takes a single logit"):
+        loss("ce")(one, mask)
