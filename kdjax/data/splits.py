@@ -1,0 +1,85 @@
+"""Who goes where: train, val and test, and which of the training images are labelled.
+
+Everything follows from hashes of what the images are (patient or content), never from file names or their order. Two
+images with the same content, or of the same patient, are never on two sides.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from kdjax.data.examples import Facts
+
+SPLITS = ("train", "val", "test")
+
+
+def deal(
+    facts: Sequence[Facts], allowed: Sequence[tuple[str, ...]], shares: tuple[float, ...], seed: int
+) -> tuple[dict[str, Int[np.ndarray, " n"]], list[str]]:
+    """The indices of each split, and notes on what was left out.
+
+    `allowed` are the splits that an example may go to: one where the data set brings its own, else several, into which
+    groups of images are dealt by `shares`, class by class. An image that its data set has in two splits stays in the
+    later one of train, val, test.
+    """
+    strata: dict[tuple, list[tuple[str, list[int]]]] = defaultdict(list)
+    dropped: Counter = Counter()
+    for component in _components(facts):
+        common = tuple(s for s in SPLITS if all(s in allowed[i] for i in component))
+        if not common:
+            common = (max((allowed[i] for i in component), key=lambda a: SPLITS.index(a[0]))[0],)
+            dropped.update((allowed[i][0], common[0]) for i in component if common[0] not in allowed[i])
+            component = [i for i in component if common[0] in allowed[i]]
+        key = min(_hash(seed, facts[i].group, facts[i].content) for i in component)
+        strata[common, max(facts[i].label for i in component)].append((key, component))
+    found: dict[str, list[int]] = {split: [] for split in SPLITS}
+    for (common, _), dealt in strata.items():
+        names = common[::-1]  # test first, so that the smallest shares do not end up empty
+        bounds = np.cumsum([shares[SPLITS.index(s)] for s in names])
+        size, passed = sum(len(c) for _, c in dealt), 0
+        for _, component in sorted(dealt):
+            middle = (passed + len(component) / 2) / size * bounds[-1]
+            found[names[int(np.searchsorted(bounds[:-1], middle))]] += component
+            passed += len(component)
+    notes = [
+        f"{n} images of {split} are left out: the same image or patient is also in {kept}"
+        for (split, kept), n in sorted(dropped.items())
+    ]
+    return {split: np.array(sorted(where), np.int64) for split, where in found.items()}, notes
+
+
+def labelled(facts: Sequence[Facts], share: float, seed: int) -> Bool[np.ndarray, " n"]:
+    """Which examples count as labelled: `share` of each class, at least one; a smaller share is part of a larger."""
+    chosen = np.zeros(len(facts), bool)
+    for label in {f.label for f in facts}:
+        where = [i for i, f in enumerate(facts) if f.label == label]
+        where.sort(key=lambda i: _hash(seed, "labelled", facts[i].group, facts[i].content))
+        chosen[where[: max(1, round(share * len(where)))]] = True
+    return chosen
+
+
+def _components(facts: Sequence[Facts]) -> list[list[int]]:
+    """Sets of examples that share a group or a content, directly or through others."""
+    root = list(range(len(facts)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = i = root[root[i]]
+        return i
+
+    first: dict[tuple[str, str], int] = {}
+    for i, of in enumerate(facts):
+        for key in (("group", of.group), ("content", of.content)):
+            if key[1]:
+                root[find(i)] = find(first.setdefault(key, i))
+    together: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(root)):
+        together[find(i)].append(i)
+    return list(together.values())
+
+
+def _hash(seed: int, *parts: str) -> str:
+    return hashlib.blake2b("\0".join([str(seed), *parts]).encode(), digest_size=16).hexdigest()
