@@ -1,0 +1,94 @@
+"""What a SAM can be built with, and the variants that have names."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from kdjax.config import ConfigError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class SamOptions:
+    """The dimensions of a SAM and how it computes; the defaults are those of every published variant."""
+
+    dim: int  # width of the image encoder
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]  # the blocks that attend to the whole image; the others stay within a window
+    image_size: int | tuple[int, int] = 1024  # pixels, (height, width) where they differ
+    patch_size: int = 16
+    window: int = 14  # side in patches
+    mlp_ratio: float = 4.0
+    embed_dim: int = 256  # channels of the image embeddings, prompts and mask tokens
+    mask_channels: int = 16  # hidden channels of the mask prompt's encoder
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    iou_dim: int = 256  # hidden width of the head that predicts each mask's IoU
+    dtype: Any = "float32"  # of the computation; parameters stay float32
+    remat: bool = False  # recompute each encoder block in the backward pass: less memory, more time
+    scan: bool = False  # compile one period of the encoder blocks and loop over it; renames them (ImageEncoder)
+
+    def __post_init__(self):
+        size, patch = self.image_hw, self.patch_size
+        wrong = []
+        if any(side <= 0 or side % patch for side in size):
+            wrong.append(f"image_size: expected a multiple of the patch size {patch}, found {self.image_size}")
+        if self.dim % self.heads:
+            wrong.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
+        if self.embed_dim % (2 * self.decoder_heads) or self.embed_dim % 8:
+            # the decoder halves its width in cross-attention and divides it by 8 where it upscales
+            wrong.append(f"embed_dim: expected a multiple of 8 and of 2 * decoder_heads, found {self.embed_dim}")
+        if any(not 0 <= i < self.depth for i in self.global_blocks):
+            wrong.append(f"global_blocks: expected block numbers below depth {self.depth}, found {self.global_blocks}")
+        if wrong:
+            raise ConfigError("SAM cannot be built:\n  " + "\n  ".join(wrong))
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        h, w = self.image_hw
+        return h // self.patch_size, w // self.patch_size
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "vit_t": {  # ours, to train from nothing on a CPU
+        "dim": 128,
+        "depth": 4,
+        "heads": 4,
+        "global_blocks": (1, 3),
+        "image_size": 128,
+        "patch_size": 8,
+        "window": 8,
+        "embed_dim": 64,
+        "mask_channels": 8,
+        "decoder_heads": 4,
+        "decoder_mlp_dim": 256,
+        "iou_dim": 64,
+    },
+    "vit_b": {"dim": 768, "depth": 12, "heads": 12, "global_blocks": (2, 5, 8, 11)},
+    "vit_l": {"dim": 1024, "depth": 24, "heads": 16, "global_blocks": (5, 11, 17, 23)},
+    "vit_h": {"dim": 1280, "depth": 32, "heads": 16, "global_blocks": (7, 15, 23, 31)},
+}
+
+
+def options_of(variant: str, overrides: dict[str, Any]) -> SamOptions:
+    """The options of a named variant with some replaced."""
+    if variant not in VARIANTS:
+        raise ConfigError(f"no SAM variant {variant!r}; {nearest(variant, VARIANTS)}")
+    known = [f.name for f in dataclasses.fields(SamOptions)]
+    unknown = [f"SAM has no option {name!r}; {nearest(name, known)}" for name in overrides if name not in known]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    values = VARIANTS[variant] | overrides
+    values["global_blocks"] = tuple(values["global_blocks"])
+    values["dtype"] = jnp.dtype(values.get("dtype", "float32"))
+    if isinstance(size := values.get("image_size"), list):
+        values["image_size"] = tuple(size)
+    return SamOptions(**values)
