@@ -19,6 +19,8 @@ class Progress:
         self.title, self.total, self.epochs = title, total_steps, epochs
         self.enabled = enabled
         self._seen: dict[str, float] = {}
+        self._rate: float | None = None
+        self._wait: float | None = None
         self._step = self._start = start
         self._clock: float | None = None  # starts at the first update: compilation says nothing about the rest
         self._now = 0.0
@@ -37,26 +39,26 @@ class Progress:
     def update(
         self,
         step: int,
-        *,
-        loss: SupportsFloat | None = None,
-        dice: SupportsFloat | None = None,
+        values: dict[str, SupportsFloat],
         images_per_s: SupportsFloat | None = None,
         wait: SupportsFloat | None = None,
     ) -> None:
-        """`step` steps are done. An epoch's line waits for its Dice, or for the first step of the next epoch."""
+        """`step` steps are done. The second update at the end of an epoch, its validation, prints its line."""
         if not self.enabled:
             return
-        if self._bar is None and step > self._step and self._epoch(self._step) > self._told:
-            self._print_epoch()
+        again = step == self._step and self._clock is not None
+        if not again:
+            self._print_epoch()  # of an epoch that brought no validation
         self._step, self._now = step, time.monotonic()
         if self._clock is None:
             self._clock, self._start = self._now, step
-        given = {"loss": loss, "dice": dice, "images_per_s": images_per_s, "wait": wait}
-        self._seen |= {k: float(v) for k, v in given.items() if v is not None}
+        self._seen |= {k: float(v) for k, v in values.items()}
+        self._rate = self._rate if images_per_s is None else float(images_per_s)
+        self._wait = self._wait if wait is None else float(wait)
         if self._bar is not None:
             self._bar.set_description_str(self._text(), refresh=False)
             self._bar.update(step - self._bar.n)
-        elif dice is not None and self._epoch(step) > self._told:
+        elif again:
             self._print_epoch()
 
     def line(self, text: str) -> None:
@@ -72,7 +74,7 @@ class Progress:
         if self._bar is not None:
             self._bar.refresh()
             self._bar.close()
-        elif self.enabled and self._epoch(self._step) > self._told:
+        else:
             self._print_epoch()
 
     def _epoch(self, step: int) -> int:
@@ -80,22 +82,20 @@ class Progress:
         return step * self.epochs // max(1, self.total)
 
     def _print_epoch(self) -> None:
-        self._told = self._epoch(self._step)
-        print(self._text(), flush=True)
+        """One line for the epoch that has ended, once, where there is no bar."""
+        if self.enabled and self._bar is None and self._epoch(self._step) > self._told:
+            self._told = self._epoch(self._step)
+            print(self._text(), flush=True)
 
     def _text(self) -> str:
-        seen = self._seen
-        current = min(self.epochs, math.ceil(self._step * self.epochs / max(1, self.total)))
         epoch, gap = ("epoch ", "  ") if self._bar is None else ("", " ")  # all of it fits into 80 columns
+        current = min(self.epochs, math.ceil(self._step * self.epochs / max(1, self.total)))
         parts = [self.title, f"{epoch}{current}/{self.epochs}"]
-        if "loss" in seen:
-            parts.append(f"loss {seen['loss']:.3g}")
-        if "dice" in seen:
-            parts.append(f"Dice {seen['dice']:.3f}")
-        if "images_per_s" in seen:
-            parts.append(f"{seen['images_per_s']:.{1 if seen['images_per_s'] < 10 else 0}f} img/s")
-        if "wait" in seen:
-            parts.append(f"wait {100 * seen['wait']:.0f}%")
+        parts += [f"{_label(k)} {v:.3g}" for k, v in self._seen.items()]
+        if self._rate is not None:
+            parts.append(f"{self._rate:.{1 if self._rate < 10 else 0}f} img/s")
+        if self._wait is not None:
+            parts.append(f"wait {100 * self._wait:.0f}%")
         return gap.join([*parts, self._left()])
 
     def _left(self) -> str:
@@ -105,3 +105,7 @@ class Progress:
         if self._clock is None or done <= 0:
             return "left ?"
         return "left " + tqdm.format_interval((self._now - self._clock) / done * (self.total - self._step))
+
+
+def _label(name: str) -> str:
+    return {"dice": "Dice", "iou": "IoU"}.get(name, name)
