@@ -31,7 +31,7 @@ def matched(params: Mapping, lora: Lora) -> dict[str, str]:
             wrong.append(f"target {pattern!r}: no kind {kind!r}; {nearest(kind, KINDS)}")
         paths = [path for path in dense if re.fullmatch(pattern, path)]
         if not paths:
-            there = dict.fromkeys(re.sub(r"_\d+", "_*", path) for path in dense)
+            there = sorted({re.sub(r"_\d+", "_*", path) for path in dense})
             wrong.append(f"target {pattern!r} matches no Dense layer; there are: {', '.join(there) or 'none'}")
         for path in paths:
             kind_here = found.setdefault(path, kind)
