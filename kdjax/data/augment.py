@@ -73,7 +73,7 @@ def draw(key: Key[Array, ""], probabilities: dict[str, float]) -> dict[str, Floa
 def _warp(
     image: Float[Array, "h w c"], mask: Int[Array, "h w"], drawn: dict[str, Float[Array, "..."]]
 ) -> tuple[Float[Array, "h w c"], Int[Array, "h w"]]:
-    """Looks up every output pixel where it comes from. Works on one image, so that a sharded batch stays where it is."""
+    """Looks up where every output pixel comes from; one image at a time, so that a sharded batch stays in its place."""
     h, w, _ = image.shape
     angle, zoom = jnp.deg2rad(drawn["rotate"]), drawn["zoom"]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
