@@ -143,8 +143,15 @@ def test_overlay_keeps_what_is_skipped():
     found = weights.overlay(target, source, skip=(r"params/head/.*",))
     same(found["params"]["head"], target["params"]["head"])
     same(found["params"]["encoder"], source["params"]["encoder"])
-    with pytest.raises(WeightsError, match="params/head/bias has no value of its own to keep"):
-        weights.overlay(abstract(target), source, skip=(r"params/head/.*",))
+
+
+def test_check_needs_shapes_alone():
+    target, source = abstract(variables()), abstract(variables())
+    weights.check(target, source)
+    source["params"]["head"]["kernel"] = jax.ShapeDtypeStruct((4, 3), jnp.bfloat16)
+    weights.check(target, source, skip=(r"params/head/kernel",))
+    with pytest.raises(WeightsError, match=r"shape of params/head/kernel: expected \(4, 2\), found \(4, 3\)"):
+        weights.check(target, source)
 
 
 def test_fingerprint_is_of_the_contents_alone(tmp_path):
