@@ -117,7 +117,10 @@ class Lora:
 
 @dataclass(slots=True)
 class Optim:
-    """The optimiser, its schedule in epochs, and rules `(pattern, value)` over parameter paths, first match wins."""
+    """The optimiser, its schedule in epochs, and rules `(pattern, value)`, first match wins.
+
+    A pattern matches the whole path of a parameter: "model/...", "lora/..." or "adapters/...".
+    """
 
     name: str = "adamw"  # adamw | adam | sgd
     lr: float = 1e-3
@@ -164,6 +167,7 @@ class Stage:
     epochs: int
     title: str = ""  # the row's name in the report
     init: str = ""  # "stage:NAME" or a file of weights to start from
+    init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from there
     teachers: dict[str, Teacher] = field(default_factory=dict)
     terms: dict[str, Term] = field(default_factory=dict)  # a term named like one of the task's replaces it
     optim: Optim = field(default_factory=Optim)

@@ -107,6 +107,7 @@ class Dataset:
         self.image_classes, self.num_classes = tuple(examples.source.classes), data.num_classes
         self.sizes = {split: len(indices) for split, indices in where.items()}
         self._examples, self._where = examples, where
+        self._names: dict[int, str] = {}
         self._labelled = {split: np.ones(n, bool) for split, n in self.sizes.items()}
         train = [facts[i] for i in where["train"]]
         self._labelled["train"] = splits.labelled(train, data.labelled, data.split_seed)
@@ -135,6 +136,14 @@ class Dataset:
     def example(self, split: str, i: int) -> dict[str, Any]:
         """{"image", "mask", "class", "name"} at the original size."""
         return self._examples.source[int(self._where[split][i])]
+
+    def resized(self, split: str, i: int) -> dict[str, Any]:
+        """The same at the size that is trained on: "image" uint8 [s, s, 3], "mask" int32 [s, s]."""
+        at = int(self._where[split][i])
+        image, mask, label = self._examples[at]
+        if at not in self._names:
+            self._names[at] = self._examples.source[at]["name"]
+        return {"image": image, "mask": mask.astype(np.int32), "class": label, "name": self._names[at]}
 
     def batch(self, split: str, indices: Int[np.ndarray, " b"]) -> Batch:
         """The examples at these places of the split; -1 gives padding."""

@@ -68,6 +68,10 @@ def _split_largest(shape: tuple[int, ...], shares: int) -> P:
     return P(*("fsdp" if axis == split else None for axis in range(len(shape))))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
 def place(tree: Any, placement: Any) -> Any:
     """Host arrays onto the mesh; every process holds the whole value and keeps its shards."""
 

@@ -51,6 +51,7 @@ class Step:
     teachers: dict[str, Network]
     terms: list[BoundTerm]
     tx: optax.GradientTransformationExtraArgs
+    rate: optax.Schedule
     task: Any
     augment: Any  # (key, image, mask, index) -> (image, mask), or None
     seed: int
@@ -99,7 +100,7 @@ class Step:
         taught = teach(self.teachers, fixed["teachers"], batch, self.terms)
         totals, adapter_stats = {}, {}
         for term in self.terms:
-            own = {"params": params["adapters"].get(term.name, {}), "batch_stats": stats["adapters"].get(term.name, {})}
+            own = {"params": params.get("adapters", {}).get(term.name, {}), "batch_stats": stats["adapters"].get(term.name, {})}
             totals[term.name], changed = term.total(outputs, taught, batch, own, train=True)
             adapter_stats |= {term.name: changed} if changed else {}
         return totals, {"model": model_stats, "adapters": adapter_stats}
@@ -123,20 +124,23 @@ class Step:
         norms = jax.lax.map(lambda one: optax.global_norm(pull(one)[0]), jnp.eye(len(self.terms)))
         return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.terms)}
 
-    def evaluate(self, params: dict, stats: dict, fixed: dict, batch: dict[str, Array]) -> tuple[Measures, Array]:
-        """The task's measures of a batch, and its predictions, with nothing random and nothing learned."""
-        batch = self.prepare(batch, None)
-        outputs, _ = self.student(variables(optim.merge(params, fixed["frozen"]), stats), batch)
-        return self.task.measure(outputs, batch), self.task.predict(outputs, batch)
-
-    def prepare(self, batch: dict[str, Array], key: Array | None) -> dict[str, Array]:
-        """Images as floats in [0, 1], augmented where there is a key."""
-        batch = dict(batch)
-        if "image" in batch:
-            batch["image"] = batch["image"].astype(jnp.float32) / 255.0
-            if key is not None and self.augment is not None:
-                batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
+    def prepare(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+        batch = as_floats(batch)
+        if self.augment is not None:
+            batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
         return batch
+
+
+def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array]:
+    """The task's measures of a batch, and its predictions, with nothing random and nothing learned."""
+    batch = as_floats(batch)
+    outputs, _ = network(whole, batch)
+    return task.measure(outputs, batch), task.predict(outputs, batch)
+
+
+def as_floats(batch: dict[str, Array]) -> dict[str, Array]:
+    """Images travel as bytes and are read in [0, 1]."""
+    return {k: v.astype(jnp.float32) / 255.0 if v.dtype == jnp.uint8 else v for k, v in batch.items()}
 
 
 def split_batch(batch: dict[str, Array], parts: int) -> dict[str, Array]:

@@ -61,10 +61,19 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def overlay(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`target` with every leaf taken from `source`, in the target's dtype.
+    """`target` with every leaf taken from `source`, in the target's dtype; `skip` as in `check`."""
+    check(target, source, skip=skip)
+    into, given = _flat(target), _flat(source)
+    kept = {key for key in into for pattern in skip if re.fullmatch(pattern, key)}
+    leaves = {key: leaf if key in kept else np.asarray(given[key], leaf.dtype) for key, leaf in into.items()}
+    return unflatten_dict(leaves, sep="/")
+
+
+def check(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> None:
+    """Raises one error that lists all that keeps `source` from filling `target`; both may be mere shapes.
 
     Names that a pattern of `skip` matches whole are left as they are in `target` and unused in `source`. Everything
-    else must fit leaf for leaf; if not, one error lists all that is wrong.
+    else must fit leaf for leaf.
     """
     into, given = _flat(target), _flat(source)
     skipped = {key for key in {**into, **given} for pattern in skip if re.fullmatch(pattern, key)}
@@ -79,17 +88,12 @@ def overlay(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> 
     for pattern in skip:
         if not any(re.fullmatch(pattern, key) for key in skipped):
             wrong.append(f"skip {pattern!r} matches nothing")
-    for key in sorted(into.keys() & skipped):
-        if not hasattr(into[key], "__array__"):
-            wrong.append(f"skipped: {key} has no value of its own to keep; initialise the target first")
     if wrong:
         raise WeightsError(
             f"the weights do not fit the model ({len(wrong)} of {len({**into, **given})} names are wrong); "
             "build the model with the options that the weights were made with, or skip names on purpose:\n  "
             + "\n  ".join(wrong)
         )
-    taken = {key: np.asarray(given[key], into[key].dtype) for key in want}
-    return unflatten_dict({key: taken.get(key, leaf) for key, leaf in into.items()}, sep="/")
 
 
 def fingerprint(variables: Mapping) -> str:

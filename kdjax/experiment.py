@@ -1,0 +1,321 @@
+"""Runs the stages of an experiment in order: check everything, train, gate, test, control run, report."""
+
+import csv
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import config
+from kdjax.config import ConfigError, Experiment, Stage, nearest
+from kdjax.data import pipeline
+from kdjax.distill.teachers import build_model
+from kdjax.report import tables, trackers
+from kdjax.train import sharding
+from kdjax.train.loop import Signals, evaluate, train
+from kdjax.train.setup import Learner, initial, prepare
+from kdjax.weights import safetensors
+
+EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
+
+
+class GateError(RuntimeError):
+    """A stage did not reach what the next one needs."""
+
+
+@dataclass
+class Run:
+    """An experiment with all its stages checked, and the folder that it lives in."""
+
+    experiment: Experiment
+    folder: Path
+    learners: dict[str, Learner]  # controls included, in order
+    files: dict[str, dict]  # weights from outside, by path
+
+    def weights(self, stage: str) -> dict:
+        """The variables that a finished stage left."""
+        path = stage_folder(self.folder, stage) / "model.safetensors"
+        if not path.exists():
+            raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
+        return safetensors.load(path)[0]
+
+    def init(self, stage: Stage) -> dict | None:
+        name = stage.init.removeprefix("stage:")
+        return self.files.get(stage.init) if name == stage.init else self.weights(name)
+
+    def teachers(self, stage: Stage) -> dict[str, dict]:
+        return {k: self.weights(t.stage) if t.stage else self.files[t.weights] for k, t in stage.teachers.items()}
+
+
+def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
+    """Trains what is not trained yet, from where it stopped, and returns the summary that the report shows.
+
+    With `stage`, only that one and what it needs.
+    """
+    began = time.monotonic()
+    signals = Signals()
+    made = open_run(experiment, workdir, stage)
+    for name, learner in made.learners.items():
+        finished = stage_folder(made.folder, name) / "result.json"
+        if not finished.exists():
+            result = _train_and_test(made, name, learner, signals)
+            if jax.process_index() == 0:
+                write(finished, json.dumps(result, indent=1))
+        _gate(name, learner.stage, json.loads(finished.read_text()) if finished.exists() else result)
+    summary = summarise(made, time.monotonic() - began)
+    if jax.process_index() == 0:
+        report(made, summary)
+    return summary
+
+
+def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Run:
+    """Everything that can be found wrong before training is found here; then the folder is claimed."""
+    config.validate(experiment)
+    trackers.check(experiment.log)
+    stages = _stages(experiment, stage)
+    mesh = sharding.make_mesh(experiment.mesh)
+    folder = Path(workdir)
+    check_owner(folder, experiment)
+    datasets: dict[str, pipeline.Dataset] = {}
+    models: dict[str, config.Model] = {}
+    learners, files = {}, {}
+    for name, one in stages.items():
+        key = json.dumps(config.to_dict(one.data))
+        datasets[key] = datasets.get(key) or pipeline.build(one.data)
+        learners[name] = prepare(name, one, experiment, mesh, datasets[key], models)
+        models[name] = one.model
+        for what, path, model in _outside(name, one):
+            files[path] = files.get(path) or safetensors.load(path)[0]
+            _check_fits(what, model, files[path], one.init_skip if path == one.init else ())
+        if one.init.startswith("stage:"):
+            source = initial_shapes(build_model(models[one.init.removeprefix("stage:")]))
+            _check_fits(f"stages.{name}.init", build_model(one.model), source, one.init_skip)
+    claim(folder, experiment)
+    return Run(experiment, folder, learners, files)
+
+
+def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
+    """The stages to run, each distilled one followed at the end by its control."""
+    wanted = config.needed(experiment)
+    stages = {name: experiment.stages[name] for name in wanted}
+    if experiment.control:
+        stages |= {f"{k}_control": config.without_teachers(s) for k, s in stages.items() if s.teachers}
+    if not only:
+        return stages
+    known = {**experiment.stages, **stages}
+    if only not in known:
+        raise ConfigError(f"--stage={only}: no such stage; {nearest(only, known)}")
+    keep = [only]
+    for name in keep:
+        keep += [r for r in config.references(known[name]) if r not in keep]
+    return {name: one for name, one in known.items() if name in keep}
+
+
+def _outside(name: str, stage: Stage) -> list[tuple[str, str, Any]]:
+    """(where in the config, path, model) of each file of weights that a stage reads."""
+    found = [(f"stages.{name}.init", stage.init, build_model(stage.model))] if stage.init else []
+    found += [
+        (f"stages.{name}.teachers.{k}.weights", teacher.weights, build_model(teacher.model))
+        for k, teacher in stage.teachers.items()
+        if teacher.model is not None
+    ]
+    return [(what, path, model) for what, path, model in found if not path.startswith("stage:")]
+
+
+def initial_shapes(model: Any) -> dict:
+    return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
+
+
+def _check_fits(what: str, model: Any, source: dict, skip: tuple[str, ...]) -> None:
+    try:
+        safetensors.check(initial_shapes(model), source, skip=skip)
+    except ValueError as error:
+        raise ConfigError(f"{what}: the weights are of another shape than the model:\n{error}") from error
+
+
+# -- the working directory -------------------------------------------------------------------------------------------
+
+
+def stage_folder(folder: Path, stage: str) -> Path:
+    return folder / "stages" / stage
+
+
+def write(path: Path, text: str) -> None:
+    """A whole file or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0 and not (folder / "config.json").exists():
+        write(folder / "config.json", config.to_json(experiment))
+
+
+def check_owner(folder: Path, experiment: Experiment) -> None:
+    """Refuses a folder that holds another experiment; the mesh and the log may change between restarts."""
+    if not (folder / "config.json").exists():
+        return
+    old, new = config.from_json((folder / "config.json").read_text()), experiment
+    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log."))]
+    if found:
+        shown = "\n  ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
+        raise ConfigError(
+            f"{folder} belongs to another config (there, and now):\n  {shown}\n"
+            "Choose another --workdir, or give the config it was made with."
+        )
+
+
+# -- testing and reporting -------------------------------------------------------------------------------------------
+
+
+def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) -> dict:
+    folder, stage = stage_folder(made.folder, name), learner.stage
+    told = train(learner, folder, made.init(stage), made.teachers(stage), made.experiment.log, signals)
+    result = test(learner, made.weights(name), folder)
+    return {"title": stage.title or name, **told, **result}
+
+
+def test(learner: Learner, whole: dict, folder: Path | None) -> dict:
+    """Scores a model on the test images; predictions and a row for each image go to `folder`."""
+    whole = learner.place(whole)
+    _, predictions = evaluate(learner, whole, "test")
+    truths, names, scores = [], [], []
+    for i, predicted in enumerate(predictions):
+        one = learner.dataset.resized("test", i)
+        truths.append(one["mask"])
+        names.append(one["name"])
+        scores.append(learner.task.score(predicted.astype(np.int32), one["mask"]))
+    if folder is not None and jax.process_index() == 0:
+        np.savez_compressed(folder / "test.npz", predicted=np.stack(predictions))
+        with open(folder / "test.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["image", "class", *next(iter(scores[0].values()))])
+            rows.writerows([n, k, *row.values()] for n, of in zip(names, scores, strict=True) for k, row in of.items())
+    return {**learner.task.summarise(scores), "test_images": len(scores), "ms_per_image": latency(learner, whole)}
+
+
+def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
+    """Median milliseconds per image of the compiled evaluation, a batch at a time."""
+    local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size)))
+    batch = sharding.global_batch(local, learner.mesh) if jax.process_count() == 1 else None
+    if batch is None:
+        return float("nan")
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(learner.evaluate_fn(whole, batch))
+        times.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(times)) / len(local["valid"])
+
+
+def _gate(name: str, stage: Stage, result: dict) -> None:
+    if stage.gate is None or result["best"] >= stage.gate.at_least:
+        return
+    raise GateError(
+        f"stage {name!r} reached {stage.gate.metric} {result['best']:.4f} on the validation data, its gate asks for "
+        f"{stage.gate.at_least:.4f}. What learns from it would learn its faults: train it longer "
+        f"(--config.stages.{name}.epochs), give it more labels, or lower --config.stages.{name}.gate.at_least; "
+        "with another --workdir"
+    )
+
+
+def summarise(made: Run, seconds: float) -> dict:
+    """What the tables and the report show."""
+    stages = {name: learner.stage for name, learner in made.learners.items()}
+    taught_by = {t.stage for s in stages.values() for t in s.teachers.values()}
+    rows = []
+    for name, stage in stages.items():
+        found = stage_folder(made.folder, name) / "result.json"
+        if stage.auxiliary or not found.exists():
+            continue
+        control = name.endswith("_control")
+        role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
+        rows.append({"stage": name, "role": role, **json.loads(found.read_text())})
+    last = next(reversed(made.learners.values()))
+    return {
+        "name": made.experiment.name,
+        "seed": made.experiment.seed,
+        "seconds": seconds,
+        "hardware": hardware(),
+        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
+        "num_classes": last.stage.data.num_classes,
+        "test_images": last.dataset.sizes["test"],
+        "class_names": list(last.dataset.image_classes),
+        "rows": rows,
+    }
+
+
+def report(made: Run, summary: dict) -> None:
+    """`summary.json`, `test_results.txt` and `report.html`, from what lies in the working directory."""
+    from kdjax.report import page  # matplotlib takes its time, and training needs none of it
+
+    folder = made.folder
+    curves = {
+        learner.stage.title or name: trackers.read(stage_folder(folder, name) / "metrics.jsonl")
+        for name, learner in made.learners.items()
+    }
+    write(folder / "summary.json", json.dumps(summary, indent=1))
+    write(folder / "test_results.txt", tables.results(summary))
+    shown = examples(made, summary["rows"])
+    write(folder / "report.html", page.render(summary, curves, shown, config.to_json(made.experiment)))
+
+
+def examples(made: Run, rows: list[dict]) -> list[dict]:
+    """The test images that the last student did best, middling and worst on, with what every model made of them."""
+    tested = [row["stage"] for row in rows if (stage_folder(made.folder, row["stage"]) / "test.npz").exists()]
+    students = [row["stage"] for row in rows if row["role"] in ("student", "other") and row["stage"] in tested]
+    if not tested:
+        return []
+    of = (students or tested)[-1]
+    learner = made.learners[of]
+    same = [s for s in tested if _test_images(made.learners[s].stage) == _test_images(learner.stage)]
+    masks = {s: np.load(stage_folder(made.folder, s) / "test.npz")["predicted"].astype(np.int32) for s in same}
+    pictures = [learner.dataset.resized("test", i) for i in range(len(masks[of]))]
+    dice = {s: [_dice(learner, p, x["mask"]) for p, x in zip(masks[s], pictures, strict=True)] for s in same}
+    order = np.argsort(dice[of], kind="stable")
+    middle = len(order) // 2
+    ranked = {"best": order[::-1][:EXAMPLES], "median": order[middle : middle + EXAMPLES], "worst": order[:EXAMPLES]}
+    titles = {row["stage"]: row["title"] for row in rows}
+    return [
+        {
+            "name": pictures[i]["name"],
+            "image": pictures[i]["image"],
+            "truth": pictures[i]["mask"],
+            "predictions": {titles[s]: masks[s][i] for s in same},
+            "dice": {titles[s]: dice[s][i] for s in same},
+            "rank": rank,
+        }
+        for rank, chosen in ranked.items()
+        for i in map(int, chosen)
+    ]
+
+
+def _test_images(stage: Stage) -> tuple:
+    """What decides which test images a stage sees, and how large."""
+    data = stage.data
+    return data.source, json.dumps(data.options), data.split, data.split_seed, data.image_size, data.num_classes
+
+
+def _dice(learner: Learner, predicted: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.nanmean([of_class["dice"] for of_class in learner.task.score(predicted, truth).values()]))
+
+
+def hardware() -> str:
+    """What the numbers were measured on."""
+    kind, count = jax.devices()[0].device_kind, jax.device_count()
+    if jax.devices()[0].platform != "cpu":
+        return f"{count} x {kind}"
+    try:
+        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    except OSError:
+        models = []
+    return f"{os.cpu_count()} x {models[0] if models else platform.processor() or 'CPU'}"

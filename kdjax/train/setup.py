@@ -1,0 +1,164 @@
+"""From a stage of the config to what the loop needs: models, objective, step, and the state it starts from."""
+
+import zlib
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax import config, registry
+from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.data import augment, pipeline
+from kdjax.distill import teachers as teaching
+from kdjax.distill.taps import Network
+from kdjax.distill.terms import BoundTerm, bind
+from kdjax.distill.views import view
+from kdjax.train import lora, optim, sharding
+from kdjax.train.step import State, Step, evaluate
+from kdjax.weights import safetensors
+
+
+@dataclass
+class Learner:
+    """A stage made ready: everything checked, nothing trained, no parameter computed yet."""
+
+    name: str
+    stage: Stage
+    step: Step
+    mesh: Mesh
+    rules: tuple[tuple[str, str], ...]
+    dataset: pipeline.Dataset
+    task: Any
+    model: Any
+    outputs: dict  # the student's outputs as shapes
+    seed: int
+
+    def __post_init__(self):
+        self.whole_fn = jax.jit(self.whole)
+        self.evaluate_fn = evaluator(self.model, self.task, self.mesh)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.dataset.steps_per_epoch(self.stage.data.batch_size)
+
+    def start(self, init: dict | None, teachers: dict[str, dict]) -> tuple[State, dict, str]:
+        """The first state, what the steps read besides it, and a fingerprint of all that came from outside.
+
+        `init` and `teachers` hold whole variables, as numpy arrays.
+        """
+        key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
+        variables = dict(jax.jit(partial(initial, self.model))(key))
+        if init is not None:
+            variables = safetensors.overlay(variables, init, skip=self.stage.init_skip)
+        params, stats = jax.jit(partial(assemble, self.stage, self.step.terms, self.outputs))(key, variables)
+        trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
+        state = State(
+            step=jnp.zeros((), jnp.int32),
+            params=trainable,
+            batch_stats=stats,
+            opt_state=self.step.tx.init(trainable),
+            ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
+        )
+        fixed = {"frozen": frozen, "teachers": teachers}
+        outside = {"init": init or {}, "teachers": teachers}
+        return self.place(state), self.place(fixed), safetensors.fingerprint(outside)
+
+    def place(self, tree: Any) -> Any:
+        return sharding.place(tree, sharding.shardings(tree, self.mesh, self.rules))
+
+    def whole(self, params: dict, batch_stats: dict, frozen: dict) -> dict:
+        """Plain variables of the model as others read them: adapters left out, LoRA merged."""
+        params = optim.merge(params, frozen)
+        model = params["model"]
+        if self.stage.lora is not None:
+            model = lora.merge(model, params["lora"], self.stage.lora)
+        stats = batch_stats["model"]
+        return {"params": model, **({"batch_stats": stats} if stats else {})}
+
+
+@cache
+def evaluator(model: Any, task: Any, mesh: Mesh) -> Any:
+    """The compiled evaluation of a model; a student and its control share one."""
+    return jax.jit(partial(evaluate, Network(model), task), out_shardings=sharding.replicated(mesh))
+
+
+def prepare(
+    name: str, stage: Stage, experiment: Experiment, mesh: Mesh, dataset: pipeline.Dataset, models: dict[str, config.Model]
+) -> Learner:
+    """Builds a stage and refuses what cannot work, before anything is trained.
+
+    `models` says what the earlier stages train.
+    """
+    at = f"stages.{name}"
+    sharding.check_batch(mesh, stage.data.batch_size, stage.optim.accumulate, at)
+    task = registry.get("tasks", stage.task).of(stage.data)
+    terms = {**task.terms(), **stage.terms}
+    terms = {k: term for k, term in terms.items() if term.weight != 0}
+    model = teaching.build_model(stage.model, stage.dtype)
+    student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
+    batch = example(stage.data.image_size)
+    try:
+        abstract = jax.eval_shape(partial(initial, model), jax.random.key(0))
+        outputs = student.shapes(abstract, batch)
+        task.check(outputs)
+        networks, taught = {}, {}
+        for key, teacher in stage.teachers.items():
+            built = teaching.build_model(teacher.model or models[teacher.stage], teacher.dtype)
+            networks[key] = Network(built, teaching.taps(terms.values(), key))
+            taught[key] = networks[key].shapes(jax.eval_shape(partial(initial, built), jax.random.key(0)), batch)
+        bound = bind(terms, outputs, taught)
+        params, _ = jax.eval_shape(partial(assemble, stage, bound, outputs), jax.random.key(0), abstract)
+        trainable, _ = optim.split(params, optim.rules(stage.optim.trainable, params, "optim.trainable"))
+        if not jax.tree.leaves(trainable):
+            raise ConfigError("optim.trainable leaves nothing to train")
+        steps = dataset.steps_per_epoch(stage.data.batch_size)
+        tx, rate = optim.build(stage.optim, trainable, steps, stage.epochs)
+        transform = partial(augment.augment, probabilities=stage.data.augment) if stage.data.augment else None
+    except (ConfigError, ValueError, TypeError) as error:
+        raise ConfigError(f"{at}: {error}") from error
+    step = Step(
+        student,
+        networks,
+        bound,
+        tx,
+        rate,
+        task,
+        transform,
+        seed=experiment.seed,
+        steps_per_epoch=steps,
+        accumulate=stage.optim.accumulate,
+        ema=stage.optim.ema,
+    )
+    return Learner(name, stage, step, mesh, experiment.mesh.rules, dataset, task, model, outputs, experiment.seed)
+
+
+def assemble(stage: Stage, terms: list[BoundTerm], outputs: dict, key: jax.Array, variables: dict) -> tuple[dict, dict]:
+    """Parameters and batch statistics of all that a stage may train: the model, its low-rank pairs, the adapters."""
+    params = {"model": variables["params"], "lora": {}, "adapters": {}}
+    stats = {"model": variables.get("batch_stats", {}), "adapters": {}}
+    if stage.lora is not None:
+        params["lora"] = lora.init(jax.random.fold_in(key, 1), variables["params"], stage.lora)
+    for term in terms:
+        if term.adapter is not None:
+            features = jnp.zeros(outputs[term.term.student].shape)
+            made = term.adapter.init(jax.random.fold_in(key, zlib.crc32(term.name.encode())), features)
+            params["adapters"][term.name] = made["params"]
+            stats["adapters"] |= {term.name: made["batch_stats"]} if "batch_stats" in made else {}
+    return params, stats
+
+
+def initial(model: Any, key: jax.Array) -> dict:
+    """Fresh variables of a model; run it under `jax.jit` or `jax.eval_shape`."""
+    batch = {name: value for name, value in example(model.input_spec.size).items() if name in model.inputs}
+    return model.init(key, *view(model, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)))
+
+
+def example(image_size: int, batch_size: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of images as a step sees it."""
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32),
+        "mask": jax.ShapeDtypeStruct((batch_size, image_size, image_size), jnp.int32),
+    }
