@@ -49,7 +49,7 @@ class ImageEncoder(nn.Module):
                 x = _block(o)(o, i in o.global_blocks, name=f"blocks_{i}")(x)
         for i, size in enumerate((1, 3)):
             conv = nn.Conv(o.embed_dim, (size, size), use_bias=False, dtype=o.dtype, name=f"neck_{2 * i}")
-            x = nn.LayerNorm(epsilon=1e-6, dtype=o.dtype, name=f"neck_{2 * i + 1}")(conv(x))
+            x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name=f"neck_{2 * i + 1}")(conv(x))
         return x
 
 
@@ -82,9 +82,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         o = self.options
-        y = nn.LayerNorm(epsilon=1e-6, dtype=o.dtype, name="norm1")(x)
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm1")(x)
         x = x + Attention(o, 0 if self.everywhere else o.window, name="attn")(y)
-        y = nn.LayerNorm(epsilon=1e-6, dtype=o.dtype, name="norm2")(x)
+        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm2")(x)
         return x + Mlp(int(o.dim * o.mlp_ratio), exact_gelu, dtype=o.dtype, name="mlp")(y)
 
 

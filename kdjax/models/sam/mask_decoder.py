@@ -39,7 +39,10 @@ class MaskDecoder(nn.Module):
 
         x = image.reshape(p, gh, gw, c)
         x = DoubleSize(c // 4, dtype=o.dtype, name="output_upscaling_0")(x)
-        x = nn.gelu(nn.LayerNorm(epsilon=1e-6, dtype=o.dtype, name="output_upscaling_1")(x), approximate=False)
+        x = nn.gelu(
+            nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="output_upscaling_1")(x),
+            approximate=False,
+        )
         x = nn.gelu(DoubleSize(c // 8, dtype=o.dtype, name="output_upscaling_3")(x), approximate=False)
         networks = [
             Head((c, c, c // 8), dtype=o.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
@@ -62,7 +65,7 @@ class TwoWayTransformer(nn.Module):
             tokens, image = TwoWayBlock(o, i == 0, name=f"layers_{i}")(tokens, image, prompts, positions)
         attend = CrossAttention(o, downsample=2, name="final_attn_token_to_image")
         tokens = tokens + attend(tokens + prompts, image + positions, image)
-        return nn.LayerNorm(epsilon=1e-5, dtype=o.dtype, name="norm_final_attn")(tokens), image
+        return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=o.dtype, name="norm_final_attn")(tokens), image
 
 
 class TwoWayBlock(nn.Module):
@@ -82,7 +85,7 @@ class TwoWayBlock(nn.Module):
         o = self.options
 
         def norm(name: str, x):
-            return nn.LayerNorm(epsilon=1e-5, dtype=o.dtype, name=name)(x)
+            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=o.dtype, name=name)(x)
 
         attend = CrossAttention(o, downsample=1, name="self_attn")
         if self.first:

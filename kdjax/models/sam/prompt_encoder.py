@@ -63,7 +63,7 @@ class PromptEncoder(nn.Module):
             raise ValueError(f"mask prompts: expected logits of {expected} (low_res_logits), found {x.shape[1:3]}")
         for i, channels in ((0, o.mask_channels // 4), (3, o.mask_channels)):
             x = nn.Conv(channels, (2, 2), (2, 2), "VALID", dtype=o.dtype, name=f"mask_downscaling_{i}")(x)
-            x = nn.LayerNorm(epsilon=1e-6, dtype=o.dtype, name=f"mask_downscaling_{i + 1}")(x)
+            x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name=f"mask_downscaling_{i + 1}")(x)
             x = nn.gelu(x, approximate=False)
         return nn.Conv(o.embed_dim, (1, 1), dtype=o.dtype, name="mask_downscaling_6")(x)
 
