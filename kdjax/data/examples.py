@@ -1,64 +1,18 @@
 """Examples at the size that is trained on: looked over before training, and kept in memory where they fit."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.config import ConfigError
+from kdjax.data.source import Facts, Source
 
 CACHE_BYTES = 1 << 30
 DECODED = 20_000  # files; of larger sets only the headers are looked at beforehand
-
-
-class Facts(NamedTuple):
-    """What the splits need to know about an example, and the example itself where it had to be read for that."""
-
-    group: str  # examples of one group (a patient) stay together; "" is none
-    content: str  # so do examples of the same content; "" is not known to equal any other
-    label: int  # the class of the image
-    example: dict[str, Any] | None = None
-
-
-class Source(Protocol):
-    """Random access to examples: {"image" uint8 [h, w, 3], "mask" integers [h, w], "class" int, "name" str}."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the image classes."""
-        ...
-
-    @property
-    def allowed(self) -> Sequence[tuple[str, ...]]:
-        """The splits that each example may go to: a single one where the data set brings its own."""
-        ...
-
-    @property
-    def files(self) -> Sequence[tuple[str, ...]]:
-        """The files that each example is read from; empty for what is generated."""
-        ...
-
-    @property
-    def faults(self) -> Sequence[str]:
-        """What is wrong, as far as it shows without opening an image."""
-        ...
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What a person should know about how the folder was read."""
-        ...
-
-    def inspect(self, i: int, decode: bool = True) -> Facts:
-        """Raises a ConfigError that names the file when the example cannot be used."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> dict[str, Any]: ...
 
 
 class Examples:
@@ -106,7 +60,7 @@ class Examples:
 
     def _squared(self, example: dict[str, Any]) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"], int]:
         image = _resize(example["image"], self.size, Image.Resampling.BILINEAR)
-        mask = _resize(example["mask"].astype(np.uint8), self.size, Image.Resampling.NEAREST)
+        mask = _resize(example["mask"], self.size, Image.Resampling.NEAREST)
         return image, mask, example["class"]
 
     def _forget(self) -> None:
@@ -122,7 +76,7 @@ class Examples:
         self._forget()
 
 
-def _resize(array: Integer[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:
+def _resize(array: UInt8[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:
     if array.shape[:2] == (size, size):
         return array
     return np.asarray(Image.fromarray(array).resize((size, size), how))

@@ -1,20 +1,19 @@
 """From a `Data` config to batches: `build` finds what is wrong, `Dataset` deals out examples by global step."""
 
-import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import grain
 import numpy as np
 from absl import logging
 from jaxtyping import Int
 
-from kdjax import registry
-from kdjax.config import ConfigError, Data, nearest
+from kdjax.config import ConfigError, Data
 from kdjax.data import augment, splits
-from kdjax.data.examples import DECODED, Examples, Facts, Source
+from kdjax.data.examples import DECODED, Examples
+from kdjax.data.source import Facts, Source, open_source
 
 SHOWN = 40  # faults that one message lists in full
 
@@ -45,43 +44,35 @@ def build(data: Data) -> "Dataset":
     if wrong:
         _refuse(data, wrong)
     if sum(map(len, source.files)) > DECODED:
-        notes.append(f"more than {DECODED} files: their headers were checked, but not every pixel")
+        notes.append(f"more than {DECODED} files: only headers were checked, and copies are known by their bytes")
     notes = [*source.notes, *notes]
     for note in notes:
         logging.info("data %s: %s", data.source, note)
     return Dataset(data, examples, facts, where, notes)
 
 
-def open_source(name: str, options: dict[str, Any], num_classes: int) -> Source:
-    """The reader registered as `name`, built with its options."""
-    reader = registry.get("data", name)
-    known = {k: p for k, p in inspect.signature(reader).parameters.items() if k != "num_classes"}
-    wrong = [f"no option {k!r} of {name!r}; {nearest(k, known)}" for k in options if k not in known]
-    wrong += [f"{name!r} needs the option {k!r}" for k, p in known.items() if p.default is p.empty and k not in options]
-    if wrong:
-        raise ConfigError("\n  ".join(wrong))
-    return reader(num_classes=num_classes, **options)
-
-
-_kept: dict[str, tuple[Examples, list[Facts], list[str]]] = {}
+_kept: dict[str, tuple[Examples, list[Facts]]] = {}
 
 
 def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[str]]:
-    """Examples with their facts; the stages of one experiment that read the same files share one copy in memory."""
+    """Examples with their facts and faults; stages that read the same files share one copy in memory."""
     stats = [
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
     key = json.dumps([data.source, data.options, data.num_classes, data.image_size, data.workers, stats], default=str)
-    if key not in _kept:
-        examples = Examples(source, data.image_size, cache=data.workers == 0)
-        facts, faults = examples.inspect()
+    if key in _kept:
+        examples, facts = _kept[key]
+        return examples, facts, []
+    examples = Examples(source, data.image_size, cache=data.workers == 0)
+    facts, faults = examples.inspect()
+    if not faults:
         while len(_kept) > 1:
             _kept.pop(next(iter(_kept)))
-        _kept[key] = examples, facts, faults
-    return _kept[key]
+        _kept[key] = examples, facts
+    return examples, facts, faults
 
 
-def _refuse(data: Data, wrong: list[str]) -> None:
+def _refuse(data: Data, wrong: list[str]) -> NoReturn:
     more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
     raise ConfigError("\n  ".join([f"the data {data.source!r} cannot be used:", *wrong[:SHOWN], *more]))
 
@@ -106,8 +97,7 @@ class Dataset:
         self.data, self.notes = data, tuple(notes)
         self.image_classes, self.num_classes = tuple(examples.source.classes), data.num_classes
         self.sizes = {split: len(indices) for split, indices in where.items()}
-        self._examples, self._where = examples, where
-        self._names: dict[int, str] = {}
+        self._examples, self._facts, self._where = examples, facts, where
         self._labelled = {split: np.ones(n, bool) for split, n in self.sizes.items()}
         train = [facts[i] for i in where["train"]]
         self._labelled["train"] = splits.labelled(train, data.labelled, data.split_seed)
@@ -120,10 +110,8 @@ class Dataset:
     ) -> Iterator[Batch]:
         """Batches of step `start`, `start` + 1, ... without end, shuffled anew in each epoch."""
         share = _share(batch_size, process, processes)
-        order = (
-            grain.MapDataset.range(self.sizes["train"]).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
-        )
-        return self._read(order.map(_Reader(self, "train", share)))
+        order = grain.MapDataset.range(self.sizes["train"]).shuffle(seed=seed % 2**32).repeat().batch(batch_size)
+        return self._read(order[start:].map(_Reader(self, "train", share)))
 
     def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """The split once, in order; the last batch is padded."""
@@ -131,7 +119,7 @@ class Dataset:
         n = self.sizes[split]
         rows = np.arange(-(-n // batch_size) * batch_size).reshape(-1, batch_size)
         rows = np.where(rows < n, rows, -1)
-        return self._read(grain.MapDataset.source(rows).map(_Reader(self, split, share)))
+        return self._read(grain.MapDataset.source(list(rows)).map(_Reader(self, split, share)))
 
     def example(self, split: str, i: int) -> dict[str, Any]:
         """{"image", "mask", "class", "name"} at the original size."""
@@ -141,9 +129,7 @@ class Dataset:
         """The same at the size that is trained on: "image" uint8 [s, s, 3], "mask" int32 [s, s]."""
         at = int(self._where[split][i])
         image, mask, label = self._examples[at]
-        if at not in self._names:
-            self._names[at] = self._examples.source[at]["name"]
-        return {"image": image, "mask": mask.astype(np.int32), "class": label, "name": self._names[at]}
+        return {"image": image, "mask": mask.astype(np.int32), "class": label, "name": self._facts[at].name}
 
     def batch(self, split: str, indices: Int[np.ndarray, " b"]) -> Batch:
         """The examples at these places of the split; -1 gives padding."""

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Int
 
-from kdjax.data.examples import Facts
-
-SPLITS = ("train", "val", "test")
+from kdjax.data.source import SPLITS, Facts
 
 
 def deal(
@@ -33,7 +31,7 @@ def deal(
             common = (max((allowed[i] for i in component), key=lambda a: SPLITS.index(a[0]))[0],)
             dropped.update((allowed[i][0], common[0]) for i in component if common[0] not in allowed[i])
             component = [i for i in component if common[0] in allowed[i]]
-        key = min(_hash(seed, facts[i].group, facts[i].content) for i in component)
+        key = min(_hash(seed, facts[i]) for i in component)
         strata[common, max(facts[i].label for i in component)].append((key, component))
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
     for (common, _), dealt in strata.items():
@@ -56,7 +54,7 @@ def labelled(facts: Sequence[Facts], share: float, seed: int) -> Bool[np.ndarray
     chosen = np.zeros(len(facts), bool)
     for label in {f.label for f in facts}:
         where = [i for i, f in enumerate(facts) if f.label == label]
-        where.sort(key=lambda i: _hash(seed, "labelled", facts[i].group, facts[i].content))
+        where.sort(key=lambda i: _hash(seed, facts[i], "labelled"))
         chosen[where[: max(1, round(share * len(where)))]] = True
     return chosen
 
@@ -81,5 +79,5 @@ def _components(facts: Sequence[Facts]) -> list[list[int]]:
     return list(together.values())
 
 
-def _hash(seed: int, *parts: str) -> str:
-    return hashlib.blake2b("\0".join([str(seed), *parts]).encode(), digest_size=16).hexdigest()
+def _hash(seed: int, of: Facts, purpose: str = "split") -> str:
+    return hashlib.blake2b(f"{purpose} {seed} {of.content or of.name}".encode(), digest_size=16).hexdigest()

@@ -15,13 +15,12 @@ from jaxtyping import Bool, Complex, Float, UInt8
 from scipy import ndimage
 
 from kdjax.config import ConfigError, nearest
-from kdjax.data.examples import Facts
+from kdjax.data.source import SPLITS, Facts
 
 CLASSES = ("benign", "malignant", "normal")
 SHARES = (0.52, 0.36, 0.12)  # of the classes
 MALIGNANT, NORMAL = 1, 2
 DOMAINS = {"mixed": 1 / 6, "linear": 0.0, "convex": 1.0}  # share of fan-shaped images
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,8 @@ class Ultrasound:
     faults = notes = files
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
-        return Facts("{}/{}".format(*self._place(i)), "", _label(self._rng(i)))
+        label = _label(self._rng(i))
+        return Facts(self._name(i, label), "", "", label)
 
     def __len__(self) -> int:
         return self.train + self.val + self.test
@@ -78,9 +78,11 @@ class Ultrasound:
         grey, mask = scan(rng, self.size, label, convex=rng.random() < DOMAINS[self.domain])
         if self.num_classes == 3 and label == MALIGNANT:
             mask = mask * np.uint8(2)
+        return {"image": np.stack([grey] * 3, -1), "mask": mask, "class": label, "name": self._name(i, label)}
+
+    def _name(self, i: int, label: int) -> str:
         split, index = self._place(i)
-        name = f"{split}_{index:05d}_{CLASSES[label]}"
-        return {"image": np.stack([grey] * 3, -1), "mask": mask, "class": label, "name": name}
+        return f"{split}_{index:05d}_{CLASSES[label]}"
 
     def _place(self, i: int) -> tuple[str, int]:
         for split in SPLITS:

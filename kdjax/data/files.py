@@ -1,0 +1,212 @@
+"""Images and masks in files: scanning folders, decoding, and what can be wrong with them."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from kdjax.config import ConfigError
+from kdjax.data.source import SPLITS, Facts
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+BINARY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One image on disk with its masks; the class is known beforehand, or read from the mask."""
+
+    image: str
+    masks: tuple[str, ...]
+    name: str
+    label: int = 0
+    group: str = ""
+    split: str = ""  # "" where the data set brings no splits
+
+
+class Images:
+    """A source of files; a reader finds the entries and may say by `decode` what a mask file means."""
+
+    def __init__(
+        self,
+        entries: Iterable[Entry],
+        classes: Sequence[str],
+        num_classes: int,
+        faults: Sequence[str] = (),
+        notes: Sequence[str] = (),
+    ):
+        self.entries = sorted(entries, key=lambda e: (e.split, e.name))
+        self.classes, self.num_classes = tuple(classes), num_classes
+        self.faults, self.notes = list(faults), list(notes)
+        own = {e.split for e in self.entries} - {""}
+        missing = tuple(s for s in SPLITS if own and s not in own)
+        if "train" in own and missing:
+            self.notes.append(f"the data set has no {' and no '.join(missing)} split of its own: taken from train")
+        choices = {"": SPLITS, **{s: (s,) for s in SPLITS}, "train": ("train", *missing)}
+        self.allowed = [choices[e.split] for e in self.entries]
+
+    @property
+    def files(self) -> list[tuple[str, ...]]:
+        return [(e.image, *e.masks) for e in self.entries]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        entry = self.entries[i]
+        image = read_image(entry.image)
+        planes = [read_plane(path) for path in entry.masks]
+        for path, plane in zip(entry.masks, planes, strict=True):
+            _same_size(path, plane.shape[1::-1], entry.image, image.shape[1::-1])
+        mask, label = self.decode(entry, planes) if planes else (np.zeros(image.shape[:2], np.uint8), entry.label)
+        return {"image": image, "mask": mask, "class": label, "name": entry.name}
+
+    def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
+        """The mask of class ids, and the class of the image."""
+        return ids(planes[0], self.num_classes, entry.masks[0]), entry.label
+
+    def inspect(self, i: int, decode: bool = True) -> Facts:
+        entry = self.entries[i]
+        if decode:
+            example = self[i]
+            content = hashlib.blake2b(example["image"].tobytes(), digest_size=16, salt=b"%d" % len(example["image"]))
+            return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
+        size = _header(entry.image)
+        for path in entry.masks:
+            _same_size(path, _header(path), entry.image, size)
+        content = hashlib.blake2b(Path(entry.image).read_bytes(), digest_size=16)
+        return Facts(entry.name, entry.group, content.hexdigest(), entry.label)
+
+
+# -- scanning --------------------------------------------------------------------------------------------------------
+
+
+def folder(root: str | Path, *names: str) -> Path | None:
+    """The first of these folders that exists, however its letters are written; without names the root itself."""
+    root = Path(root).expanduser()
+    if not names:
+        return root if root.is_dir() else None
+    found = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
+    return next((found[name] for name in names if name in found), None)
+
+
+def missing(root: str | Path, expected: str) -> str:
+    """The fault of a folder that is not what the reader expects."""
+    root = Path(root).expanduser()
+    if not root.exists():
+        found = "no such folder"
+    elif not root.is_dir():
+        found = "a file"
+    else:
+        inside = sorted(p.name for p in root.iterdir())
+        found = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "") if inside else "an empty folder"
+    return f"{root}: expected {expected}, found {found}; set root to the folder that holds it"
+
+
+def listing(where: Path) -> list[Path]:
+    """The image files of a folder."""
+    return sorted(p for p in where.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def pair(
+    images: Iterable[Path], masks: Iterable[Path], key: str = r"(.+)", of: str = r"(.+)"
+) -> tuple[list[tuple[Path, list[Path]]], list[str]]:
+    """Images with their masks: those where the first group of `key` in the image's stem equals that of `of` in theirs.
+
+    An image may come without masks; a mask without an image is a fault, and so are two images that claim one name.
+    """
+    faults, found = [], {}
+    for path in images:
+        match = re.fullmatch(key, path.stem)
+        if not match:
+            faults.append(f"{path}: expected a name like {key!r}, found {path.stem!r}; rename or remove it")
+        elif match[1] in found:
+            faults.append(f"{path}: the name is taken by {found[match[1]][0].name}; keep one of the two")
+        else:
+            found[match[1]] = (path, [])
+    for path in masks:
+        match = re.fullmatch(of, path.stem)
+        if match and match[1] in found:
+            found[match[1]][1].append(path)
+        else:
+            faults.append(f"{path}: a mask without its image; add the image or remove the mask")
+    return list(found.values()), faults
+
+
+def unmasked(path: Path, expected: str) -> str:
+    return f"{path}: an image without a mask, expected {expected}; add the mask (all black where there is nothing)"
+
+
+# -- decoding --------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: str) -> UInt8[np.ndarray, "h w 3"]:
+    image = _open(path)
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        wide = np.asarray(image)
+        grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
+        return np.stack([grey] * 3, -1)
+    return np.asarray(image.convert("RGB"))
+
+
+def read_plane(path: str) -> np.ndarray:
+    """A mask as it is stored: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
+    image = _open(path)
+    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+        return np.asarray(image).astype(np.int32)
+    return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")).astype(np.int32)
+
+
+def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h w"]:
+    """Class ids from a stored mask: ids as they are, or for two classes also black and white (0 and 255)."""
+    if plane.ndim == 3:
+        if (plane != plane[..., :1]).any():
+            raise ConfigError(
+                f"{path}: expected a mask of class ids, found colours; "
+                f"store one number per pixel, 0 to {num_classes - 1}"
+            )
+        plane = plane[..., 0]
+    largest = int(plane.max(initial=0))
+    if num_classes == BINARY and largest > 127:  # between black and white there may be a soft edge
+        return (plane > 127).astype(np.uint8)
+    if largest >= num_classes:
+        hint = "use num_classes=2 for black and white masks" if largest == 255 else f"set num_classes={largest + 1}"
+        raise ConfigError(
+            f"{path}: expected class ids 0 to {num_classes - 1}, found {largest}; mend the mask or {hint}"
+        )
+    return plane.astype(np.uint8)
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:  # each decoder of PIL fails in its own way
+        raise ConfigError(_unreadable(path, error)) from error
+
+
+def _header(path: str) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:
+        raise ConfigError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    return f"{path}: expected an image, but it cannot be read ({error}); replace the file or remove it"
+
+
+def _same_size(path: str, size: tuple[int, ...], image: str, expected: tuple[int, ...]) -> None:
+    if size != expected:
+        raise ConfigError(
+            f"{path}: expected {expected[0]} x {expected[1]} pixels like {image}, found {size[0]} x {size[1]}; "
+            "export the mask at the size of its image"
+        )
