@@ -31,7 +31,10 @@ class Entry:
 
 
 class Images:
-    """A source of files; a reader finds the entries and may say by `decode` what a mask file means."""
+    """A source of files; a reader finds the entries and may say by `decode` what a mask file means.
+
+    A mask of another size than its image is refused, or with `stretch_masks` brought to that size.
+    """
 
     def __init__(
         self,
@@ -40,9 +43,10 @@ class Images:
         num_classes: int,
         faults: Sequence[str] = (),
         notes: Sequence[str] = (),
+        stretch_masks: bool = False,
     ):
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
-        self.classes, self.num_classes = tuple(classes), num_classes
+        self.classes, self.num_classes, self.stretch_masks = tuple(classes), num_classes, stretch_masks
         self.faults, self.notes = list(faults), list(notes)
         own = {e.split for e in self.entries} - {""}
         missing = tuple(s for s in SPLITS if own and s not in own)
@@ -61,9 +65,7 @@ class Images:
     def __getitem__(self, i: int) -> dict[str, Any]:
         entry = self.entries[i]
         image = read_image(entry.image)
-        planes = [read_plane(path) for path in entry.masks]
-        for path, plane in zip(entry.masks, planes, strict=True):
-            _same_size(path, plane.shape[1::-1], entry.image, image.shape[1::-1])
+        planes = [self._fitted(path, read_plane(path), entry.image, image) for path in entry.masks]
         mask, label = self.decode(entry, planes) if planes else (np.zeros(image.shape[:2], np.uint8), entry.label)
         return {"image": image, "mask": mask, "class": label, "name": entry.name}
 
@@ -79,9 +81,18 @@ class Images:
             return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
         size = _header(entry.image)
         for path in entry.masks:
-            _same_size(path, _header(path), entry.image, size)
+            if (found := _header(path)) != size and not self.stretch_masks:
+                raise ConfigError(_another_size(path, found, entry.image, size))
         content = hashlib.blake2b(Path(entry.image).read_bytes(), digest_size=16)
         return Facts(entry.name, entry.group, content.hexdigest(), entry.label)
+
+    def _fitted(self, path: str, plane: np.ndarray, of: str, image: np.ndarray) -> np.ndarray:
+        if plane.shape[:2] == image.shape[:2]:
+            return plane
+        if not self.stretch_masks:
+            raise ConfigError(_another_size(path, plane.shape[1::-1], of, image.shape[1::-1]))
+        (h, w), (rows, columns) = plane.shape[:2], image.shape[:2]
+        return plane[(2 * np.arange(rows) + 1) * h // (2 * rows)][:, (2 * np.arange(columns) + 1) * w // (2 * columns)]
 
 
 # -- scanning --------------------------------------------------------------------------------------------------------
@@ -204,9 +215,8 @@ def _unreadable(path: str, error: Exception) -> str:
     return f"{path}: expected an image, but it cannot be read ({error}); replace the file or remove it"
 
 
-def _same_size(path: str, size: tuple[int, ...], image: str, expected: tuple[int, ...]) -> None:
-    if size != expected:
-        raise ConfigError(
-            f"{path}: expected {expected[0]} x {expected[1]} pixels like {image}, found {size[0]} x {size[1]}; "
-            "export the mask at the size of its image"
-        )
+def _another_size(path: str, found: tuple[int, ...], image: str, expected: tuple[int, ...]) -> str:
+    return (
+        f"{path}: expected {expected[0]} x {expected[1]} pixels like {image}, found {found[0]} x {found[1]}; "
+        "export the mask at the size of its image, or set stretch_masks=True if both show the same view"
+    )

@@ -39,7 +39,7 @@ class Busi(Lesions):
     joined. Normal images need no mask. The set names no patients and has copies; copies stay on one side of a split.
     """
 
-    def __init__(self, root: str, num_classes: int = 2):
+    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
         top = files.folder(root, "dataset_busi_with_gt") or Path(root).expanduser()
         entries, faults = [], _at_most_three(num_classes)
         for label, name in enumerate(LESIONS):
@@ -57,7 +57,7 @@ class Busi(Lesions):
                 if not own and name != "normal":
                     faults.append(files.unmasked(image, f"{image.stem}_mask{image.suffix}"))
                 entries.append(Entry(str(image), tuple(map(str, own)), f"{name}/{image.stem}", label))
-        super().__init__(entries, LESIONS, num_classes, faults)
+        super().__init__(entries, LESIONS, num_classes, faults, stretch_masks=stretch_masks)
 
 
 class BusBra(Lesions):
@@ -67,7 +67,7 @@ class BusBra(Lesions):
     `train.txt` or `busbra_train.txt` beside the folders, where there are any, give the splits.
     """
 
-    def __init__(self, root: str, num_classes: int = 2):
+    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
         top = files.folder(root, "busbra", "bus-bra") or Path(root).expanduser()
         kinds, faults = _pathology(top / "bus_data.csv")
         faults += _at_most_three(num_classes)
@@ -103,7 +103,9 @@ class BusBra(Lesions):
                 f"{top}: the list of {splits[c]} names {c!r}, which has no image" for c in splits if c not in cases
             ]
         notes = [f"{unlisted} images are in none of the lists of splits and are left out"] if unlisted else []
-        super().__init__(entries, LESIONS[:2] if kinds else ("lesion",), num_classes, faults, notes)
+        super().__init__(
+            entries, LESIONS[:2] if kinds else ("lesion",), num_classes, faults, notes, stretch_masks=stretch_masks
+        )
 
 
 class BusUclm(Images):
@@ -113,13 +115,15 @@ class BusUclm(Images):
     The authors' `partitions/{train,test}` are used where they are there.
     """
 
-    def __init__(self, root: str, num_classes: int = 2):
+    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
         top = files.folder(root, "partitions") or Path(root).expanduser()
         entries, faults, notes = _split_folders(top, patient=r"([^_]+)_.*")
         if not entries and not faults:
             top = files.folder(root, "data", "bus-uclm") or Path(root).expanduser()
             entries, faults = _two_folders(top, patient=r"([^_]+)_.*")
-        super().__init__(entries, LESIONS, num_classes, [*_at_most_three(num_classes), *faults], notes)
+        super().__init__(
+            entries, LESIONS, num_classes, [*_at_most_three(num_classes), *faults], notes, stretch_masks=stretch_masks
+        )
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
         plane = planes[0]
@@ -143,11 +147,11 @@ class Layout(Images):
     Masks are black and white for two classes, else class ids.
     """
 
-    def __init__(self, root: str, num_classes: int = 2):
+    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
         entries, faults, notes = _split_folders(Path(root).expanduser())
         if not entries and not faults:
             faults = [files.missing(root, "folders train, val and test, with img and label in each")]
-        super().__init__(entries, ("image",), num_classes, faults, notes)
+        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks=stretch_masks)
 
 
 class Folder(Images):
@@ -158,7 +162,15 @@ class Folder(Images):
     `group` is a pattern over names whose first group tells the patient: r"(\\d+)_.*".
     """
 
-    def __init__(self, root: str = "", images: str = "", masks: str = "", group: str = "", num_classes: int = 2):
+    def __init__(
+        self,
+        root: str = "",
+        images: str = "",
+        masks: str = "",
+        group: str = "",
+        stretch_masks: bool = False,
+        num_classes: int = 2,
+    ):
         entries: list[Entry] = []
         if bool(root) == bool(images and masks):
             faults = ["'folder' needs either root, or both images and masks"]
@@ -168,7 +180,7 @@ class Folder(Images):
             entries, faults = _two_folders(Path(root).expanduser(), group)
         else:
             entries, faults = _paired(Path(images).expanduser(), Path(masks).expanduser(), "", group)
-        super().__init__(entries, ("image",), num_classes, faults)
+        super().__init__(entries, ("image",), num_classes, faults, stretch_masks=stretch_masks)
 
 
 class Union:
