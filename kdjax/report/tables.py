@@ -1,0 +1,109 @@
+"""The results of a run as a table: for the terminal, for a README, and in full for test_results.txt.
+
+`summary` is what the trainer writes as summary.json; a row may lack whatever was not measured. `class_names` name the
+ids of the masks where they begin with "background"; they may also name kinds of images, and then are not used.
+"""
+
+import math
+from typing import Any
+
+HEADINGS = {
+    "dice": "Dice",
+    "iou": "IoU",
+    "hd95": "HD95",
+    "precision": "precision",
+    "recall": "recall",
+    "specificity": "specificity",
+    "pixel_accuracy": "pixel accuracy",
+}
+DIGITS = {"hd95": 1}  # after the point; the others have 3
+SHOWN = ("dice", "iou", "hd95")
+MISSING = "–"
+CONTROL = "(control: same budget, same labels)"
+
+
+def text(summary: dict[str, Any]) -> str:
+    """For the terminal: aligned columns, a line per model."""
+    return _aligned(header(summary), [cells(summary, row) for row in summary["rows"]])
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """As GitHub renders it."""
+    head = header(summary)
+    lines = [head, ["---", *["---:"] * (len(head) - 2), "---"], *(cells(summary, row) for row in summary["rows"])]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def header(summary: dict[str, Any]) -> list[str]:
+    return ["model", "params", *(heading(name) for name in shown(summary)), "ms/image", ""]
+
+
+def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """One row under `header`; the last cell is a note."""
+    metrics = row.get("metrics") or {}
+    ms = row.get("ms_per_image")
+    return [
+        row["title"],
+        f"{row['parameters']:,}" if row.get("parameters") else MISSING,
+        *(mean_std(name, metrics.get(name)) for name in shown(summary)),
+        MISSING if ms is None else f"{ms:.1f}" if ms >= 1 else f"{ms:.2f}",
+        CONTROL if row.get("role") == "control" else "",
+    ]
+
+
+def shown(summary: dict[str, Any]) -> list[str]:
+    """The metrics of the short table: Dice, IoU and HD95, or the first three that there are."""
+    found = list(dict.fromkeys(name for row in summary["rows"] for name in row.get("metrics") or {}))
+    return [name for name in SHOWN if name in found] or found[:3]
+
+
+def heading(name: str) -> str:
+    return HEADINGS.get(name, name.replace("_", " "))
+
+
+def mean_std(name: str, value: dict[str, Any] | None) -> str:
+    """`0.912 ± 0.034`, the spread over the test images."""
+    if not value or not _finite(value.get("mean")):
+        return MISSING
+    digits = DIGITS.get(name, 3)
+    spread = f" ± {value['std']:.{digits}f}" if _finite(value.get("std")) else ""
+    return f"{value['mean']:.{digits}f}{spread}"
+
+
+def results(summary: dict[str, Any]) -> str:
+    """Every metric of every model, and of every class where there are several."""
+    parts = [f"{summary['name']}: mean ± standard deviation over {summary.get('test_images', MISSING)} test images"]
+    names = summary.get("class_names") or []
+    for row in summary["rows"]:
+        per_class = row.get("per_class") or {}
+        scopes = {"all": row.get("metrics") or {}}
+        if len(per_class) > 1:
+            scopes |= {class_name(key, names): value for key, value in per_class.items()}
+        measured = list(dict.fromkeys(name for scope in scopes.values() for name in scope))
+        body = [[heading(m), *(mean_std(m, scope.get(m)) for scope in scopes.values())] for m in measured]
+        head = ["", *scopes] if len(scopes) > 1 else ["", "mean ± std"]
+        note = f"  {CONTROL}" if row.get("role") == "control" else ""
+        parts.append(f"{row['title']}{note}\n{_aligned([*head, ''], [[*line, ''] for line in body])}")
+    return "\n\n".join(parts) + "\n"
+
+
+def class_name(key: str, names: list[str]) -> str:
+    named = names[:1] == ["background"] and int(key) < len(names)
+    return names[int(key)] if named else f"class {key}"
+
+
+def _aligned(head: list[str], rows: list[list[str]]) -> str:
+    """The first and the last column to the left, numbers to the right."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    last = len(head) - 1
+    return "\n".join(
+        "  ".join(
+            c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
