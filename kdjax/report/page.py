@@ -1,0 +1,300 @@
+"""report.html: the results of a run on one page that needs nothing else, to open anywhere and to send to others."""
+
+import base64
+import io
+import math
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdjax.report import figures, tables
+from kdjax.report.style import CSS
+
+RANKS = ("best", "median", "worst")
+_PIXELS = 8_000_000  # of all pictures together, which keeps the file below about 2 MB
+
+
+def render(
+    summary: dict[str, Any],
+    curves: dict[str, list[dict[str, Any]]],
+    examples: list[dict[str, Any]],
+    config_json: str,
+) -> str:
+    """The page. `curves` are the records of each stage's metrics.jsonl; `config_json` is shown as it is.
+
+    An example: "name", "rank" ("best" | "median" | "worst"), "image" uint8 [h, w, 3], "truth" int [h, w],
+    "predictions" {title of a row: int [h, w]}, "dice" {title of a row: float}.
+    """
+    headline, mood = verdict(summary)
+    title = f"{summary['name']}, seed {summary.get('seed', 0)}"
+    sections = [
+        ("Results", _results(summary)),
+        ("Test images", _examples(summary, examples)),
+        ("Training", _training(summary, curves)),
+        ("How it was made", _facts(summary)),
+        (
+            "Configuration",
+            f"<details><summary>Show the whole configuration</summary><pre>{escape(config_json)}</pre></details>",
+        ),
+    ]
+    body = "".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>"
+        f'<header><p class="eyebrow">{escape(title)}</p><h1 class="{mood}">{escape(headline)}</h1>'
+        f"{_tiles(summary)}</header>{body}</main></body></html>\n"
+    )
+
+
+# -- what came out of it ---------------------------------------------------------------------------------------------
+
+
+def verdict(summary: dict[str, Any]) -> tuple[str, str]:
+    """One or two sentences, and whether they are "good", "bad" or "plain" news."""
+    student, teacher, control = cast(summary)
+    if student is None:
+        names = ", ".join(row["title"] for row in summary["rows"])
+        return (f"Trained without distillation: {names}." if names else "Nothing was trained."), "plain"
+    sentences, mood = [], "plain"
+    if teacher is not None:
+        sentences.append(f"The student is {_size(student, teacher)} {_kept(summary, student, teacher)}.")
+    gain = _difference(summary, student, control)
+    if gain is not None:
+        name, over = tables.heading(primary(summary)), summary.get("test_images")
+        if abs(gain) < 2 * _paired_error(summary, student, control):
+            where = f"these {over} test images" if over else "the test images"
+            sentences.append(
+                f"Against the control, distillation made no difference that {where} can show ({gain:+.3f} {name})."
+            )
+        elif gain > 0:
+            sentences.append(f"Distillation added {gain:+.3f} {name} over the control.")
+            mood = "good"
+        else:
+            sentences.append(f"Distillation did not help: {gain:+.3f} {name} against the control.")
+            mood = "bad"
+    elif control is None:
+        sentences.append("There was no control run, so what distillation added is not known.")
+    return " ".join(sentences), mood
+
+
+def cast(summary: dict[str, Any]) -> tuple[dict | None, dict | None, dict | None]:
+    """The best student, the best teacher, and the control of that student; None for who is missing."""
+
+    def best(role: str) -> dict | None:
+        rows = [row for row in summary["rows"] if row.get("role") == role]
+        return max(rows, key=lambda row: _value(row, primary(summary), -math.inf), default=None)
+
+    student = best("student")
+    controls = [row for row in summary["rows"] if row.get("role") == "control"]
+    own = [row for row in controls if student and row["stage"] == f"{student['stage']}_control"]
+    return student, best("teacher"), next(iter(own or (controls if len(controls) == 1 else [])), None)
+
+
+def primary(summary: dict[str, Any]) -> str:
+    """The measure that the page speaks of."""
+    return next(iter(tables.shown(summary)), "dice")
+
+
+def _value(row: dict[str, Any] | None, name: str, otherwise: float = math.nan) -> float:
+    value = ((row or {}).get("metrics") or {}).get(name, {}).get("mean")
+    return otherwise if value is None or math.isnan(value) else float(value)
+
+
+def _difference(summary: dict[str, Any], a: dict | None, b: dict | None) -> float | None:
+    gain = _value(a, primary(summary)) - _value(b, primary(summary))
+    return None if math.isnan(gain) else gain
+
+
+def _paired_error(summary: dict[str, Any], a: dict | None, b: dict | None) -> float:
+    """The standard error of the mean difference, image by image; 0 where rows have no "per_image" values."""
+    ours, theirs = ((row or {}).get("per_image", {}).get(primary(summary), []) for row in (a, b))
+    if len(ours) != len(theirs) or len(ours) < 2:
+        return 0.0
+    differences = np.subtract(ours, theirs)
+    return float(np.nanstd(differences, ddof=1) / math.sqrt(len(differences)))
+
+
+def _size(student: dict[str, Any], teacher: dict[str, Any]) -> str:
+    ratio = _ratio(teacher.get("parameters"), student.get("parameters"))
+    if ratio is None:
+        return "trained"
+    return f"{_times(ratio)} smaller than the teacher" if ratio > 1.05 else "no smaller than the teacher"
+
+
+def _kept(summary: dict[str, Any], student: dict[str, Any], teacher: dict[str, Any]) -> str:
+    name = primary(summary)
+    share = _ratio(_value(student, name), _value(teacher, name))
+    if share is None:
+        return "and was not measured against it"
+    if share > 1:
+        return (
+            f"and exceeds its {tables.heading(name)} ({_value(student, name):.3f} against {_value(teacher, name):.3f})"
+        )
+    return f"and keeps {_percent(share)} of its {tables.heading(name)}"
+
+
+def _ratio(a: float | int | None, b: float | int | None) -> float | None:
+    return a / b if a and b and a > 0 and b > 0 and math.isfinite(a / b) else None
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
+
+
+def _percent(share: float) -> str:
+    return f"{math.floor(1000 * share) / 10:.1f} %" if share > 0.995 else f"{100 * share:.0f} %"
+
+
+def _tiles(summary: dict[str, Any]) -> str:
+    student, teacher, control = cast(summary)
+    if student is None:
+        return ""
+    name = primary(summary)
+    heading = tables.heading(name)
+    own = _value(student, name)
+    tiles = [] if math.isnan(own) else [(f"{own:.3f}", f"{heading} of the student")]
+    gain = _difference(summary, student, control)
+    if gain is not None:
+        tiles.append((f"{gain:+.3f}", f"{heading} over the control"))
+    for key, text in (("parameters", "fewer parameters than the teacher"), ("ms_per_image", "faster than the teacher")):
+        ratio = _ratio((teacher or {}).get(key), student.get(key))
+        if ratio is not None and ratio > 1.05:
+            tiles.append((_times(ratio), text))
+    items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in tiles)
+    return f'<dl class="tiles">{items}</dl>' if items else ""
+
+
+def _results(summary: dict[str, Any]) -> str:
+    head = tables.header(summary)
+    rows = [(row.get("role", ""), tables.cells(summary, row)) for row in summary["rows"]]
+    images = summary.get("test_images")
+    note = f"Mean ± standard deviation over {images} test images" if images else "Mean ± standard deviation"
+    note += "; HD95 in pixels." if "hd95" in tables.shown(summary) else "."
+    return _table(head, rows) + f'<p class="note">{escape(note)}</p>' + _per_class(summary)
+
+
+def _per_class(summary: dict[str, Any]) -> str:
+    name, names = primary(summary), summary.get("class_names") or []
+    keys = list(dict.fromkeys(k for row in summary["rows"] for k in row.get("per_class") or {}))
+    if len(keys) < 2:
+        return ""
+    rows = []
+    for row in summary["rows"]:
+        values = [tables.mean_std(name, (row.get("per_class") or {}).get(k, {}).get(name)) for k in keys]
+        rows.append((row.get("role", ""), [row["title"], *values, ""]))
+    head = ["model", *(tables.class_name(k, names) for k in keys), ""]
+    return f"<h3>{escape(tables.heading(name))} of each class</h3>{_table(head, rows)}"
+
+
+def _table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    """The last column is for notes and shares its line with the name, to leave room on a narrow screen."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head[:-1])
+    lines = []
+    for role, (name, *values, note) in rows:
+        small = f"<small>{escape(note.strip('()'))}</small>" if note else ""
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+        lines.append(f'<tr class="{escape(role)}"><th scope="row">{escape(name)}{small}</th>{cells}</tr>')
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+# -- pictures --------------------------------------------------------------------------------------------------------
+
+
+def _examples(summary: dict[str, Any], examples: list[dict[str, Any]]) -> str:
+    if not examples:
+        return ""
+    student = (cast(summary)[0] or {}).get("title", "")
+    count = sum(len(e["predictions"]) + 3 for e in examples)
+    side = min(288, int(math.sqrt(_PIXELS / count)))
+    ranked = sorted(examples, key=lambda e: RANKS.index(e["rank"]) if e["rank"] in RANKS else len(RANKS))
+    several = len({int(k) for e in examples for k in np.unique(e["truth"])} - {0}) > 1
+    swatches = {"truth": figures.TRUTH, **figures.ERRORS}
+    if not several:
+        swatches = {"prediction": figures.CLASSES[0], **swatches}
+        swatches.pop("wrong class")
+    legend = "".join(
+        f'<li><i style="background:rgb{colour}"></i>{"outline: truth" if kind == "truth" else kind}</li>'
+        for kind, colour in swatches.items()
+    )
+    return f'<ul class="legend">{legend}</ul>' + "".join(_example(e, side, student) for e in ranked)
+
+
+def _example(example: dict[str, Any], side: int, student: str) -> str:
+    cells = []
+    for caption, picture in figures.panels(example, side, student).items():
+        dice = example.get("dice", {}).get(caption)
+        value = "" if dice is None or math.isnan(dice) else f"<b>{dice:.3f}</b>"
+        source = _data_uri(picture)
+        shown = f"errors of {student}" if caption == "errors" and student else caption
+        alt = escape(f"{example['name']}: {shown}", quote=True)
+        cells.append(
+            f'<figure><img src="{source}" alt="{alt}"><figcaption>{escape(shown)}{value}</figcaption></figure>'
+        )
+    rank, name = escape(str(example["rank"])), escape(str(example["name"]))
+    return f'<h3><span class="rank">{rank}</span>{name}</h3><div class="panels">{"".join(cells)}</div>'
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, format="WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
+    titles = {row["stage"]: row["title"] for row in summary["rows"]}
+    named = {titles.get(stage, stage): records for stage, records in curves.items()}
+    parts = []
+    for name in _validated(summary, named):
+        heading = f"{tables.heading(name)} on validation images"
+        parts.append(_figure(heading, figures.validation_curves(named, name), wide=True))
+    for title, records in named.items():
+        drawn = "".join(_figure(what, svg) for what, svg in figures.learning_curves(records).items())
+        if drawn:
+            parts.append(f'<h3>{escape(title)}</h3><div class="curves">{drawn}</div>')
+    return "".join(parts)
+
+
+def _validated(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The measure on validation data to draw: the page's own where it was recorded, else the first one."""
+    records = [r for stage in curves.values() for r in stage if r["split"] == "val"]
+    found = [k for k in dict.fromkeys(k for r in records for k in r) if k not in ("step", "split")]
+    return [primary(summary)] if primary(summary) in found else found[:1]
+
+
+def _figure(heading: str, svg: str, wide: bool = False) -> str:
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><figcaption>{escape(heading)}</figcaption>{svg}</figure>" if svg else ""
+
+
+# -- the small print -------------------------------------------------------------------------------------------------
+
+
+def _facts(summary: dict[str, Any]) -> str:
+    rows = []
+    for row in summary["rows"]:
+        count, trained = row.get("epochs"), row.get("trained_parameters")
+        best = f"{row['best_epoch']} of {count}" if row.get("best_epoch") and count else str(count or tables.MISSING)
+        seconds = tables.MISSING if row.get("seconds") is None else _duration(row["seconds"])
+        rows.append(("", [row["title"], best, f"{trained:,}" if trained else tables.MISSING, seconds, ""]))
+    table = _table(["model", "best epoch", "trained parameters", "time", ""], rows) if rows else ""
+    facts = {
+        "Total time": None if summary.get("seconds") is None else _duration(summary["seconds"]),
+        "Hardware": summary.get("hardware"),
+        "Versions": ", ".join(f"{k} {v}" for k, v in (summary.get("versions") or {}).items()),
+        "Seed": summary.get("seed"),
+    }
+    items = "".join(
+        f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>"
+        for name, value in facts.items()
+        if value not in (None, "")
+    )
+    return f'{table}<dl class="facts">{items}</dl>'
+
+
+def _duration(seconds: float | int) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,176 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from kdjax.report import page
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Outline(HTMLParser):
+    """Raises on a tag that is not closed in its place; collects text, tags, ids and links."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.text, self.tags, self.ids, self.links = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [v for k, v in attrs if k == "id"]
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture
+def whole(summary, curves, examples):
+    return page.render(summary, curves, examples, '{"name": "sam_distill"}')
+
+
+def test_the_page_is_whole_and_needs_no_network(whole):
+    outline = Outline(whole)
+    assert "http" not in whole
+    assert "@import" not in whole
+    assert "script" not in outline.tags
+    assert all(link.startswith(("data:image/webp;base64,", "#")) for link in outline.links)
+    assert set(re.findall(r"url\((.)", whole)) == {"#"}
+    assert len(outline.ids) == len(set(outline.ids))
+    assert outline.tags.count("img") == 3 * 6
+    assert outline.tags.count("svg") == 1 + 3 * 2
+    assert len(whole) < 3e6
+
+
+def test_the_page_says_it_in_order(whole):
+    text = " ".join(Outline(whole).text)
+    said = [
+        "The student is 15× smaller than the teacher and keeps 97 % of its Dice. "
+        "Distillation added +0.031 Dice over the control.",
+        "Results",
+        "0.884 ± 0.034",
+        "control: same budget, same labels",
+        "best",
+        "median",
+        "worst",
+        "Dice on validation images",
+        "training loss",
+        "gradient norm",
+        "9 of 12",
+        "4 min 01 s",
+        "2 x CPU (a processor)",
+        "jax 0.10.2",
+        '{"name": "sam_distill"}',
+    ]
+    places = [text.find(part) for part in said]
+    assert -1 not in places
+    assert places == sorted(places)
+
+
+def test_examples_come_best_first_whatever_their_order(summary, examples):
+    html = page.render(summary, {}, examples[::-1], "{}")
+    assert html.index("case0") < html.index("case1") < html.index("case2")
+
+
+def test_everything_that_people_name_is_escaped(summary, curves, examples):
+    bad = "<script>alert('x')</script>&\"$"
+    for key in ("name", "hardware"):
+        summary[key] = bad
+    summary["versions"] = {bad: bad}
+    summary["rows"][1]["title"] = bad
+    for example in examples:
+        example["name"] = bad
+        example["predictions"] = {bad: example["truth"]}
+    curves["student"] = [{**r, f"terms/{bad}": 1.0} if r["split"] == "train" else r for r in curves["student"]]
+    curves[bad] = curves["student"]
+    html = page.render(summary, curves, examples, bad)
+    outline = Outline(html)
+    assert "script" not in outline.tags
+    assert "alert('x')" in "".join(outline.text)
+
+
+@pytest.mark.parametrize("missing", ["teacher", "student", "control", "all"])
+def test_missing_rows_do_not_break_it(summary, curves, examples, missing):
+    curves = {"teacher": curves["teacher"][:3]}
+    summary["rows"] = [row for row in summary["rows"] if missing not in (row["role"], "all")]
+    text = " ".join(Outline(page.render(summary, curves, examples, "{}")).text)
+    expected = {
+        "teacher": "Distillation added +0.031 Dice over the control.",
+        "student": "Trained without distillation: teacher (SAM, LoRA), student, no teacher.",
+        "control": "There was no control run, so what distillation added is not known.",
+        "all": "Nothing was trained.",
+    }
+    assert expected[missing] in text
+
+
+def test_bare_rows_and_no_curves_do_not_break_it():
+    row = {"stage": "a", "role": "student", "title": "a"}
+    bare = {"name": "x", "rows": [row, {**row, "role": "teacher"}, {**row, "role": "control"}]}
+    Outline(page.render(bare, {}, [], ""))
+
+
+def with_dice(summary, student, control, per_image=None):
+    for row, dice in zip(summary["rows"][1:], (student, control), strict=True):
+        row["metrics"]["dice"]["mean"] = float(np.mean(dice))
+        if per_image:
+            row["per_image"] = {"dice": dice}
+    return page.verdict(summary)
+
+
+def test_it_says_plainly_when_distillation_did_not_help(summary):
+    headline, mood = with_dice(summary, 0.84, 0.853)
+    assert "Distillation did not help: -0.013 Dice against the control." in headline
+    assert mood == "bad"
+
+
+def test_a_difference_within_the_noise_of_the_images_is_called_that(summary):
+    noise = np.random.default_rng(0).normal(size=96) * 0.05
+    control = list(np.linspace(0.6, 0.95, 96))
+    headline, mood = with_dice(summary, list(control + noise - noise.mean() + 0.002), control, per_image=True)
+    assert "made no difference that these 96 test images can show (+0.002 Dice)" in headline
+    assert mood == "plain"
+    headline, mood = with_dice(summary, list(control + noise - noise.mean() + 0.02), control, per_image=True)
+    assert "Distillation added +0.020 Dice" in headline
+    assert mood == "good"
+
+
+def test_a_student_that_beats_its_teacher_and_one_that_is_as_large(summary):
+    summary["rows"][1]["parameters"] = 6_179_073
+    headline, _ = with_dice(summary, 0.93, 0.85)
+    assert headline.startswith("The student is no smaller than the teacher and exceeds its Dice (0.930 against 0.912).")
+
+
+def test_a_share_just_below_one_is_not_rounded_up_to_it(summary):
+    assert "keeps 99.9 % of its Dice" in with_dice(summary, 0.9119, 0.85)[0]
+
+
+def test_the_best_of_several_students_is_measured_against_its_own_control(summary, make_row):
+    summary["rows"] += [
+        make_row("wide", "student", "wide student", 800_000, 1.0, 0.9),
+        make_row("wide_control", "control", "wide, no teacher", 800_000, 1.0, 0.88),
+    ]
+    headline, _ = page.verdict(summary)
+    assert "7.7× smaller" in headline
+    assert "added +0.020 Dice" in headline
+
+
+def test_classes_have_their_table(summary, metrics_of):
+    for row in summary["rows"]:
+        row["per_class"] = {"1": metrics_of(0.9), "2": metrics_of(0.7)}
+    summary["class_names"] = ["background", "benign", "malignant"]
+    text = " ".join(Outline(page.render(summary, {}, [], "{}")).text)
+    assert text.index("Dice of each class") < text.index("malignant") < text.index("0.700 ± 0.034")
