@@ -59,7 +59,7 @@ summary{cursor:pointer;color:var(--accent)}
 pre{margin:14px 0 0;padding:16px;max-height:32em;overflow:auto;background:var(--bg);border-radius:8px;font-size:.8rem}
 @media (max-width:640px){main{padding:24px 12px 40px}section{padding:16px 14px}h1{padding-left:12px}
 .panels{grid-template-columns:repeat(2,1fr)}.tiles{grid-template-columns:1fr 1fr}.tiles dd{font-size:1.35rem}
-.tiles div{padding:12px 14px}th,td{padding:9px 7px;font-size:.82rem}th:first-child{white-space:normal;min-width:7.5em}
+.tiles div{padding:12px 14px}th,td{padding:9px 7px;font-size:.82rem}th:first-child{white-space:normal;min-width:8.5em}
 .facts div{grid-template-columns:1fr;gap:0}}
 @media print{section{break-inside:avoid;border:0;padding:12px 0}}
 """
