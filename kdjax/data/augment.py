@@ -60,13 +60,13 @@ def draw(key: Key[Array, ""], probabilities: dict[str, float]) -> dict[str, Floa
         return jnp.where(happens < probabilities.get(name, 0.0), low + (high - low) * value, neutral)
 
     return {
-        "hflip": pick("hflip", -1, -1, 1),
-        "vflip": pick("vflip", -1, -1, 1),
-        "rotate": pick("rotate", -ANGLE, ANGLE, 0),
-        "zoom": pick("zoom", *ZOOM, 1),
+        "hflip": pick("hflip", -1.0, -1.0, 1.0),
+        "vflip": pick("vflip", -1.0, -1.0, 1.0),
+        "rotate": pick("rotate", -ANGLE, ANGLE, 0.0),
+        "zoom": pick("zoom", *ZOOM, 1.0),
         "crop": jax.random.uniform(jax.random.fold_in(key, len(TRANSFORMS)), (2,), minval=-1, maxval=1),
-        "gamma": pick("gamma", *GAMMA, 1),
-        "contrast": pick("contrast", *CONTRAST, 1),
+        "gamma": pick("gamma", *GAMMA, 1.0),
+        "contrast": pick("contrast", *CONTRAST, 1.0),
     }
 
 

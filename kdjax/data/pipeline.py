@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import grain
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from jaxtyping import Int
 
 from kdjax.config import ConfigError, Data
@@ -151,6 +151,8 @@ class Dataset:
 
     def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
         if self.data.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which nobody has parsed in a notebook
             options = grain.MultiprocessingOptions(num_workers=self.data.workers, per_worker_buffer_size=2)
             return iter(batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(options))
         threads = min(4, os.cpu_count() or 1)

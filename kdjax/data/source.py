@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kdjax import registry
 from kdjax.config import ConfigError, nearest
@@ -20,6 +20,7 @@ class Facts(NamedTuple):
     example: dict[str, Any] | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to examples: {"image" uint8 [h, w, 3], "mask" uint8 [h, w], "class" int, "name" str}."""
 

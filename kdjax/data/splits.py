@@ -34,13 +34,18 @@ def deal(
         key = min(_hash(seed, facts[i]) for i in component)
         strata[common, max(facts[i].label for i in component)].append((key, component))
     found: dict[str, list[int]] = {split: [] for split in SPLITS}
-    for (common, _), dealt in strata.items():
-        names = common[::-1]  # test first, so that the smallest shares do not end up empty
-        bounds = np.cumsum([shares[SPLITS.index(s)] for s in names])
+    owed = dict.fromkeys(SPLITS, 0.0)  # a class too small to give a split its share leaves it to the next class
+    for (common, _), dealt in sorted(strata.items()):
         size, passed = sum(len(c) for _, c in dealt), 0
+        total = sum(shares[SPLITS.index(s)] for s in common)
+        for s in common:
+            owed[s] += size * shares[SPLITS.index(s)] / total
+        names = common[::-1]  # test first: its images are those of the lowest hashes, so it changes least
+        bounds = np.cumsum([max(owed[s], 0) for s in names])[:-1]
         for _, component in sorted(dealt):
-            middle = (passed + len(component) / 2) / size * bounds[-1]
-            found[names[int(np.searchsorted(bounds[:-1], middle))]] += component
+            split = names[int(np.searchsorted(bounds, passed + len(component) / 2))]
+            found[split] += component
+            owed[split] -= len(component)
             passed += len(component)
     notes = [
         f"{n} images of {split} are left out: the same image or patient is also in {kept}"

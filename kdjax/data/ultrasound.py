@@ -195,10 +195,10 @@ def _lobules(
     for _ in range(int(rng.integers(0, 5))):
         cy, cx = rng.uniform(gland[0], gland[1]), rng.uniform(0.05, 0.95)
         height, tilt = rng.uniform(0.02, 0.07), rng.normal(0, 0.2)
-        width = height * rng.uniform(1.8, 3.5)
+        width = height * rng.uniform(2.2, 4)
         away = np.hypot((y - cy - tilt * (x - cx)) / height, (x - cx) / width)
-        inside = _step(-away, -1, width=0.15)
-        echo = echo - np.float32(rng.uniform(4, 11)) * inside
+        inside = _step(-away, -1.0, width=0.15)
+        echo = echo - np.float32(rng.uniform(3, 9)) * inside
         echo = echo + np.float32(rng.uniform(0, 5)) * np.exp(-(((away - 1.15) / 0.15) ** 2))
     return echo
 
@@ -218,20 +218,21 @@ def _lesion(
     """
     size = y.shape[0]
     cyst = not malignant and rng.random() < 0.3
-    across = rng.uniform(0.09, 0.2) if malignant else rng.uniform(0.06, 0.2)
+    across = rng.uniform(0.09, 0.2) if malignant else rng.uniform(0.07, 0.2)
     down = across * (rng.uniform(0.75, 1.35) if malignant else rng.uniform(0.45, 0.85))
-    cy = np.clip(rng.uniform(gland[0], gland[1]), down + 0.06, 0.92 - down)
+    cy = min(max(rng.uniform(*gland), down + 0.06), 0.92 - down)
     cx, tilt = rng.uniform(0.15, 0.85), rng.normal(0, 0.25)
     u, v = x - cx, y - cy
-    u, v = u * np.cos(tilt) + v * np.sin(tilt), v * np.cos(tilt) - u * np.sin(tilt)
+    cos, sin = math.cos(tilt), math.sin(tilt)
+    u, v = u * cos + v * sin, v * cos - u * sin
     away = np.hypot(u / across, v / down) / _outline(rng, np.arctan2(v / down, u / across), malignant)
     mask = away < 1
-    soft = _step(-away, -1, width=rng.uniform(0.05, 0.14) if malignant else rng.uniform(0.02, 0.06))
+    soft = _step(-away, -1.0, width=rng.uniform(0.05, 0.14) if malignant else rng.uniform(0.02, 0.06))
     around = float(echo[(away > 1.1) & (away < 1.6)].mean())
     if cyst:
         level = rng.uniform(-52, -40)
     else:
-        level = min(around, -12) - (rng.uniform(4, 13) if malignant else rng.uniform(5, 15))
+        level = min(around, -12) - (rng.uniform(6, 14) if malignant else rng.uniform(7, 16))
     inner = level + (0 if cyst else 1) * rng.uniform(0.8, 2.5) * _smooth(rng, size, 12, 12)
     echo = echo + soft * (inner - echo)
     if malignant:
