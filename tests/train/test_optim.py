@@ -175,6 +175,7 @@ def test_what_cannot_work_is_refused(fields, message):
 def test_rules_first_whole_match_wins():
     found = optim.rules(((r"encoder/bias", 1), (r".*bias|head/.*", 2), (r".*", 4)), PARAMS)
     assert found == {"encoder": {"kernel": 4, "bias": 1}, "head": {"kernel": 2, "scale": 2}}
+    assert optim.rules(((r"w", 1), (r".*", 2)), {"w": 0, "w2": 0, "a": {"w": 0}}) == {"w": 1, "w2": 2, "a": {"w": 2}}
 
 
 def test_rules_report_everything_wrong_at_once():

@@ -69,6 +69,13 @@ def test_what_cannot_be_written(tmp_path):
         weights.save(tmp_path / "missing" / "model.safetensors", variables())
 
 
+def test_what_is_in_the_way_stays_and_nothing_is_left_beside_it(tmp_path):
+    (tmp_path / "model.safetensors" / "inner").mkdir(parents=True)
+    with pytest.raises(WeightsError, match=r"model.safetensors: writing .* failed"):
+        weights.save(tmp_path / "model.safetensors", variables())
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
 def damaged(path):
     weights.save(path, variables())
     whole = path.read_bytes()
