@@ -9,6 +9,7 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -211,7 +212,7 @@ class Experiment:
 # -- checking --------------------------------------------------------------------------------------------------------
 
 
-def nearest(name: str, known: typing.Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest ones, else all."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
