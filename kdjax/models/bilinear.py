@@ -1,0 +1,39 @@
+"""Bilinear resizing as torch's `interpolate(align_corners=False)`: half-pixel centres, no antialiasing."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def bilinear(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b th tw c"]:
+    """To `size` = (height, width).
+
+    On a CPU this is 3 to 10 times as fast as `jax.image.resize`, whose matrix products want their inputs transposed.
+    The rows come last and as a product: XLA would fuse sums into whatever reads them and compute them there again.
+    """
+    b, h, w, c = x.shape
+    height, width = size
+    if width % w:
+        x = jnp.einsum("bhwc,vw->bhvc", x, jnp.asarray(_shares(w, width), x.dtype), precision="highest")
+    elif width > w:
+        x = _widened(x, width // w)
+    if height != h:
+        rows = jnp.broadcast_to(jnp.asarray(_shares(h, height), x.dtype)[None], (b, height, h))
+        x = jnp.einsum("bgh,bhx->bgx", rows, x.reshape(b, h, width * c), precision="highest")
+    return x.reshape(b, height, width, c)
+
+
+def _widened(x: Float[Array, "b h w c"], times: int) -> Float[Array, "b h tw c"]:
+    """Each pixel becomes `times`, mixed with the neighbour they are nearer to; beyond the edge the edge goes on."""
+    b, h, w, c = x.shape
+    before = jnp.concatenate([x[:, :, :1], x[:, :, :-1]], axis=2)
+    after = jnp.concatenate([x[:, :, 1:], x[:, :, -1:]], axis=2)
+    shares = [(i + 0.5) / times - 0.5 for i in range(times)]  # of the neighbour; negative: the one before
+    pieces = [x * (1 - abs(s)) + (before if s < 0 else after) * abs(s) if s else x for s in shares]
+    return jnp.stack(pieces, axis=3).reshape(b, h, w * times, c)
+
+
+def _shares(old: int, new: int) -> np.ndarray:
+    """[new, old]: how much each old pixel has in each new one."""
+    centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+    return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)[None]))
