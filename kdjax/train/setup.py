@@ -50,9 +50,12 @@ class Learner:
         `init` and `teachers` hold whole variables, as numpy arrays.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
-        variables = dict(jax.jit(partial(initial, self.model))(key))
-        if init is not None:
-            variables = safetensors.overlay(variables, init, skip=self.stage.init_skip)
+        if init is not None and not self.stage.init_skip:  # nothing fresh is left of the model
+            variables = safetensors.overlay(jax.eval_shape(partial(initial, self.model), key), init)
+        else:
+            variables = initialiser(self.model)(key)
+            if init is not None:
+                variables = safetensors.overlay(variables, init, skip=self.stage.init_skip)
         params, stats = jax.jit(partial(assemble, self.stage, self.step.terms, self.outputs))(key, variables)
         trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
         state = State(
@@ -77,6 +80,14 @@ class Learner:
             model = lora.merge(model, params["lora"], self.stage.lora)
         stats = batch_stats["model"]
         return {"params": model, **({"batch_stats": stats} if stats else {})}
+
+
+@cache
+def initialiser(model: Any) -> Any:
+    """The compiled start of a model. It runs once, so on CPU the compiler is told not to spend itself on it."""
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options = quick if jax.default_backend() == "cpu" else None
+    return jax.jit(partial(initial, model), compiler_options=options)
 
 
 @cache
