@@ -165,7 +165,7 @@ class Stage:
     task: str
     data: Data
     model: Model
-    epochs: int
+    epochs: int  # passes over as many images as the training set has, labelled or not, so that budgets compare
     title: str = ""  # the row's name in the report
     init: str = ""  # "stage:NAME" or a file of weights to start from
     init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from there

@@ -106,12 +106,23 @@ class Dataset:
         return max(1, self.sizes["train"] // batch_size)
 
     def train(
-        self, batch_size: int, *, seed: int, start: int = 0, process: int = 0, processes: int = 1
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        labelled_only: bool = False,
+        process: int = 0,
+        processes: int = 1,
     ) -> Iterator[Batch]:
-        """Batches of step `start`, `start` + 1, ... without end, shuffled anew in each epoch."""
+        """Batches of step `start`, `start` + 1, ... without end, shuffled anew in each pass.
+
+        `labelled_only` leaves out the examples that have no label: a stage without teachers can learn nothing of them.
+        """
         share = _share(batch_size, process, processes)
-        order = grain.MapDataset.range(self.sizes["train"]).shuffle(seed=seed % 2**32).repeat().batch(batch_size)
-        return self._read(order[start:].map(_Reader(self, "train", share)))
+        chosen = np.flatnonzero(self._labelled["train"]) if labelled_only else np.arange(self.sizes["train"])
+        order = grain.MapDataset.source(chosen).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
+        return self._read(order.map(_Reader(self, "train", share)))
 
     def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """The split once, in order; the last batch is padded."""

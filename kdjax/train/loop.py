@@ -82,7 +82,7 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     title = stage.title or learner.name
     bar = Progress(title, per_epoch * stage.epochs, start, epochs=stage.epochs, enabled=primary)
     shares = {"process": jax.process_index(), "processes": jax.process_count()}
-    batches = learner.dataset.train(stage.data.batch_size, seed=learner.seed, start=start, **shares)
+    batches = learner.dataset.train(stage.data.batch_size, seed=learner.seed, start=start, labelled_only=not learner.step.teachers, **shares)
     clock = Clock(stage.data.batch_size, progress["seconds"])
     pending: list[tuple[int, dict]] = []  # the measures of the last step, read while the next one runs
 

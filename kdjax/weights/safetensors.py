@@ -31,6 +31,7 @@ def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str
         safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
+        os.chmod(partial, 0o644)  # as other files; the writer keeps its own to its owner
         os.replace(partial, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(
