@@ -1,0 +1,180 @@
+"""TinyUSFM beside the same model in PyTorch, with random weights, stage by stage; and one training step of both."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax.traverse_util import flatten_dict
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks import torch_tinyusfm as plain
+from kdjax import registry
+from kdjax.models.bilinear import bilinear
+from kdjax.models.tinyusfm import scaled
+from tests.parity.torch_names import to_flax
+
+SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}
+
+BEFORE_BATCH_NORM = (
+    ("neck/projections", "/bias"),
+    ("decode_head/lateral_convs", "_0/bias"),
+    ("decode_head/fpn_convs", "_0/bias"),
+)
+
+
+def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Nothing keeps its initial value: biases, norms, running statistics."""
+    generator = torch.Generator().manual_seed(seed)
+    random = lambda x: torch.randn(x.shape, generator=generator)  # noqa: E731
+    with torch.no_grad():
+        for name, x in module.named_parameters():
+            if x.ndim == 1:
+                x.copy_(random(x) * 0.2 + (1.0 if name.endswith("weight") else 0.0))
+            else:
+                x.copy_(random(x) * (x[0].numel() ** -0.5 if name.endswith("weight") else 0.3))
+        for name, x in module.named_buffers():
+            if name.endswith("running_mean"):
+                x.copy_(random(x))
+            elif name.endswith("running_var"):
+                x.copy_(torch.rand(x.shape, generator=generator) + 0.5)
+    return module
+
+
+def converted(module: nn.Module, model) -> dict:
+    image = jnp.zeros((1, *model.options.image_hw, 3))
+    state = {name: x.detach().numpy() for name, x in module.state_dict().items()}
+    return to_flax(state, jax.eval_shape(model.init, jax.random.key(0), image))
+
+
+def images(size, batch=2) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(batch, *size, 3)).astype(np.float32)
+
+
+def by_name(tree: dict) -> dict[str, np.ndarray]:
+    return {"/".join(path): np.asarray(x) for path, x in flatten_dict(tree).items()}
+
+
+def to_torch(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(x).permute(0, 3, 1, 2)
+
+
+def to_numpy(x: torch.Tensor) -> np.ndarray:
+    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).detach().numpy()
+
+
+def close(found, expected, relative=1e-5, name=""):
+    assert found.shape == expected.shape, name
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < relative, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize(
+    ("size", "num_classes", "dims"),
+    [((224, 224), 2, {}), ((112, 80), 4, SMALL)],  # the second has an odd grid, 7 by 5 patches
+)
+def test_segmenter_stage_by_stage(size, num_classes, dims):
+    module = randomised(plain.SegmentationModel(num_classes=num_classes, image_size=size, **dims)).eval()
+    model = registry.get("models", "tinyusfm_seg")(image_size=size, num_classes=num_classes, **dims)
+    image = images(size)
+    found = jax.jit(model.apply)(converted(module, model), image)
+    with torch.no_grad():
+        x = to_torch(image)
+        maps = module.backbone.maps(x, module.taps)
+        necks = module.neck(maps)
+        expected = {f"block_{i}": y for i, y in zip(module.taps, maps, strict=True)}
+        expected |= {f"neck_{i}": y for i, y in enumerate(necks)}
+        expected |= {"tokens": module.backbone(x), "fused": module.decode_head.fused(necks), "logits": module(x)}
+    for name, y in expected.items():
+        close(found[name], to_numpy(y), name=name)
+    assert found["logits"].shape == (2, *size, 1 if num_classes == 2 else num_classes)
+
+
+def test_classifier():
+    dims = {"dim": 48, "heads": 4, "depth": 3}
+    module = randomised(plain.Classifier(5, image_size=(64, 96), **dims)).eval()
+    model = registry.get("models", "tinyusfm_cls")(num_classes=5, image_size=(64, 96), taps=(2,), **dims)
+    image = images((64, 96))
+    found = jax.jit(model.apply)(converted(module, model), image)
+    with torch.no_grad():
+        close(found["logits"], module(to_torch(image)).numpy())
+
+
+def test_one_training_step():
+    """Loss, the gradient of every parameter, and the running statistics, without dropout and drop path."""
+    size, still = (112, 80), {"dropout": 0.0, "drop_path": 0.0}
+    module = randomised(plain.SegmentationModel(image_size=size, **SMALL, **still)).train()
+    model = registry.get("models", "tinyusfm_seg")(image_size=size, **SMALL, **still)
+    variables = converted(module, model)
+    image = images(size, batch=3)
+    mask = (np.random.default_rng(1).random((3, *size)) < 0.1).astype(np.int32)
+
+    def objective(params, image, mask):
+        out, changed = model.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+        return registry.get("losses", "bce")(out["logits"], mask).mean(), changed
+
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    (loss, changed), grads = step(variables["params"], image, mask)
+    expected = F.binary_cross_entropy_with_logits(module(to_torch(image))[:, 0], torch.from_numpy(mask).float())
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+
+    statistics = by_name(changed["batch_stats"])
+    assert len(statistics) == 16
+    for name, wanted in by_name(converted(module, model)["batch_stats"]).items():
+        close(statistics[name], wanted, name=name)
+
+    slopes = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in module.named_parameters()}
+    slopes |= dict(module.named_buffers())
+    slopes = by_name(to_flax({name: x.numpy() for name, x in slopes.items()}, variables)["params"])
+    largest = max(np.abs(slope).max() for slope in slopes.values())
+    nothing = set()
+    for name, found in by_name(grads).items():
+        if np.abs(slopes[name]).max() < 1e-6 * largest:
+            nothing.add(name)
+            assert np.abs(found).max() < 1e-6 * largest, name
+        else:
+            close(found, slopes[name], 1e-4, name)
+    # What BatchNorm takes out again, and a norm that is in the checkpoint but read by nothing, have no slope.
+    constant = [f"{part}_{i}{end}" for i in range(4) for part, end in BEFORE_BATCH_NORM]
+    assert nothing == {"backbone/norm/scale", "backbone/norm/bias", "backbone/blocks_3/mlp/fc2/bias", *constant}
+
+
+def test_bilinear_is_interpolate():
+    rng = np.random.default_rng(0)
+    for old, new in [((7, 5), (14, 20)), ((7, 5), (56, 40)), ((3, 2), (7, 5)), ((6, 9), (4, 3)), ((1, 1), (3, 4))]:
+        x = rng.normal(size=(2, *old, 3)).astype(np.float32)
+        expected = F.interpolate(to_torch(x), size=new, mode="bilinear", align_corners=False)
+        close(bilinear(jnp.asarray(x), new), to_numpy(expected), 1e-6, f"{old} to {new}")
+    for scale in (4.0, 2.0, 1.0, 0.5):
+        x = rng.normal(size=(2, 7, 5, 3)).astype(np.float32)
+        expected = F.interpolate(to_torch(x), scale_factor=scale, mode="bilinear", align_corners=False)
+        close(scaled(jnp.asarray(x), scale), to_numpy(expected), 1e-6, f"by {scale}")
+
+
+def test_bilinear_has_the_gradient_of_interpolate():
+    x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
+    weight = np.random.default_rng(1).normal(size=(2, 16, 10, 3)).astype(np.float32)
+    found = jax.jit(jax.grad(lambda x: (bilinear(x, (16, 10)) * weight).sum()))(jnp.asarray(x))
+    leaf = torch.from_numpy(x).requires_grad_()
+    y = F.interpolate(leaf.permute(0, 3, 1, 2), size=(16, 10), mode="bilinear", align_corners=False)
+    (y * to_torch(weight)).sum().backward()
+    close(found, leaf.grad.numpy(), 1e-6)
+
+
+def test_the_comparison_would_notice():
+    """Each fault that a port of this model could have shows in the logits."""
+    size = (64, 96)
+    module = randomised(plain.SegmentationModel(image_size=size, **SMALL)).eval()
+    model = registry.get("models", "tinyusfm_seg")(image_size=size, **SMALL)
+    variables = converted(module, model)
+    image = images(size)
+    run = jax.jit(model.apply)
+    good = run(variables, image)["logits"]
+    flat = dict(jax.tree_util.tree_leaves_with_path(variables))
+    for at in ("cls_token", "pos_embed", "qkv']['bias", "norm1']['bias", "mean", "var", "fpn_convs_3_0']['kernel"):
+        changed = {p: x * 1.001 if at in jax.tree_util.keystr(p) else x for p, x in flat.items()}
+        bad = run(jax.tree.unflatten(jax.tree.structure(variables), list(changed.values())), image)["logits"]
+        with pytest.raises(AssertionError):
+            close(bad, good)
