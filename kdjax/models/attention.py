@@ -1,10 +1,13 @@
 """Softmax attention for every model."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-SCORES_AT_ONCE = 2**19  # on a CPU, where 2 MiB of float32 scores still lie in the cache when they are used
+SCORES_AT_ONCE = 2**19  # on a CPU, where 2 MiB of float32 scores are still in the cache when they are used
 QUERIES_AT_ONCE = 128
 
 
@@ -19,24 +22,18 @@ def attention(
 
     The bias of key (i, j) of a kh × kw grid, in row-major order, is rows[..., i] + columns[..., j].
 
-    On a CPU the scores are made, used and forgotten a block at a time, and made again for the gradient: storing them
-    all is several times slower and needs memory for b · heads · n · m of them. Other devices get one fused program.
+    On one CPU the scores are made, used and forgotten a block at a time, and made again for the gradient: storing all
+    b · heads · n · m of them is several times slower. Elsewhere XLA gets the whole at once.
     """
     b, n, heads, d = query.shape
     m = key.shape[1]
     of_query = (query * d**-0.5,) if rows is None or columns is None else (query * d**-0.5, rows, columns)
     by_head = jax.tree.map(_by_head, (of_query, key, value))
-    if jax.default_backend() != "cpu" or b * heads * n * m <= SCORES_AT_ONCE:
-        out = jax.vmap(jax.vmap(_one_query, (0, None, None)))(*by_head)
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop over heads would gather a mesh's
+    if one_cpu and b * heads * n * m > SCORES_AT_ONCE:
+        out = _in_blocks(*by_head)
     else:
-        block = min(n, QUERIES_AT_ONCE if n * m > SCORES_AT_ONCE // 4 else n)
-        one_query = jax.checkpoint(_one_query, prevent_cse=False)
-
-        def one_head(arguments):
-            of_query, key, value = arguments
-            return jax.lax.map(lambda x: one_query(x, key, value), of_query, batch_size=block)
-
-        out = jax.lax.map(one_head, by_head, batch_size=max(1, min(b * heads, SCORES_AT_ONCE // (block * m))))
+        out = jax.vmap(_queries)(*by_head)
     return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
@@ -44,10 +41,8 @@ def _by_head(x: Float[Array, "b n heads d"]) -> Float[Array, "g n d"]:
     return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _one_query(
-    of_query: tuple[Float[Array, "_"], ...], key: Float[Array, "m d"], value: Float[Array, "m d"]
-) -> Float[Array, "d"]:
-    """The answer to one scaled query of one head, given as (query,) or (query, rows, columns)."""
+def _one_query(of_query: tuple[Array, ...], key: Float[Array, "m d"], value: Float[Array, "m d"]) -> Float[Array, "d"]:
+    """The answer to one scaled query of one head: (query,) or (query, rows, columns)."""
     query, *bias = of_query
     scores = jnp.dot(key, query, preferred_element_type=jnp.float32)
     if bias:
@@ -56,3 +51,74 @@ def _one_query(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max()))
     out = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return (out / weights.sum()).astype(value.dtype)
+
+
+_queries = jax.vmap(_one_query, (0, None, None))
+
+
+@jax.custom_vjp
+def _in_blocks(of_query: tuple[Array, ...], key: Float[Array, "g m d"], value: Float[Array, "g m d"]) -> Array:
+    block, group = _sizes(of_query, key)
+
+    def one_head(query, rest):
+        bias, key, value = rest
+        out = jax.lax.map(lambda x: _queries(x, key, value), _cut((query, *bias), block))
+        return out.reshape(-1, value.shape[-1])[: len(query)]
+
+    return _replace(one_head, of_query[0], (of_query[1:], key, value), group)
+
+
+def _forward(of_query, key, value):
+    return _in_blocks(of_query, key, value), (of_query, key, value)
+
+
+def _backward(saved, gradient):
+    """By hand only so that nothing but the inputs is kept, and kept once."""
+    block, group = _sizes(*saved[:2])
+
+    def one_head(saved, gradient):
+        of_query, key, value = saved
+
+        def step(total, part):
+            _, pull = jax.vjp(_queries, part[0], key, value)
+            of_query, *more = pull(part[1])
+            return jax.tree.map(jnp.add, total, tuple(more)), of_query
+
+        zeros = (jnp.zeros(key.shape), jnp.zeros(value.shape))
+        (d_key, d_value), parts = jax.lax.scan(step, zeros, (_cut(of_query, block), _cut(gradient, block)))
+        d_query = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: len(gradient)], parts)
+        return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype)
+
+    return _replace(one_head, saved, gradient, group)
+
+
+_in_blocks.defvjp(_forward, _backward)
+
+
+def _sizes(of_query: tuple[Array, ...], key: Array) -> tuple[int, int]:
+    """Queries of a head at once, and, where that is all of them, heads at once."""
+    heads, n = of_query[0].shape[:2]
+    m = key.shape[1]
+    block = n if n * m <= SCORES_AT_ONCE // 4 else min(n, QUERIES_AT_ONCE)
+    limit = max(1, SCORES_AT_ONCE // (block * m))
+    return block, max(x for x in range(1, limit + 1) if heads % x == 0)
+
+
+def _cut(tree: Any, block: int) -> Any:
+    """[n, c] -> [n / block, block, c], with zeros where n does not divide."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, -len(x) % block), (0, 0))).reshape(-1, block, x.shape[-1]), tree)
+
+
+def _replace(f: Callable, old: Any, rest: Any, group: int) -> Any:
+    """f(old, rest) for each head, `group` heads at a time, written over `old`.
+
+    `lax.map` would allot zeros for its results, which XLA does at the very start of a program, for every layer.
+    """
+    old, rest = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (old, rest))
+
+    def step(i, old):
+        new = jax.vmap(f)(*jax.tree.map(lambda x: x[i], (old, rest)))
+        return jax.tree.map(lambda x, y: x.at[i].set(y), old, new)
+
+    out = jax.lax.fori_loop(0, len(jax.tree.leaves(old)[0]), step, old)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)

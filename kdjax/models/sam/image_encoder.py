@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.models.attention import attention
+from kdjax.models.gelu import gelu
 from kdjax.models.sam.options import SamOptions
 
 
@@ -85,11 +86,7 @@ class Block(nn.Module):
         y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm1")(x)
         x = x + Attention(o, 0 if self.everywhere else o.window, name="attn")(y)
         y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm2")(x)
-        return x + Mlp(int(o.dim * o.mlp_ratio), exact_gelu, dtype=o.dtype, name="mlp")(y)
-
-
-def exact_gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=False)
+        return x + Mlp(int(o.dim * o.mlp_ratio), gelu, dtype=o.dtype, name="mlp")(y)
 
 
 class Mlp(nn.Module):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.models.attention import attention
+from kdjax.models.gelu import gelu
 from kdjax.models.sam.image_encoder import Mlp
 from kdjax.models.sam.options import SamOptions
 from kdjax.models.sam.prompt_encoder import learned
@@ -39,16 +40,13 @@ class MaskDecoder(nn.Module):
 
         x = image.reshape(p, gh, gw, c)
         x = DoubleSize(c // 4, dtype=o.dtype, name="output_upscaling_0")(x)
-        x = nn.gelu(
-            nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="output_upscaling_1")(x),
-            approximate=False,
-        )
-        x = nn.gelu(DoubleSize(c // 8, dtype=o.dtype, name="output_upscaling_3")(x), approximate=False)
+        x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="output_upscaling_1")(x)
+        x = DoubleSize(c // 8, dtype=o.dtype, name="output_upscaling_3")(gelu(x))
         networks = [
             Head((c, c, c // 8), dtype=o.dtype, name=f"output_hypernetworks_mlps_{i}")(tokens[:, 1 + i])
             for i in range(self.masks)
         ]
-        logits = jnp.einsum("phwc,pmc->phwm", x, jnp.stack(networks[first:past], axis=1))
+        logits = jnp.einsum("phwc,pmc->phwm", gelu(x), jnp.stack(networks[first:past], axis=1))
         iou = Head((o.iou_dim, o.iou_dim, self.masks), dtype=o.dtype, name="iou_prediction_head")(tokens[:, 0])
         return logits.astype(jnp.float32), iou[:, first:past].astype(jnp.float32)
 

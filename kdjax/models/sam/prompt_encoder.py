@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from kdjax.models.gelu import gelu
 from kdjax.models.sam.options import SamOptions
 
 Points = tuple[Num[Array, "p n 2"], Num[Array, "p n"]]
@@ -64,7 +65,7 @@ class PromptEncoder(nn.Module):
         for i, channels in ((0, o.mask_channels // 4), (3, o.mask_channels)):
             x = nn.Conv(channels, (2, 2), (2, 2), "VALID", dtype=o.dtype, name=f"mask_downscaling_{i}")(x)
             x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name=f"mask_downscaling_{i + 1}")(x)
-            x = nn.gelu(x, approximate=False)
+            x = gelu(x)
         return nn.Conv(o.embed_dim, (1, 1), dtype=o.dtype, name="mask_downscaling_6")(x)
 
 
