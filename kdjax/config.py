@@ -7,6 +7,7 @@ teachers and has terms that read them. Everything here is data: no JAX, so that 
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -243,7 +244,8 @@ def without_teachers(stage: Stage) -> Stage:
 
 def validate(experiment: Experiment) -> None:
     """Raises one ConfigError that lists everything in the experiment that cannot work."""
-    wrong: list[str] = []
+    if wrong := _type_faults(Experiment, experiment):
+        raise ConfigError("the config has values of the wrong type:\n  " + "\n  ".join(wrong))
     seen: list[str] = []
     if not experiment.stages:
         wrong.append("stages: an experiment needs at least one stage")
@@ -257,14 +259,66 @@ def validate(experiment: Experiment) -> None:
         size = getattr(experiment.mesh, axis)
         if size == 0 or size < -1:
             wrong.append(f"mesh.{axis}: expected -1 or a positive number of devices, found {size}")
+    if experiment.log.every < 1:
+        wrong.append(f"log.every: expected at least 1 step, found {experiment.log.every}")
     if experiment.log.wandb not in ("off", "offline", "online"):
         wrong.append(f"log.wandb: expected off, offline or online, found {experiment.log.wandb!r}")
     if wrong:
         raise ConfigError("the config cannot work:\n  " + "\n  ".join(wrong))
 
 
-def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
+def _type_faults(kind: Any, value: Any, at: str = "") -> list[str]:
+    """Every value under `at` that is not of the type that its field declares; a number must be a finite one."""
+    origin: Any = typing.get_origin(kind) or kind
+    args = typing.get_args(kind)
+    if kind is Any or (origin in (typing.Union, types.UnionType) and value is None):
+        return []
+    if origin in (typing.Union, types.UnionType):
+        return _type_faults(next(a for a in args if a is not type(None)), value, at)
+    if not _is_of(origin, value):
+        return [f"{at}: expected {origin.__name__}, found {value!r}"]
+    if kind is float and not math.isfinite(value):
+        return [f"{at}: expected a finite number, found {value}"]
+    inside: dict[Any, tuple[Any, Any]] = {}
+    if dataclasses.is_dataclass(kind):
+        inside = {f.name: (f.type, getattr(value, f.name)) for f in dataclasses.fields(kind)}
+    elif origin is dict and args:
+        inside = {k: (args[1], v) for k, v in value.items()}
+    elif origin is tuple and args[1:] == (...,):
+        inside = {i: (args[0], v) for i, v in enumerate(value)}
+    elif origin is tuple and args:
+        if len(value) != len(args):
+            return [f"{at}: expected {len(args)} values, found {value!r}"]
+        inside = dict(enumerate(zip(args, value, strict=True)))
+    return [fault for k, (t, v) in inside.items() for fault in _type_faults(t, v, f"{at}.{k}" if at else str(k))]
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """In Python True is an int, and 1 is no float; here it is the other way round."""
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+LEAST = {  # smallest sensible value of a stage's numbers -> the fields
+    0: "save_every grad_norms_every data.workers optim.warmup optim.end_lr optim.weight_decay optim.clip",
+    1: "epochs data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
+}
+
+
+def _too_small(stage: Stage) -> list[str]:
     wrong = []
+    for least, paths in LEAST.items():
+        for path in paths.split():
+            part, _, name = path.rpartition(".")
+            holder = getattr(stage, part) if part else stage
+            if holder is not None and getattr(holder, name) < least:
+                wrong.append(f"{path}: expected at least {least}, found {getattr(holder, name)}")
+    return wrong
+
+
+def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
+    wrong = _too_small(stage)
     for reference in references(stage):
         if reference not in earlier:
             wrong.append(f"refers to stage {reference!r}, which does not come before it; {nearest(reference, earlier)}")
@@ -285,9 +339,7 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         if term.schedule and term.schedule.shape not in ("linear", "cosine"):
             wrong.append(f"terms.{name}.schedule.shape: expected linear or cosine, found {term.schedule.shape!r}")
     data, optim = stage.data, stage.optim
-    if stage.epochs < 1:
-        wrong.append(f"epochs: expected at least 1, found {stage.epochs}")
-    if data.batch_size < 1 or data.batch_size % max(1, optim.accumulate):
+    if data.batch_size % max(1, optim.accumulate):
         wrong.append(f"data.batch_size {data.batch_size} must be a multiple of optim.accumulate {optim.accumulate}")
     if not 0 < data.labelled <= 1:
         wrong.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
