@@ -60,18 +60,20 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
     With `stage`, only that one and what it needs.
     """
     began = time.monotonic()
-    signals = Signals()
-    made = open_run(experiment, workdir, stage)
-    for name, learner in made.learners.items():
-        finished = stage_folder(made.folder, name) / "result.json"
-        if not finished.exists():
-            result = _train_and_test(made, name, learner, signals)
-            if jax.process_index() == 0:
-                write(finished, json.dumps(result, indent=1))
-        _gate(name, learner.stage, json.loads(finished.read_text()) if finished.exists() else result)
-    summary = summarise(made, time.monotonic() - began)
-    if jax.process_index() == 0:
-        report(made, summary)
+    with Signals() as signals:
+        made = open_run(experiment, workdir, stage)
+        for name, learner in made.learners.items():
+            finished = stage_folder(made.folder, name) / "result.json"
+            if finished.exists():
+                result = json.loads(finished.read_text())
+            else:
+                result = _train_and_test(made, name, learner, signals)
+                if jax.process_index() == 0:
+                    write(finished, json.dumps(result, indent=1))
+            _gate(name, learner.stage, result)
+        summary = summarise(made, time.monotonic() - began)
+        if jax.process_index() == 0:
+            report(made, summary)
     return summary
 
 
@@ -205,16 +207,15 @@ def test(learner: Learner, whole: dict, folder: Path | None) -> dict:
 
 def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
     """Median milliseconds per image of the compiled evaluation, a batch at a time."""
-    local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size)))
-    batch = sharding.global_batch(local, learner.mesh) if jax.process_count() == 1 else None
-    if batch is None:
-        return float("nan")
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size, **share)))
+    batch = sharding.global_batch(local, learner.mesh)
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
         jax.block_until_ready(learner.evaluate_fn(whole, batch))
         times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times)) / len(local["valid"])
+    return 1e3 * float(np.median(times)) / len(batch["valid"])
 
 
 def _gate(name: str, stage: Stage, result: dict) -> None:
@@ -315,7 +316,8 @@ def hardware() -> str:
     if jax.devices()[0].platform != "cpu":
         return f"{count} x {kind}"
     try:
-        models = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     except OSError:
         models = []
     return f"{os.cpu_count()} x {models[0] if models else platform.processor() or 'CPU'}"

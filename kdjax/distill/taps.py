@@ -1,8 +1,9 @@
 """Reading any layer of any model by its path, without touching the model."""
 
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Callable, ContextManager
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -22,7 +23,7 @@ class Network:
 
     model: Any
     taps: tuple[str, ...] = ()
-    around: Callable[[], ContextManager] = nullcontext
+    around: Callable[[], AbstractContextManager] = nullcontext
 
     def __call__(
         self, variables: dict, batch: dict[str, Array], *, train: bool = False, key: Array | None = None

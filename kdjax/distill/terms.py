@@ -4,10 +4,11 @@ Every term is summed as a (total, count) pair over the examples it may read, so 
 micro-batches, devices and hosts all give the same number.
 """
 
+import dataclasses
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,28 +45,30 @@ class BoundTerm:
         return readable.astype(jnp.float32)
 
     def total(
-        self, outputs: Outputs, teachers: dict[str, Outputs], batch: dict[str, Array], variables: dict, train: bool
-    ) -> tuple[Array, dict]:
+        self, outputs: Outputs, teachers: dict[str, Outputs], batch: dict[str, Array], variables: dict
+    ) -> tuple[Float[Array, ""], dict]:
         """The sum over readable examples, and the adapter's new batch statistics."""
-        student, stats = outputs[self.term.student], {}
+        student, stats = outputs[self.term.student].astype(jnp.float32), {}
+        readable = self.readable(batch) > 0
         if self.term.label:
-            target = batch[self.term.label]
-            if student.ndim == 4 and target.ndim == 3 and student.shape[1:3] != target.shape[1:3]:
-                student = resize(student, target.shape[1:3])
+            # What is no label is made a harmless one: the loss may answer with NaN, whose gradient no mask would stop.
+            label = batch[self.term.label]
+            target = jnp.where(jnp.expand_dims(readable, tuple(range(1, label.ndim))), label, 0)
+            if student.ndim == 4 and target.ndim == 3:
+                student = resize(student, (target.shape[1], target.shape[2]))
         else:
             target = jax.lax.stop_gradient(teachers[self.teacher][self.endpoint])
             if self.adapter is not None:
-                student, changed = self.adapter.apply(variables, student, train=train, mutable=["batch_stats"])
+                student, changed = self.adapter.apply(variables, student, train=True, mutable=["batch_stats"])
                 stats = changed.get("batch_stats", {})
             target = adapters.resize_like(target, student.shape)
         each = self.loss(student, target, **self.term.args)
         each = each.reshape(each.shape[0], -1).mean(axis=1)
-        readable = self.readable(batch)
-        return jnp.where(readable > 0, each, 0.0).sum(), stats  # where: a padded row may be anything, even NaN
+        return jnp.where(readable, each, 0.0).sum(), stats
 
     def weight(self, epoch: Array) -> Array:
         """The weight at `epoch`, a real number of epochs since the start."""
-        return self.term.weight * (1.0 if self.term.schedule is None else factor(self.term.schedule, epoch))
+        return self.term.weight * (jnp.ones(()) if self.term.schedule is None else factor(self.term.schedule, epoch))
 
 
 def factor(schedule: Schedule, epoch: Array) -> Array:
@@ -76,15 +79,17 @@ def factor(schedule: Schedule, epoch: Array) -> Array:
     return schedule.start + (schedule.end - schedule.start) * done
 
 
-def bind(terms: dict[str, Term], student: dict[str, Any], teachers: dict[str, dict[str, Any]]) -> list[BoundTerm]:
-    """Checks every term against the shapes that student and teachers give, and builds losses and adapters.
+def bind(
+    terms: dict[str, Term], student: dict[str, Any], teachers: dict[str, dict[str, Any]], batch: dict[str, Any]
+) -> list[BoundTerm]:
+    """Checks every term against the shapes that student and teachers give for `batch`, and builds losses and adapters.
 
     All that does not fit is named in one ConfigError.
     """
     bound, wrong = [], []
     for name, term in terms.items():
         try:
-            bound.append(_bind(name, term, student, teachers))
+            bound.append(_bind(name, term, student, teachers, batch))
         except (ConfigError, TypeError, ValueError) as error:
             wrong.append(f"terms.{name}: {error}")
     if wrong:
@@ -92,7 +97,9 @@ def bind(terms: dict[str, Term], student: dict[str, Any], teachers: dict[str, di
     return bound
 
 
-def _bind(name: str, term: Term, student: dict[str, Any], teachers: dict[str, dict[str, Any]]) -> BoundTerm:
+def _bind(
+    name: str, term: Term, student: dict[str, Any], teachers: dict[str, dict[str, Any]], batch: dict
+) -> BoundTerm:
     bound = BoundTerm(name, registry.get("losses", term.loss), term)
     known = [p.name for p in inspect.signature(bound.loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
     for arg in term.args:
@@ -100,17 +107,33 @@ def _bind(name: str, term: Term, student: dict[str, Any], teachers: dict[str, di
             raise ConfigError(f"the loss {term.loss!r} takes no argument {arg!r}; {nearest(arg, known)}")
     if term.student not in student:
         raise ConfigError(f"the student has no endpoint {term.student!r}; {nearest(term.student, student)}")
+    mine = student[term.student].shape
+    _check_batch(f"student {term.student!r}", mine, batch)
+    adapted: dict = {}
     if term.label:
-        return bound
-    given = teachers[bound.teacher]
-    if bound.endpoint not in given:
-        raise ConfigError(f"teacher {bound.teacher!r} has no {bound.endpoint!r}; {nearest(bound.endpoint, given)}")
-    mine, theirs = student[term.student].shape, given[bound.endpoint].shape
-    adapter = adapters.build(term.adapter, mine, theirs) if term.adapter else None
-    if adapter is None and mine[-1] != theirs[-1]:
+        if term.label not in batch:
+            raise ConfigError(f"the data have no label {term.label!r}; {nearest(term.label, batch)}")
+    else:
+        given = teachers[bound.teacher]
+        if bound.endpoint not in given:
+            raise ConfigError(f"teacher {bound.teacher!r} has no {bound.endpoint!r}; {nearest(bound.endpoint, given)}")
+        theirs = given[bound.endpoint].shape
+        _check_batch(f"teacher {term.teacher!r}", theirs, batch)
+        if term.adapter:
+            bound = dataclasses.replace(bound, adapter=adapters.build(term.adapter, mine, theirs))
+            adapted = jax.eval_shape(bound.adapter.init, jax.random.key(0), student[term.student])
+        elif mine[-1] != theirs[-1]:
+            raise ConfigError(
+                f"student {term.student!r} has {mine[-1]} channels, teacher {term.teacher!r} has {theirs[-1]}; "
+                "name an adapter, for example adapter='conv_bn_relu'"
+            )
+    jax.eval_shape(bound.total, student, teachers, batch, adapted)  # shapes and arguments that the loss refuses
+    return bound
+
+
+def _check_batch(what: str, shape: tuple[int, ...], batch: dict) -> None:
+    if shape[:1] != batch["valid"].shape:
         raise ConfigError(
-            f"student {term.student!r} has {mine[-1]} channels, teacher {term.teacher!r} has {theirs[-1]}; "
-            "name an adapter, for example adapter='conv_bn_relu'"
+            f"{what} gives {list(shape)} for {batch['valid'].shape[0]} examples: the first axis is not the batch; a "
+            "module inside nn.scan gives all layers at once, so read an endpoint, or build the model with scan=False"
         )
-    jax.eval_shape(partial(adapters.resize_like, shape=(*mine[:-1], theirs[-1])), given[bound.endpoint])
-    return BoundTerm(name, bound.loss, term, adapter)

@@ -11,13 +11,14 @@ import math
 import os
 import pathlib
 import secrets
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 from kdjax.config import ConfigError, Log
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
-Values = dict[str, SupportsFloat]
+Values = Mapping[str, SupportsFloat]
 
 _told: set[str] = set()
 

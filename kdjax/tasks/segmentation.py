@@ -39,16 +39,21 @@ class Segmentation:
 
     def predict(self, outputs: dict[str, Array], batch: dict[str, Array]) -> UInt8[Array, "b h w"]:
         """The class of every pixel, at the size of the batch's masks."""
-        return classes(outputs["logits"], batch["mask"].shape[1:3])
+        _, height, width = batch["mask"].shape
+        return classes(outputs["logits"], (height, width))
 
     def measure(self, outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
-        """Dice of the predicted classes: per image the mean over the foreground classes, 1 where both are empty."""
-        predicted, valid = self.predict(outputs, batch), batch["valid"].astype(jnp.float32)
+        """Dice of the predicted classes: per image the mean over the foreground classes, 1 where both are empty.
+
+        NaN where the logits are not finite: such a model must not pass for one that finds nothing.
+        """
+        predicted, valid = self.predict(outputs, batch), batch["valid"]
         ids = jnp.arange(1, self.num_classes)[None, None, None, :]
         ours, truth = predicted[..., None] == ids, batch["mask"][..., None] == ids
         both, either = (ours & truth).sum((1, 2)), ours.sum((1, 2)) + truth.sum((1, 2))
         dice = jnp.where(either > 0, 2 * both / jnp.maximum(either, 1), 1.0).mean(axis=1)
-        return {"dice": ((dice * valid).sum(), valid.sum())}
+        dice = jnp.where(jnp.isfinite(outputs["logits"]).all((1, 2, 3)), dice, jnp.nan)
+        return {"dice": (jnp.where(valid, dice, 0.0).sum(), valid.sum().astype(jnp.float32))}
 
     def score(self, predicted: Int[np.ndarray, "h w"], truth: Int[np.ndarray, "h w"]) -> metrics.Scores:
         """All metrics of one image on the host."""

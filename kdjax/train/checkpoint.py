@@ -4,8 +4,8 @@ Each is a folder named after its step, written under a temporary name and rename
 any moment finds either the old one or the new one.
 """
 
-import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,42 +15,65 @@ from jax.experimental import multihost_utils
 
 from kdjax.config import ConfigError
 
-PROGRESS = "progress.json"
-
 
 def save(folder: Path, step: int, state: Any, progress: dict) -> None:
     """Writes state and progress, then removes older checkpoints. `progress` is plain JSON."""
-    target = (folder / str(step)).absolute()
+    target = folder / str(step)
     if target.exists():
         return  # this very step was saved already
     try:
-        ocp.save(target, {"state": state}, custom_metadata=progress)
-    except (OSError, ValueError) as error:
+        ocp.save(str(target.absolute()), {"state": state}, custom_metadata=progress)
+    except Exception as error:  # whatever orbax and what it stands on raise where a disk is full or not writable
+        _clean(folder)
         raise OSError(
             f"could not write the checkpoint of step {step} to {folder}: {error}\n"
             "What was saved before is still there; make room (or check the permissions) and run the same command again."
         ) from error
-    if jax.process_index() == 0:
-        for old in folder.iterdir():
-            if old.name != str(step):
-                shutil.rmtree(old, ignore_errors=True)
+    _clean(folder)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"saved {step}")
 
 
 def latest(folder: Path) -> int | None:
-    """The newest whole checkpoint's step."""
-    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
-    return max(steps, default=None)
+    """The newest whole checkpoint's step. What a killed run left half done is removed."""
+    _clean(folder)
+    return max(_steps(folder), default=None)
 
 
-def restore(folder: Path, step: int, like: Any) -> tuple[Any, dict]:
-    """State and progress of a step; `like` gives shapes, dtypes and shardings."""
-    path = (folder / str(step)).absolute()
+def progress(folder: Path, step: int) -> dict:
+    """What `save` was given of a step besides the state."""
+    return _read(folder / str(step), _custom)
+
+
+def restore(folder: Path, step: int, like: Any) -> Any:
+    """The state of a step; `like` gives shapes, dtypes and shardings, which need not be those it was saved with."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+    return _read(folder / str(step), lambda path: ocp.load(path, {"state": abstract})["state"])
+
+
+def _custom(path: str) -> dict:
+    found: Any = ocp.metadata(path).custom_metadata
+    return dict(found)
+
+
+def _read(path: Path, read: Callable[[str], Any]) -> Any:
     try:
-        state = ocp.load(path, {"state": abstract})["state"]
-        progress = ocp.metadata(path).custom_metadata
+        return read(str(path.absolute()))
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"the checkpoint {path} cannot be read: {error}\nRemove that folder to start over.") from error
-    return state, json.loads(json.dumps(progress or {}))
+        raise ConfigError(
+            f"the checkpoint {path} cannot be read: {error}\nRemove that folder to start this stage over."
+        ) from error
+
+
+def _steps(folder: Path) -> list[int]:
+    """Only whole checkpoints bear a bare number, but for an older one whose removal was cut short."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+
+
+def _clean(folder: Path) -> None:
+    """Leaves the newest checkpoint alone."""
+    newest = max(_steps(folder), default=None)
+    if jax.process_index() == 0 and folder.is_dir():
+        for path in folder.iterdir():
+            if path.name != str(newest):
+                shutil.rmtree(path, ignore_errors=True)

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from kdjax.config import ConfigError, Log, Stage
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
-from kdjax.train import checkpoint, optim, sharding
+from kdjax.train import checkpoint, sharding
 from kdjax.train.setup import Learner
 from kdjax.train.step import eval_params
 from kdjax.weights import safetensors
@@ -35,13 +35,20 @@ class Diverged(RuntimeError):
 
 
 class Signals:
-    """Remembers that SIGTERM or Ctrl-C came, so that the step in flight ends and its state is saved."""
+    """While entered, remembers that SIGTERM or Ctrl-C came, so that the step in flight ends and its state is saved."""
 
     def __init__(self):
         self.asked = False
+        self._before: dict = {}
+
+    def __enter__(self) -> "Signals":
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for name in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(name, self._ask)
+            self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked and number == signal.SIGINT:  # a second Ctrl-C is meant
@@ -59,84 +66,80 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     Returns what there is to tell: epochs, the best one and its measure, seconds, the share spent waiting for data.
     """
     stage, task, mesh = learner.stage, learner.task, learner.mesh
-    primary = jax.process_index() == 0
-    per_epoch = learner.steps_per_epoch
+    title, primary = stage.title or learner.name, jax.process_index() == 0
+    per_epoch, checkpoints = learner.steps_per_epoch, folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
 
-    state, fixed, outside = learner.start(init, teachers)
+    state, fixed, weights = learner.start(init, teachers)
+    outside = {"teachers and initial weights": weights, "numbers of images": learner.dataset.sizes}
     progress = {"epochs": 0, "best": None, "best_epoch": 0, "best_file": "", "seconds": 0.0, "outside": outside}
-    saved = checkpoint.latest(folder / "checkpoints")
+    saved = checkpoint.latest(checkpoints)
     if saved is not None:
-        state, progress = checkpoint.restore(folder / "checkpoints", saved, state)
-        if progress["outside"] != outside:
-            raise ConfigError(
-                f"{folder}: this run began with other teachers or initial weights than it is given now; "
-                "give it the same ones, or start anew with another --workdir"
-            )
-    start = int(state.step)
+        progress = checkpoint.progress(checkpoints, saved)
+        refuse_other_start(folder, progress["outside"], outside)
+        state = checkpoint.restore(checkpoints, saved, state)
+    start = step = saved or 0
+    prune(folder, progress)
 
     placed = jax.tree.map(lambda x: x.sharding, state)
     step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     norms_fn = jax.jit(learner.step.grad_norms)
-    tracked = Trackers(folder, log, name=learner.name, steps_done=start, primary=primary)
-    title = stage.title or learner.name
-    bar = Progress(title, per_epoch * stage.epochs, start, epochs=stage.epochs, enabled=primary)
-    shares = {"process": jax.process_index(), "processes": jax.process_count()}
-    batches = learner.dataset.train(stage.data.batch_size, seed=learner.seed, start=start, labelled_only=not learner.step.teachers, **shares)
+    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    dealt = {"seed": learner.seed, "start": start, "labelled_only": not learner.step.teachers, **share}
+    batches = learner.dataset.train(stage.data.batch_size, **dealt)
     clock = Clock(stage.data.batch_size, progress["seconds"])
     pending: list[tuple[int, dict]] = []  # the measures of the last step, read while the next one runs
 
     def record() -> None:
-        for step, measures in pending:
+        for at, measures in pending:
             values = averages(measures)
-            refuse_non_finite(values, step, folder)
-            bar.update(step, {"loss": values["loss"]}, clock.rate, clock.waiting)
-            if step % log.every == 0 or step % per_epoch in (0, 1):
-                values["lr"] = float(learner.step.rate(step - 1) * optim.plateau_scale(state.opt_state))
-                tracked.write(step, "train", values, {"images_per_s": clock.rate, "wait": clock.waiting})
+            refuse_non_finite(values, at, checkpoints)
+            bar.update(at, {"loss": values["loss"]}, clock.rate, clock.waiting)
+            if at % log.every == 0 or at % per_epoch in (0, 1):
+                tracked.write(at, "train", values, {"images_per_s": clock.rate, "wait": clock.waiting})
         pending.clear()
 
     def save() -> None:
         record()
         progress["seconds"] = clock.seconds
-        checkpoint.save(folder / "checkpoints", int(state.step), state, progress)
+        checkpoint.save(checkpoints, step, state, progress)
 
-    step = start
-    while progress["epochs"] < stage.epochs and not stop_early(stage, progress):
-        with clock.wait():
-            batch = sharding.global_batch(next(batches), mesh)
-        begins = step % per_epoch == 0 and stage.grad_norms_every and progress["epochs"] % stage.grad_norms_every == 0
-        norms = norms_fn(state, fixed, batch) if begins else {}
-        state, measures = step_fn(state, fixed, batch)
-        step += 1
-        record()
-        clock.count()
-        pending.append((step, {**measures, **norms}))
-
-        if step % per_epoch == 0:
+    with (
+        closing(Trackers(folder, log, name=learner.name, steps_done=start, primary=primary)) as tracked,
+        closing(Progress(title, per_epoch * stage.epochs, start, epochs=stage.epochs, enabled=primary)) as bar,
+    ):
+        while progress["epochs"] < stage.epochs and not stop_early(stage, progress):
+            with clock.wait():
+                batch = sharding.global_batch(next(batches), mesh)
+            every = stage.grad_norms_every * per_epoch
+            norms = norms_fn(state, fixed, batch) if every and step % every == 0 else {}
+            state, measures = step_fn(state, fixed, batch)
+            step += 1
             record()
-            whole = learner.whole_fn(eval_params(state), state.batch_stats, fixed["frozen"])
-            measured, _ = evaluate(learner, whole, "val")
-            progress["epochs"] += 1
-            tracked.write(step, "val", measured)
-            bar.update(step, {task.primary: measured[task.primary]}, clock.rate, clock.waiting)
-            least = stage.stop.min_delta if stage.stop else 0.0
-            if progress["best"] is None or measured[task.primary] > progress["best"] + least:
-                name = f"best_epoch{progress['epochs']:03d}_{task.primary}{measured[task.primary]:.4f}.safetensors"
-                progress |= {"best": measured[task.primary], "best_epoch": progress["epochs"], "best_file": name}
-                keep(folder / name, {"params": eval_params(state), "batch_stats": state.batch_stats})
-            save()
-            for old in folder.glob("best_*.safetensors") if primary else ():
-                if old.name != progress["best_file"]:
-                    old.unlink(missing_ok=True)
-        elif stage.save_every and step % stage.save_every == 0:
-            save()
-        if signals.stop(step):
-            save()
-            bar.line(f"{title}: stopped at step {step}, saved in {folder / 'checkpoints'}")
-            raise Stopped
-    bar.close()
-    tracked.close()
+            clock.count()
+            pending.append((step, {**measures, **norms}))
+
+            if step % per_epoch == 0:
+                record()
+                whole = learner.whole_fn(eval_params(state), state.batch_stats, fixed["frozen"])
+                measured, _ = evaluate(learner, whole, "val")
+                refuse_non_finite({f"validation {k}": v for k, v in measured.items()}, step, checkpoints)
+                progress["epochs"] += 1
+                tracked.write(step, "val", measured)
+                bar.update(step, {task.primary: measured[task.primary]}, clock.rate, clock.waiting)
+                least = stage.stop.min_delta if stage.stop else 0.0
+                if progress["best"] is None or measured[task.primary] > progress["best"] + least:
+                    name = f"best_epoch{progress['epochs']:03d}_{task.primary}{measured[task.primary]:.4f}.safetensors"
+                    progress |= {"best": measured[task.primary], "best_epoch": progress["epochs"], "best_file": name}
+                    keep(folder / name, {"params": eval_params(state), "batch_stats": state.batch_stats})
+                save()
+                prune(folder, progress)
+            elif stage.save_every and step % stage.save_every == 0:
+                save()
+            if signals.stop(step):
+                save()
+                bar.line(f"{title}: stopped at step {step}, saved in {checkpoints}")
+                raise Stopped
 
     best, _ = safetensors.load(folder / progress["best_file"])
     best = learner.place({"batch_stats": {"model": {}}, **best})
@@ -170,15 +173,36 @@ def averages(measures: dict) -> dict[str, float]:
     return {k: float(total) / max(float(seen), 1.0) for k, (total, seen) in jax.device_get(measures).items()}
 
 
-def refuse_non_finite(values: dict[str, float], step: int, folder: Path) -> None:
-    wrong = [k.removeprefix("terms/") for k, v in values.items() if not math.isfinite(v)]
+def refuse_non_finite(values: dict[str, float], step: int, checkpoints: Path) -> None:
+    wrong = [k for k, v in values.items() if not math.isfinite(v)]
     if wrong:
-        terms = [k for k in wrong if k not in ("loss", "grad_norm")]
-        what = f"term {', '.join(map(repr, terms))}" if terms else f"the {'gradient' if wrong == ['grad_norm'] else 'loss'}"
+        # A term that is not finite makes all sums so: it alone is named, where there is one.
+        terms = [f"term {k.removeprefix('terms/')!r}" for k in wrong if k.startswith("terms/")]
+        parts = [f"the gradient of term {k.removeprefix('grad_norm/')!r}" for k in wrong if k.startswith("grad_norm/")]
+        what = terms or parts or ["the gradient" if k == "grad_norm" else f"the {k}" for k in wrong]
+        kept = f"the last good checkpoint is kept in {checkpoints}"
         raise Diverged(
-            f"step {step}: {what} is not finite any more. The last good checkpoint is kept in {folder / 'checkpoints'}; "
-            "try a lower learning rate, optim.clip=1.0, or dtype=float32"
+            f"step {step}: {', '.join(what)} is not finite any more; "
+            f"{kept if checkpoint.latest(checkpoints) is not None else 'nothing was saved before'}. "
+            "Try a lower learning rate, optim.clip=1.0, or dtype=float32, with another --workdir"
         )
+
+
+def refuse_other_start(folder: Path, began: dict, now: dict) -> None:
+    changed = [what for what in now if now[what] != began.get(what)]
+    if changed:
+        raise ConfigError(
+            f"{folder}: this run began with other {' and '.join(changed)} than it is given now; "
+            "give it the same ones, or start anew with another --workdir"
+        )
+
+
+def prune(folder: Path, progress: dict) -> None:
+    """Removes what no checkpoint refers to: earlier best files, and what a killed run was writing."""
+    if jax.process_index() == 0:
+        for path in (*folder.glob("best_*.safetensors"), *folder.glob(".*.partial")):
+            if path.name != progress["best_file"]:
+                path.unlink(missing_ok=True)
 
 
 def stop_early(stage: Stage, progress: dict) -> bool:

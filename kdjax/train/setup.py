@@ -20,6 +20,8 @@ from kdjax.train import lora, optim, sharding
 from kdjax.train.step import State, Step, evaluate
 from kdjax.weights import safetensors
 
+EXAMPLES = 97  # in a batch of mere shapes: a number that no axis of a model has, so that the batch axis is told from it
+
 
 @dataclass
 class Learner:
@@ -97,7 +99,12 @@ def evaluator(model: Any, task: Any, mesh: Mesh) -> Any:
 
 
 def prepare(
-    name: str, stage: Stage, experiment: Experiment, mesh: Mesh, dataset: pipeline.Dataset, models: dict[str, config.Model]
+    name: str,
+    stage: Stage,
+    experiment: Experiment,
+    mesh: Mesh,
+    dataset: pipeline.Dataset,
+    models: dict[str, config.Model],
 ) -> Learner:
     """Builds a stage and refuses what cannot work, before anything is trained.
 
@@ -120,7 +127,7 @@ def prepare(
             built = teaching.build_model(teacher.model or models[teacher.stage], teacher.dtype)
             networks[key] = Network(built, teaching.taps(terms.values(), key))
             taught[key] = networks[key].shapes(jax.eval_shape(partial(initial, built), jax.random.key(0)), batch)
-        bound = bind(terms, outputs, taught)
+        bound = bind(terms, outputs, taught, batch)
         params, _ = jax.eval_shape(partial(assemble, stage, bound, outputs), jax.random.key(0), abstract)
         trainable, _ = optim.split(params, optim.rules(stage.optim.trainable, params, "optim.trainable"))
         if not jax.tree.leaves(trainable):
@@ -154,7 +161,7 @@ def assemble(stage: Stage, terms: list[BoundTerm], outputs: dict, key: jax.Array
         params["lora"] = lora.init(jax.random.fold_in(key, 1), variables["params"], stage.lora)
     for term in terms:
         if term.adapter is not None:
-            features = jnp.zeros(outputs[term.term.student].shape)
+            features = jnp.zeros((2, *outputs[term.term.student].shape[1:]))
             made = term.adapter.init(jax.random.fold_in(key, zlib.crc32(term.name.encode())), features)
             params["adapters"][term.name] = made["params"]
             stats["adapters"] |= {term.name: made["batch_stats"]} if "batch_stats" in made else {}
@@ -163,13 +170,18 @@ def assemble(stage: Stage, terms: list[BoundTerm], outputs: dict, key: jax.Array
 
 def initial(model: Any, key: jax.Array) -> dict:
     """Fresh variables of a model; run it under `jax.jit` or `jax.eval_shape`."""
-    batch = {name: value for name, value in example(model.input_spec.size).items() if name in model.inputs}
+    batch = {name: value for name, value in example(model.input_spec.size, 1).items() if name in model.inputs}
     return model.init(key, *view(model, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)))
 
 
-def example(image_size: int, batch_size: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
+def example(image_size: int, batch_size: int = EXAMPLES) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of images as a step sees it."""
-    return {
-        "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.float32),
-        "mask": jax.ShapeDtypeStruct((batch_size, image_size, image_size), jnp.int32),
+    shapes = {
+        "image": ((image_size, image_size, 3), jnp.float32),
+        "mask": ((image_size, image_size), jnp.int32),
+        "class": ((), jnp.int32),
+        "labelled": ((), jnp.bool),
+        "valid": ((), jnp.bool),
+        "index": ((), jnp.int32),
     }
+    return {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in shapes.items()}

@@ -29,7 +29,12 @@ def make_mesh(wanted: config.Mesh) -> Mesh:
     sizes = [devices // rest if size == -1 else size for size in sizes]
     count = math.prod(sizes)
     if count < devices and jax.process_count() > 1:
-        raise ConfigError(f"mesh {sizes} uses {count} of {devices} devices; over several hosts it must use all")
+        raise ConfigError(f"mesh {sizes} uses {count} of {devices} devices; over several processes it must use all")
+    if sizes[0] * sizes[1] % jax.process_count():
+        raise ConfigError(
+            f"mesh.data {sizes[0]} x mesh.fsdp {sizes[1]} does not divide over {jax.process_count()} processes, each "
+            "of which reads its own share of every batch; lower mesh.model"
+        )
     return jax.make_mesh(
         tuple(sizes), ("data", "fsdp", "model"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:count]
     )
@@ -91,11 +96,11 @@ def global_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 
 def to_host(tree: Any) -> Any:
-    """Whole numpy arrays, also of leaves whose shards lie on other hosts."""
+    """Whole numpy arrays, also of leaves whose shards lie on other hosts; every process takes part."""
 
     def fetch(leaf: Any) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = jax.jit(lambda x: x, out_shardings=NamedSharding(leaf.sharding.mesh, P()))(leaf)  # type: ignore
+            leaf = jax.device_put(leaf, replicated(leaf.sharding.mesh))  # type: ignore
         return np.asarray(leaf)
 
     return jax.tree.map(fetch, tree)

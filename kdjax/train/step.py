@@ -4,6 +4,7 @@
 of it is compiled in, given away or saved. Every average is a (total, count) pair.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,15 +62,14 @@ class Step:
 
     def train(self, state: State, fixed: dict, batch: dict[str, Array]) -> tuple[State, dict]:
         """One update. The batch is read in `accumulate` micro-batches whose gradients add up exactly."""
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        batch = self.prepare(batch, key)
+        batch = self.prepare(batch, state.step)
         counts = {term.name: term.readable(batch).sum() for term in self.terms}
         weights = self.weights(state.step)
 
         def micro(carry: tuple[dict, dict, dict], part: tuple[dict, Array]) -> tuple[tuple[dict, dict, dict], None]:
             grads, totals, stats = carry
             (_, (new, stats)), g = jax.value_and_grad(self.loss, has_aux=True)(
-                state.params, stats, fixed, part[0], counts, weights, jax.random.fold_in(key, part[1])
+                state.params, stats, fixed, part[0], counts, weights, self.dropout_key(state.step, part[1])
             )
             return (jax.tree.map(jnp.add, grads, g), jax.tree.map(jnp.add, totals, new), stats), None
 
@@ -84,7 +84,9 @@ class Step:
         params = optax.apply_updates(state.params, updates)
         ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
         measures: Measures = {f"terms/{k}": (totals[k], counts[k]) for k in totals}
-        measures |= {"loss": (jnp.asarray(loss), jnp.ones(())), "grad_norm": (optax.global_norm(grads), jnp.ones(()))}
+        rate = self.rate(state.step) * optim.plateau_scale(state.opt_state)
+        one_number = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": rate}
+        measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in one_number.items()}
         return State(state.step + 1, params, stats, opt_state, ema), measures  # type: ignore[arg-type]
 
     def loss(
@@ -100,8 +102,11 @@ class Step:
         taught = teach(self.teachers, fixed["teachers"], batch, self.terms)
         totals, adapter_stats = {}, {}
         for term in self.terms:
-            own = {"params": params.get("adapters", {}).get(term.name, {}), "batch_stats": stats["adapters"].get(term.name, {})}
-            totals[term.name], changed = term.total(outputs, taught, batch, own, train=True)
+            own = {
+                "params": params.get("adapters", {}).get(term.name, {}),
+                "batch_stats": stats["adapters"].get(term.name, {}),
+            }
+            totals[term.name], changed = term.total(outputs, taught, batch, own)
             adapter_stats |= {term.name: changed} if changed else {}
         return totals, {"model": model_stats, "adapters": adapter_stats}
 
@@ -110,12 +115,14 @@ class Step:
         return {term.name: jnp.asarray(term.weight(epoch), jnp.float32) for term in self.terms}
 
     def grad_norms(self, state: State, fixed: dict, batch: dict[str, Array]) -> Measures:
-        """The norm of each weighted term's own gradient; one backward pass, run once a term."""
-        key = jax.random.fold_in(jax.random.key(self.seed), state.step)
-        batch = self.prepare(batch, key)
+        """The norm of each weighted term's own gradient, on the first micro-batch of the step that `train` would make;
+        one forward pass, and a backward pass for each term."""
+        batch = self.prepare(batch, state.step)
+        batch = {k: v[0] for k, v in split_batch(batch, self.accumulate).items()}
         weights = self.weights(state.step)
 
         def values(params: dict) -> Array:
+            key = self.dropout_key(state.step, 0)
             totals, _ = self.totals(params, state.batch_stats, fixed, batch, key)
             parts = [weights[t.name] * totals[t.name] / jnp.maximum(t.readable(batch).sum(), 1.0) for t in self.terms]
             return jnp.stack(parts)
@@ -124,11 +131,22 @@ class Step:
         norms = jax.lax.map(lambda one: optax.global_norm(pull(one)[0]), jnp.eye(len(self.terms)))
         return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.terms)}
 
-    def prepare(self, batch: dict[str, Array], key: Array) -> dict[str, Array]:
+    def prepare(self, batch: dict[str, Array], step: Array) -> dict[str, Array]:
+        """The batch as the models read it: floats, padding blanked, augmented."""
         batch = as_floats(batch)
         if self.augment is not None:
+            key = self._key("augment", step)
             batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
         return batch
+
+    def dropout_key(self, step: Array, part: Array | int) -> Array:
+        """The key of a micro-batch."""
+        return jax.random.fold_in(self._key("dropout", step), part)
+
+    def _key(self, use: str, step: Array) -> Array:
+        """Folded from what it is for and the step, so that no key is saved and no two uses share one."""
+        named = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(use.encode()))
+        return jax.random.fold_in(named, step)
 
 
 def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array]:
@@ -139,8 +157,10 @@ def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) 
 
 
 def as_floats(batch: dict[str, Array]) -> dict[str, Array]:
-    """Images travel as bytes and are read in [0, 1]."""
-    return {k: v.astype(jnp.float32) / 255.0 if v.dtype == jnp.uint8 else v for k, v in batch.items()}
+    """Images travel as bytes and are read in [0, 1]; those of padding are black, whatever they were."""
+    image = batch["image"]
+    image = image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
+    return {**batch, "image": jnp.where(batch["valid"][:, None, None, None], image, 0.0)}
 
 
 def split_batch(batch: dict[str, Array], parts: int) -> dict[str, Array]:
