@@ -4,6 +4,7 @@ An experiment is an ordered set of named stages. A stage trains one model on one
 teachers and has terms that read them. Everything here is data: no JAX, so that a config loads in milliseconds.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -208,6 +209,10 @@ class Experiment:
     control: bool = True  # train each distilled stage once more without its teachers
     mesh: Mesh = field(default_factory=Mesh)
     log: Log = field(default_factory=Log)
+
+    def __post_init__(self):
+        """A config may use one Data or Model for several stages; a change of one stage's must not reach the others."""
+        self.stages = {name: copy.deepcopy(stage) for name, stage in self.stages.items()}
 
 
 # -- checking --------------------------------------------------------------------------------------------------------

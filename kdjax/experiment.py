@@ -59,9 +59,10 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
 
     With `stage`, only that one and what it needs.
     """
-    began = time.monotonic()
     with Signals() as signals:
         made = open_run(experiment, workdir, stage)
+        if jax.process_index() == 0:
+            print(overview(made), flush=True)
         for name, learner in made.learners.items():
             finished = stage_folder(made.folder, name) / "result.json"
             if finished.exists():
@@ -71,7 +72,7 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
                 if jax.process_index() == 0:
                     write(finished, json.dumps(result, indent=1))
             _gate(name, learner.stage, result)
-        summary = summarise(made, time.monotonic() - began)
+        summary = summarise(made)
         if jax.process_index() == 0:
             report(made, summary)
     return summary
@@ -101,6 +102,24 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
             _check_fits(f"stages.{name}.init", build_model(one.model), source, one.init_skip)
     claim(folder, experiment)
     return Run(experiment, folder, learners, files)
+
+
+def overview(made: Run) -> str:
+    """What is about to run and on what, a line each, with what a person should know about the data."""
+    mesh = next(iter(made.learners.values())).mesh
+    used = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    done = [name for name in made.learners if (stage_folder(made.folder, name) / "result.json").exists()]
+    lines = [
+        f"workdir  {made.folder}",
+        f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({used})' if used else ''}",
+        "stages   " + " > ".join(f"{name} (done)" if name in done else name for name in made.learners),
+    ]
+    told: dict[str, None] = {}  # stages that read the same data are told of once
+    for learner in made.learners.values():
+        data, sizes = learner.stage.data, ", ".join(f"{n} {k}" for k, n in learner.dataset.sizes.items())
+        told[f"data     {data.source}: {sizes}; {data.labelled:.0%} of train labelled"] = None
+        told |= dict.fromkeys(f"note     {data.source}: {note}" for note in learner.dataset.notes)
+    return "\n".join([*lines, *told]) + "\n"
 
 
 def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
@@ -229,7 +248,7 @@ def _gate(name: str, stage: Stage, result: dict) -> None:
     )
 
 
-def summarise(made: Run, seconds: float) -> dict:
+def summarise(made: Run) -> dict:
     """What the tables and the report show."""
     stages = {name: learner.stage for name, learner in made.learners.items()}
     taught_by = {t.stage for s in stages.values() for t in s.teachers.values()}
@@ -242,10 +261,11 @@ def summarise(made: Run, seconds: float) -> dict:
         role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
         rows.append({"stage": name, "role": role, **json.loads(found.read_text())})
     last = next(reversed(made.learners.values()))
+    told = [stage_folder(made.folder, name) / "result.json" for name in stages]
     return {
         "name": made.experiment.name,
         "seed": made.experiment.seed,
-        "seconds": seconds,
+        "seconds": sum(json.loads(path.read_text())["seconds"] for path in told if path.exists()),
         "hardware": hardware(),
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "num_classes": last.stage.data.num_classes,

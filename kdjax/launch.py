@@ -1,25 +1,32 @@
 """The command line: `python -m kdjax.launch --config=configs/sam_distill.py`.
 
-    --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
-    --mode=train                  train what is not trained yet, then report (the default)
-    --mode=eval                   score a stage on its test images, or another file with --weights
-    --mode=predict                masks and overlays for a folder of images: --images=, --output=
-    --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
-    --mode=report                 make the report anew from what lies in the working directory
-    --list=models                 what there is: models, configs, losses, tasks, data
+--config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
+--mode=train                  train what is not trained yet, then report (the default)
+--mode=eval                   score a stage on its test images, or another file with --weights
+--mode=predict                masks and overlays for a folder of images: --images=, --output=
+--mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
+--mode=report                 make the report anew from what lies in the working directory
+--list=models                 what there is: models, configs, losses, tasks, data
 """
 
+import ast
+import dataclasses
 import os
+import re
+import runpy
+import shlex
 import sys
-import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
+from ml_collections.config_flags import config_flags as typed_flags
+from ml_collections.config_flags import config_path
 
 from kdjax.config import ConfigError, Experiment, from_json, nearest
 
-BEGAN = time.monotonic()
 MODES = ("train", "eval", "predict", "metrics", "report")
 LISTS = ("models", "configs", "losses", "tasks", "data")
 
@@ -55,6 +62,9 @@ def main(argv: list[str]) -> int:
     return {"train": train, "eval": evaluate, "predict": predict, "report": report}[MODE.value](experiment, workdir)
 
 
+# -- what it does ----------------------------------------------------------------------------------------------------
+
+
 def train(experiment: Experiment, workdir: Path) -> int:
     from kdjax import experiment as running
     from kdjax.report import tables
@@ -63,7 +73,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
     try:
         summary = running.run(experiment, workdir, STAGE.value)
     except Stopped:
-        print(f"Stopped and saved. To go on, run the same command again:\n  {_command()}")
+        if _first_process():
+            print(f"Stopped and saved. To go on, run the same command again:\n  {_command()}")
         return 0
     if _first_process():
         print(f"\n{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
@@ -75,7 +86,8 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
     from kdjax.report import tables
 
     summary = predicting.evaluate(experiment, workdir, STAGE.value, WEIGHTS.value)
-    print(tables.results(summary))
+    if _first_process():
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\nalso in {workdir / predicting.RESULTS}")
     return 0
 
 
@@ -86,7 +98,7 @@ def predict(experiment: Experiment, workdir: Path) -> int:
         raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
     output = Path(OUTPUT.value or workdir / "predictions")
     count = predicting.predict(experiment, workdir, STAGE.value, WEIGHTS.value, Path(IMAGES.value), output)
-    print(f"{count} masks and overlays in {output}")
+    print(f"masks and overlays of {count} images: {output}")
     return 0
 
 
@@ -95,7 +107,7 @@ def report(experiment: Experiment, workdir: Path) -> int:
     from kdjax.report import tables
 
     made = running.open_run(experiment, workdir)
-    summary = running.summarise(made, running.told_seconds(workdir))
+    summary = running.summarise(made)
     running.report(made, summary)
     print(f"{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
     return 0
@@ -115,14 +127,20 @@ def metrics() -> int:
 
 
 def show_list(kind: str) -> int:
+    """Names, each with the first line of its docstring."""
     from kdjax import registry
 
     if kind == "configs":
+        found = {}
         for path in sorted(Path("configs").glob("*.py")):
-            first = path.read_text().split('"""')[1].strip().splitlines()[0]
-            print(f"{path}  {first}")
-        return 0
-    print("\n".join(registry.names(kind)))
+            told = ast.get_docstring(ast.parse(path.read_text())) or ""
+            variants = runpy.run_path(str(path)).get("VARIANTS", ())
+            found |= {str(path): told} | {f"{path}:{v}": "" for v in variants if v}
+    else:
+        found = {name: registry.get(kind, name).__doc__ or "" for name in registry.names(kind)}
+    width = max(map(len, found), default=0)
+    for name, told in found.items():
+        print(f"{name:{width}}  {told.strip().partition(chr(10))[0]}".rstrip())
     return 0
 
 
@@ -147,8 +165,7 @@ def _config_of_workdir() -> Experiment:
 
 def _default_workdir() -> str:
     """runs/NAME, with the variant: --config=configs/sam_distill.py:smoke gives runs/sam_distill-smoke."""
-    spec = next(a.split("=", 1)[-1] for a in sys.argv if a.lstrip("-").startswith("config="))
-    path, _, variant = spec.partition(":")
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
     return str(Path("runs") / "-".join(filter(None, [Path(path).stem, variant.replace("/", "_")])))
 
 
@@ -159,7 +176,7 @@ def _first_process() -> bool:
 
 
 def _command() -> str:
-    return " ".join(["python -m kdjax.launch", *sys.argv[1:]])
+    return shlex.join(["python", "-m", "kdjax.launch", *sys.argv[1:]])
 
 
 def _quiet() -> None:
@@ -169,56 +186,109 @@ def _quiet() -> None:
     logging.set_verbosity(logging.WARNING)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Flags, with the nearest name where a field of the config does not exist."""
+# -- flags, and what is wrong with them ------------------------------------------------------------------------------
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; everything wrong with the config's name and with the fields it lacks is said at once."""
+    if spec := _spec(argv):
+        base = load(spec)
+        if wrong := [fault for name in _overridden(argv) if (fault := _unknown(base, name))]:
+            raise ConfigError("\n".join(wrong))
+    elif overridden := list(_overridden(argv)):
+        raise ConfigError(f"--config.{overridden[0]} changes a field of a config: give --config=FILE before it")
     try:
         return flags.FLAGS(argv)
+    except typed_flags.UnsupportedOperationError as error:
+        name = re.search(r"field config\.(\S+)", str(error))
+        raise ConfigError(f"--config.{name[1] if name else '?'}: change the fields inside it, one by one") from error
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_ill_typed(load(spec), str(error)) if spec else str(error)) from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
-    except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(_unknown_field(argv) or f"the flags cannot be read: {error}") from error
 
 
-def _unknown_field(argv: list[str]) -> str:
-    """Which override names a field that the config does not have."""
-    import dataclasses
+def load(spec: str) -> Experiment:
+    """The experiment of "FILE" or "FILE:VARIANT", nothing overridden."""
+    path, colon, variant = spec.partition(":")
+    if not Path(path).is_file():
+        folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs")
+        raise ConfigError(f"there is no config {path!r}; {nearest(path, map(str, folder.glob('*.py')))}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
+    found = get_config(*[variant] * bool(colon))
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{path}: get_config must return an Experiment, found {type(found).__name__}")
+    return found
 
-    spec = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), "")
-    holder = flags.FLAGS["config"]
-    del holder
-    if not spec:
-        return "--config.FIELD=VALUE needs --config=FILE"
-    path, _, variant = spec.partition(":")
-    if not Path(path).exists():
-        known = [str(p) for p in sorted(Path(path).parent.glob("*.py"))]
-        return f"there is no config {path!r}; {nearest(path, known)}"
-    scope: dict = {}
-    exec(compile(Path(path).read_text(), path, "exec"), scope)
-    base = scope["get_config"](variant) if variant else scope["get_config"]()
-    for argument in argv:
-        name = argument.lstrip("-").split("=", 1)[0]
-        if not name.startswith("config."):
-            continue
-        value, seen = base, "config"
-        for part in name.split(".")[1:]:
-            names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
-            names = list(value) if isinstance(value, dict) else names
-            if part not in names:
-                return f"{argument}: {seen} has no field {part!r}; {nearest(part, names)}"
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
-            seen += f".{part}"
+
+def _spec(argv: list[str]) -> str:
+    """The value of --config, written with "=" or as the next word."""
+    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
     return ""
 
 
+def _overridden(argv: list[str]) -> Iterator[str]:
+    """The fields of the config that are changed: "stages.student.optim.lr"."""
+    for word in argv[1:]:
+        if match := re.match(r"--?(?:no)?config\.([^=]+)", word):
+            yield match[1]
+
+
+def _unknown(base: Experiment, name: str) -> str:
+    """What is wrong with the name of a field; "" where the config has it."""
+    value: Any = base
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        at = ".".join(["config", *parts[:depth]])
+        if value is None:
+            return f"--config.{name}: {at} is None; give it a value in the file of the config"
+        if not isinstance(value, dict) and not dataclasses.is_dataclass(value):
+            return f"--config.{name}: {at} is {value!r} and has no fields"
+        known = (
+            value if isinstance(value, dict) else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        )
+        if part not in known:
+            return f"--config.{name}: {at} has no field {part!r}; {nearest(part, known)}"
+        value = known[part]
+    return ""
+
+
+def _ill_typed(base: Experiment, told: str) -> str:
+    """A plainer message for a value that a field of the config cannot take."""
+    match = re.match(r"flag --config\.([^=]+)=([^:]*):", told)
+    if not match or _unknown(base, match[1]):
+        return told
+    kind = config_path.get_type(match[1], base)
+    return f"--config.{match[1]}: expected {getattr(kind, '__name__', kind)}, found {match[2]!r}"
+
+
 def entry() -> None:
-    """What the user did wrong ends in a message and exit code 2, not in a trace."""
+    """What a person can mend ends in a message and exit code 2; a fault of the program keeps its trace."""
     try:
-        app.run(main, flags_parser=_parse)
-    except (ConfigError, RuntimeError, OSError) as error:
-        if not getattr(error, "__kdjax__", isinstance(error, ConfigError)) and os.environ.get("KDJAX_TRACE"):
+        app.run(main, flags_parser=parse)
+    except BrokenPipeError:  # the reader of our output has gone: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if not _mendable(error):
             raise
         print(f"\nerror: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _mendable(error: BaseException | None) -> bool:
+    if error is None or isinstance(error, (ConfigError, OSError)):
+        return error is not None
+    from kdjax.experiment import GateError
+    from kdjax.train.loop import Diverged
+    from kdjax.weights.safetensors import WeightsError
+
+    return isinstance(error, (GateError, Diverged, WeightsError))
 
 
 if __name__ == "__main__":

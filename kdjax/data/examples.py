@@ -59,8 +59,8 @@ class Examples:
         self._ready[i] = True  # last: another thread may be looking
 
     def _squared(self, example: dict[str, Any]) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"], int]:
-        image = _resize(example["image"], self.size, Image.Resampling.BILINEAR)
-        mask = _resize(example["mask"], self.size, Image.Resampling.NEAREST)
+        image = resize(example["image"], self.size, Image.Resampling.BILINEAR)
+        mask = resize(example["mask"], self.size, Image.Resampling.NEAREST)
         return image, mask, example["class"]
 
     def _forget(self) -> None:
@@ -76,7 +76,7 @@ class Examples:
         self._forget()
 
 
-def _resize(array: UInt8[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:
+def resize(array: UInt8[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:
     if array.shape[:2] == (size, size):
         return array
     return np.asarray(Image.fromarray(array).resize((size, size), how))
