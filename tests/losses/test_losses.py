@@ -1,6 +1,8 @@
 """One battery over every registered loss: it finds them by itself, and asks each for a second formula."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,25 +30,31 @@ def float64(target) -> np.ndarray:
     return target.astype(np.float64) if target.dtype.kind == "f" else target
 
 
-def cases(name: str, every: bool = False) -> list:
-    """(loss, formula, reference) for each reference of `name`, with its first settings or with every one."""
+class Case(NamedTuple):
+    loss: Callable
+    formula: Callable
+    reference: Reference
+    run: Callable  # (student, target) -> the loss of each example, and the gradients of their sum; compiled once
+
+
+@cache
+def cases(name: str) -> list[Case]:
+    """A case for each reference of `name` and each of its settings."""
     loss = registry.get("losses", name)
     return [
-        (partial(loss, **args), partial(r.formula, **args), r)
+        Case(one := partial(loss, **args), partial(r.formula, **args), r, with_gradients(one, r))
         for r in REFERENCES[name]
-        for args in (r.args if every else r.args[:1])
+        for args in r.args
     ]
 
 
-def with_gradients(loss, reference: Reference):
-    """(student, target) -> the loss of each example and the gradients of their sum, in one program."""
-    wrt = (0,) if reference.classes else (0, 1)
-
+def with_gradients(loss: Callable, reference: Reference) -> Callable:
     def total(*inputs):
         values = loss(*inputs)
         return values.sum(), values
 
     def run(*inputs):
+        wrt = (0,) if reference.classes else (0, 1)
         (_, values), grads = jax.value_and_grad(total, argnums=wrt, has_aux=True)(*inputs)
         return values, grads
 
@@ -77,9 +85,9 @@ def agree(found, expected, relative=1e-5):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_value_and_gradient_are_those_of_the_formula(name):
-    for loss, formula, reference in cases(name, every=True):
+    for _, formula, reference, run in cases(name):
         inputs = drawn(reference)
-        found, grads = with_gradients(loss, reference)(*inputs)
+        found, grads = run(*inputs)
         assert found.shape == (BATCH,)
         assert found.dtype == jnp.float32
         agree(found, by_formula(formula, *inputs))
@@ -89,13 +97,12 @@ def test_value_and_gradient_are_those_of_the_formula(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_finite_at_extremes(name):
-    for loss, _, reference in cases(name, every=True):
+    for _, _, reference, run in cases(name):
         student, target = (np.asarray(x) for x in drawn(reference))
         signs = np.where(student > 0, 1, -1)
         arrays = [np.zeros_like(student), np.ones_like(student), 1e4 * signs, np.full_like(student, -1e4)]
         arrays += [-1e4 * signs, 1e-30 * student]
         ids = [np.full_like(target, c) for c in range(reference.classes)]
-        run = with_gradients(loss, reference)
         for s in arrays:
             for t in [target, *(ids or arrays)]:
                 values, grads = run(jnp.asarray(s, student.dtype), jnp.asarray(t, target.dtype))
@@ -105,36 +112,37 @@ def test_finite_at_extremes(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_equal_arrays_cost_nothing(name):
-    for loss, _, reference in cases(name):
+    for _, _, reference, run in cases(name):
         if not reference.classes and reference.zero_at_equal:
             x, other = drawn(reference)
-            values, grads = with_gradients(loss, reference)(x, x)
+            values, grads = run(x, x)
             for zero in (values, *grads):
                 np.testing.assert_allclose(zero, 0, atol=1e-6)
-            assert loss(x, other).min() > 1e-3
+            assert run(x, other)[0].min() > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_examples_keep_their_place(name):
     order = np.array([2, 0, 1])
-    for loss, _, reference in cases(name):
+    for _, _, reference, run in cases(name):
         student, target = drawn(reference)
-        np.testing.assert_allclose(loss(student[order], target[order]), loss(student, target)[order], rtol=1e-6)
+        straight, mixed = run(student, target), run(student[order], target[order])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a[order], rtol=1e-6, atol=1e-7), straight, mixed)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_bfloat16_is_computed_in_float32(name):
-    for loss, _, reference in cases(name):
-        narrow = [x if x.dtype.kind == "i" else x.astype(jnp.bfloat16) for x in drawn(reference)]
-        found = loss(*narrow)
-        assert found.dtype == jnp.float32
-        wide = [x if x.dtype.kind == "i" else x.astype(jnp.float32) for x in narrow]
-        np.testing.assert_array_equal(found, loss(*wide))
+    loss, _, reference, run = cases(name)[0]
+    narrow = [x if x.dtype.kind == "i" else x.astype(jnp.bfloat16) for x in drawn(reference)]
+    wide = [x if x.dtype.kind == "i" else x.astype(jnp.float32) for x in narrow]
+    found = jax.jit(loss)(*narrow)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, run(*wide)[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_jit_and_vmap_change_nothing(name):
-    loss, _, reference = cases(name)[-1]
+    loss, _, reference, _ = cases(name)[-1]
     batches = [drawn(reference, seed) for seed in range(2)]
     students, targets = (jnp.stack(x) for x in zip(*batches, strict=True))
     expected = jnp.stack([loss(*batch) for batch in batches])
@@ -143,31 +151,32 @@ def test_jit_and_vmap_change_nothing(name):
 
 @pytest.mark.parametrize("factor", [1.001, -1.0])
 def test_the_battery_would_notice(factor):
-    _, formula, reference = cases("mse")[0]
+    _, formula, reference, _ = cases("mse")[0]
     student, target = drawn(reference)
     with pytest.raises(AssertionError):
         agree(factor * np.square(student - target).mean(-1), by_formula(formula, student, target))
 
 
 def test_known_values():
-    loss = partial(registry.get, "losses")
-    far = jnp.array([[1e4, 0.0, 0.0, 0.0]])
-    np.testing.assert_allclose(loss("kl")(jnp.zeros((1, 4)), far, temperature=1.0), np.log(4), rtol=1e-6)
-    np.testing.assert_allclose(loss("cosine")(far, -far), 2.0, rtol=1e-6)
-    np.testing.assert_allclose(loss("cosine")(far, jnp.zeros((1, 4))), 1.0)
-    empty, half = jnp.zeros((1, 2, 2), int), jnp.zeros((1, 2, 2, 1))
-    np.testing.assert_allclose(loss("bce")(half, empty), np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(loss("dice")(half - 1e4, empty), 0.0)
-    np.testing.assert_allclose(loss("dice")(half + 1e4, empty + 1), 0.0, atol=1e-6)
-    np.testing.assert_allclose(loss("dice")(half + 1e4, empty), 1.0, atol=1e-5)
-    np.testing.assert_array_equal(loss("ce")(jnp.ones((1, 2, 2, 3)), empty + 255, ignore=255), 0.0)
+    def loss(name, *inputs, **args):
+        return jax.jit(partial(registry.get("losses", name), **args))(*inputs)
+
+    far, zero = jnp.array([[1e4, 0.0, 0.0, 0.0]]), jnp.zeros((1, 4))
+    np.testing.assert_allclose(loss("kl", zero, far, temperature=1.0), np.log(4), rtol=1e-6)
+    np.testing.assert_allclose(loss("cosine", far, -far), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(loss("cosine", far, zero), 1.0)
+    half, empty, full = jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2), int), jnp.ones((1, 2, 2), int)
+    np.testing.assert_allclose(loss("bce", half, empty), np.log(2), rtol=1e-6)
+    for sure, mask, expected in [(-1e4, empty, 0.0), (1e4, full, 0.0), (1e4, empty, 1.0), (-1e4, full, 1.0)]:
+        np.testing.assert_allclose(loss("dice", half + sure, mask), expected, atol=1e-5)
+    np.testing.assert_array_equal(loss("ce", jnp.ones((1, 2, 2, 3)), empty + 255, ignore=255), 0.0)
 
 
 def test_a_class_that_is_none_shows():
     mask = np.zeros((4, 2, 2), np.int32)
     mask[:3, 0, 0] = -1, 3, 255
     for name, k in [("bce", 1), ("dice", 1), ("focal", 1), ("ce", 3), ("dice", 3), ("focal", 3)]:
-        found = registry.get("losses", name)(jnp.ones((4, 2, 2, k)), jnp.asarray(mask))
+        found = jax.jit(registry.get("losses", name))(jnp.ones((4, 2, 2, k)), jnp.asarray(mask))
         np.testing.assert_array_equal(np.isnan(found), [True, True, True, False], err_msg=f"{name}, {k} channels")
 
 
