@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from kdjax.config import ConfigError
+from kdjax.models.bilinear import bilinear
 from kdjax.models.inputs import ImageInput
-from kdjax.models.sam.geometry import bilinear
 from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.models.sam.mask_decoder import MaskDecoder
 from kdjax.models.sam.options import VARIANTS, SamOptions, options_of

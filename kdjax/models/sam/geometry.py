@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from kdjax.models.bilinear import bilinear
+
 Size = tuple[int, int]  # height, width
 
 
@@ -38,8 +40,3 @@ def postprocess(low_res_logits: Float[Array, "b h w m"], side: int, resized: Siz
     """Low-resolution logits -> logits [b, *original, m]: up to the square, padding off, to the original size."""
     whole = bilinear(low_res_logits, (side, side))
     return bilinear(whole[:, : resized[0], : resized[1]], original)
-
-
-def bilinear(x: Float[Array, "b h w c"], size: Size) -> Float[Array, "b th tw c"]:
-    """As torch's `interpolate(align_corners=False)`: pixel centres are half-integers, no antialiasing."""
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear", antialias=False)

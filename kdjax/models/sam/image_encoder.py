@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.models.attention import attention
+from kdjax.models.dense import dense
 from kdjax.models.gelu import gelu
 from kdjax.models.sam.options import SamOptions
 
@@ -96,8 +97,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        y = self.activation(nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(y)
+        y = self.activation(dense(self.hidden, dtype=self.dtype, name="lin1")(x))
+        return dense(x.shape[-1], dtype=self.dtype, name="lin2")(y)
 
 
 class Attention(nn.Module):
@@ -115,7 +116,7 @@ class Attention(nn.Module):
             axis: self.param(f"rel_pos_{axis}", nn.initializers.zeros, (2 * n - 1, d // o.heads))
             for axis, n in zip("hw", side, strict=True)
         }
-        project = nn.Dense(3 * d, dtype=o.dtype, name="qkv")
+        project = dense(3 * d, dtype=o.dtype, name="qkv")
         qkv = project(x)
         extra = [-n % s for n, s in zip((h, w), side, strict=True)]
         if any(extra):
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         columns = jnp.einsum("bxynd,ykd->bxynk", q, _relative(table["w"], side[1]).astype(q.dtype))
         y = attention(*(t.reshape(t.shape[0], -1, *t.shape[3:]) for t in (q, k, v, rows, columns)))
         y = _grid(y.reshape(-1, *side, d), (b, h + extra[0], w + extra[1]))[:, :h, :w]
-        return nn.Dense(d, dtype=o.dtype, name="proj")(y)
+        return dense(d, dtype=o.dtype, name="proj")(y)
 
 
 def _block(options: SamOptions) -> type[nn.Module]:

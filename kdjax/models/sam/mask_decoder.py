@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.models.attention import attention
+from kdjax.models.dense import dense
 from kdjax.models.gelu import gelu
 from kdjax.models.sam.image_encoder import Mlp
 from kdjax.models.sam.options import SamOptions
@@ -112,11 +113,11 @@ class CrossAttention(nn.Module):
         o, c = self.options, query.shape[-1]
 
         def project(name: str, x):
-            x = nn.Dense(c // self.downsample, dtype=o.dtype, name=name)(x)
+            x = dense(c // self.downsample, dtype=o.dtype, name=name)(x)
             return x.reshape(*x.shape[:2], o.decoder_heads, -1)
 
         y = attention(project("q_proj", query), project("k_proj", key), project("v_proj", value))
-        return nn.Dense(c, dtype=o.dtype, name="out_proj")(y.reshape(*query.shape[:2], -1))
+        return dense(c, dtype=o.dtype, name="out_proj")(y.reshape(*query.shape[:2], -1))
 
 
 class DoubleSize(nn.Module):
@@ -131,10 +132,12 @@ class DoubleSize(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "p h w c"]) -> Float[Array, "p h2 w2 d"]:
         p, h, w, c = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, c, self.features))
+        init = nn.initializers.lecun_normal(batch_axis=(0, 1))
+        kernel = self.param("kernel", init, (2, 2, c, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = jnp.einsum("phwc,ijcd->phiwjd", x, kernel.astype(self.dtype))
-        return y.reshape(p, 2 * h, 2 * w, self.features) + bias.astype(self.dtype)[None, None, None]
+        y = jnp.einsum("nc,ijcd->nijd", x.reshape(-1, c), kernel.astype(self.dtype))
+        y = jnp.swapaxes(y.reshape(p, h, w, 2, 2, -1), 2, 3).reshape(p, 2 * h, 2 * w, -1)
+        return y + bias.astype(self.dtype)[None, None, None]
 
 
 class Head(nn.Module):
@@ -146,5 +149,5 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "p c"]) -> Float[Array, "p d"]:
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, dtype=self.dtype, name=f"layers_{i}")(nn.relu(x) if i else x)
+            x = dense(width, dtype=self.dtype, name=f"layers_{i}")(nn.relu(x) if i else x)
         return x
