@@ -33,8 +33,8 @@ def apply(model, variables, *inputs):
     `inputs` are what `model.inputs` names, in its order. Images come as they are: [b, h, w, 3] of any size, uint8 in
     [0, 255] or float in [0, 1]; here they are resized to the model's size and normalised the way it was trained.
     """
-    import jax
     import jax.numpy as jnp
+    from jax.core import Tracer
 
     from kdjax.config import ConfigError
     from kdjax.distill.taps import Network
@@ -49,7 +49,7 @@ def apply(model, variables, *inputs):
             raise ConfigError(f"image: expected [b, h, w, {model.input_spec.channels}], found {list(image.shape)}")
         if not jnp.issubdtype(image.dtype, jnp.floating):
             raise ConfigError(f"image: expected uint8, or float in [0, 1], found {image.dtype}")
-        if not isinstance(image, jax.core.Tracer) and image.size and not (image.min() >= 0 and image.max() <= 1):
+        if not isinstance(image, Tracer) and image.size and not (image.min() >= 0 and image.max() <= 1):
             raise ConfigError(f"image: expected floats in [0, 1], found {image.min():.3g} to {image.max():.3g}")
     return Network(model)(variables, batch)[0]
 

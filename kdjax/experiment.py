@@ -71,7 +71,7 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
                 result = _train_and_test(made, name, learner, signals)
                 if jax.process_index() == 0:
                     write(finished, json.dumps(result, indent=1))
-            _gate(name, learner.stage, result)
+            _gate(name, learner, result)
         summary = summarise(made)
         if jax.process_index() == 0:
             report(made, summary)
@@ -114,12 +114,15 @@ def overview(made: Run) -> str:
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({used})' if used else ''}",
         "stages   " + " > ".join(f"{name} (done)" if name in done else name for name in made.learners),
     ]
-    told: dict[str, None] = {}  # stages that read the same data are told of once
-    for learner in made.learners.values():
-        data, sizes = learner.stage.data, ", ".join(f"{n} {k}" for k, n in learner.dataset.sizes.items())
-        told[f"data     {data.source}: {sizes}; {data.labelled:.0%} of train labelled"] = None
-        told |= dict.fromkeys(f"note     {data.source}: {note}" for note in learner.dataset.notes)
-    return "\n".join([*lines, *told]) + "\n"
+    told: dict[str, list[str]] = {}  # stages that read the same data are told of once
+    for name, learner in made.learners.items():
+        source, sizes = learner.stage.data.source, learner.dataset.sizes
+        counts = ", ".join(f"{n} {split}" for split, n in sizes.items())
+        told.setdefault(f"{source}, {counts}; {learner.stage.data.labelled:.0%} of train labelled", []).append(name)
+        for note in learner.dataset.notes:
+            told.setdefault(f"{source}: {note}", [])
+    lines += [f"data     {' '.join([line, *(f'[{stage}]' for stage in stages)])}" for line, stages in told.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
@@ -209,10 +212,9 @@ def test(learner: Learner, whole: dict, folder: Path | None) -> dict:
     """Scores a model on the test images; predictions and a row for each image go to `folder`."""
     whole = learner.place(whole)
     _, predictions = evaluate(learner, whole, "test")
-    truths, names, scores = [], [], []
+    names, scores = [], []
     for i, predicted in enumerate(predictions):
         one = learner.dataset.resized("test", i)
-        truths.append(one["mask"])
         names.append(one["name"])
         scores.append(learner.task.score(predicted.astype(np.int32), one["mask"]))
     if folder is not None and jax.process_index() == 0:
@@ -221,7 +223,13 @@ def test(learner: Learner, whole: dict, folder: Path | None) -> dict:
             rows = csv.writer(file)
             rows.writerow(["image", "class", *next(iter(scores[0].values()))])
             rows.writerows([n, k, *row.values()] for n, of in zip(names, scores, strict=True) for k, row in of.items())
-    return {**learner.task.summarise(scores), "test_images": len(scores), "ms_per_image": latency(learner, whole)}
+    primary = learner.task.primary
+    return {
+        **learner.task.summarise(scores),
+        "per_image": {primary: [float(np.nanmean([k[primary] for k in of.values()])) for of in scores]},
+        "test_images": len(scores),
+        "ms_per_image": latency(learner, whole),
+    }
 
 
 def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
@@ -237,12 +245,13 @@ def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
     return 1e3 * float(np.median(times)) / len(batch["valid"])
 
 
-def _gate(name: str, stage: Stage, result: dict) -> None:
-    if stage.gate is None or result["best"] >= stage.gate.at_least:
+def _gate(name: str, learner: Learner, result: dict) -> None:
+    gate = learner.stage.gate
+    if gate is None or result["best"] >= gate.at_least:
         return
     raise GateError(
-        f"stage {name!r} reached {stage.gate.metric} {result['best']:.4f} on the validation data, its gate asks for "
-        f"{stage.gate.at_least:.4f}. What learns from it would learn its faults: train it longer "
+        f"stage {name!r} reached {learner.task.primary} {result['best']:.4f} on the validation data, its gate asks for "
+        f"{gate.at_least:.4f}. What learns from it would learn its faults: train it longer "
         f"(--config.stages.{name}.epochs), give it more labels, or lower --config.stages.{name}.gate.at_least; "
         "with another --workdir"
     )

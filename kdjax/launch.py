@@ -16,7 +16,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -267,23 +267,23 @@ def _ill_typed(base: Experiment, told: str) -> str:
     return f"--config.{match[1]}: expected {getattr(kind, '__name__', kind)}, found {match[2]!r}"
 
 
-def entry() -> None:
-    """What a person can mend ends in a message and exit code 2; a fault of the program keeps its trace."""
+def answer(command: Callable[[], Any]) -> int:
+    """The exit code of `command`: what a person can mend ends in a message, a fault of the program keeps its trace."""
     try:
-        app.run(main, flags_parser=parse)
+        return command() or 0
     except BrokenPipeError:  # the reader of our output has gone: `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except Exception as error:
         if not _mendable(error):
             raise
         print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
 
 
-def _mendable(error: BaseException | None) -> bool:
-    if error is None or isinstance(error, (ConfigError, OSError)):
-        return error is not None
+def _mendable(error: Exception) -> bool:
+    if isinstance(error, (ConfigError, OSError)):
+        return True
     from kdjax.experiment import GateError
     from kdjax.train.loop import Diverged
     from kdjax.weights.safetensors import WeightsError
@@ -292,4 +292,4 @@ def _mendable(error: BaseException | None) -> bool:
 
 
 if __name__ == "__main__":
-    entry()
+    sys.exit(answer(lambda: app.run(main, flags_parser=parse)))

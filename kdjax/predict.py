@@ -133,7 +133,8 @@ def logits_of(
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
     """The class of every pixel of an image of `size` (height, width): first the logits are resized, then decided."""
-    planes = [Image.fromarray(plane).resize(size[::-1], BILINEAR) for plane in np.moveaxis(logits, -1, 0)]
+    (rows, columns), channels = size, np.moveaxis(logits, -1, 0)
+    planes = [Image.fromarray(plane).resize((columns, rows), BILINEAR) for plane in channels]
     large = np.stack([np.asarray(plane) for plane in planes], axis=-1)
     chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
     return chosen.astype(np.uint8)
