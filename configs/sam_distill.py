@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> Experiment:
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
         optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0, trainable=FROZEN_ENCODER),
         epochs=1 if smoke else 6,
-        gate=Gate("dice", 0.0 if smoke else 0.6),
+        gate=Gate(0.0 if smoke else 0.6),
         grad_norms_every=0,
         dtype="bfloat16" if published else "float32",
     )

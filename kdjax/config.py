@@ -148,9 +148,8 @@ class Optim:
 
 @dataclass(slots=True)
 class Gate:
-    """What a stage must reach on validation data before the next one starts."""
+    """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts."""
 
-    metric: str = "dice"
     at_least: float = 0.0
 
 
