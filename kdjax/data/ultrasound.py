@@ -26,7 +26,7 @@ DOMAINS = {"mixed": 1 / 6, "linear": 0.0, "convex": 1.0}  # share of fan-shaped 
 
 @dataclass(frozen=True)
 class Ultrasound:
-    """Random access to the generated images; the splits lie one after the other.
+    """Generated breast ultrasound, nothing to download; the splits lie one after the other.
 
     `domain` is the probe: linear (a rectangle), convex (a fan), or mixed. Masks hold 1 for a lesion, or with three
     classes 1 for a benign and 2 for a malignant one. A split does not change when another grows, and a shorter split is

@@ -115,10 +115,10 @@ def prepare(
     task = registry.get("tasks", stage.task).of(stage.data)
     terms = {**task.terms(), **stage.terms}
     terms = {k: term for k, term in terms.items() if term.weight != 0}
-    model = teaching.build_model(stage.model, stage.dtype)
-    student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
     batch = example(stage.data.image_size)
     try:
+        model = teaching.build_model(stage.model, stage.dtype)
+        student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
         abstract = jax.eval_shape(partial(initial, model), jax.random.key(0))
         outputs = student.shapes(abstract, batch)
         task.check(outputs)
