@@ -38,19 +38,20 @@ def apply(model, variables, *inputs):
 
     from kdjax.config import ConfigError
     from kdjax.distill.taps import Network
-    from kdjax.train.step import as_floats
 
     if len(inputs) != len(model.inputs):
         raise ConfigError(f"{type(model).__name__} takes {', '.join(model.inputs)}; found {len(inputs)} input(s)")
-    batch = as_floats({name: jnp.asarray(value) for name, value in zip(model.inputs, inputs, strict=True)})
+    batch = {name: jnp.asarray(value) for name, value in zip(model.inputs, inputs, strict=True)}
     image = batch.get("image")
     if image is not None:
         if image.ndim != 4 or image.shape[-1] != model.input_spec.channels:
             raise ConfigError(f"image: expected [b, h, w, {model.input_spec.channels}], found {list(image.shape)}")
+        image = image / jnp.float32(255) if image.dtype == jnp.uint8 else image
         if not jnp.issubdtype(image.dtype, jnp.floating):
             raise ConfigError(f"image: expected uint8, or float in [0, 1], found {image.dtype}")
         if not isinstance(image, Tracer) and image.size and not (image.min() >= 0 and image.max() <= 1):
             raise ConfigError(f"image: expected floats in [0, 1], found {image.min():.3g} to {image.max():.3g}")
+        batch["image"] = image
     return Network(model)(variables, batch)[0]
 
 

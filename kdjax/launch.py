@@ -18,7 +18,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -30,7 +30,6 @@ from kdjax.config import ConfigError, Experiment, from_json, nearest
 MODES = ("train", "eval", "predict", "metrics", "report")
 LISTS = ("models", "configs", "losses", "tasks", "data")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment: a file, or file:variant.", lock_config=False)
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 STAGE = flags.DEFINE_string("stage", "", "Only this stage (and, for training, what it needs).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; runs/NAME if left out.")
@@ -47,6 +46,25 @@ PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many
 PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.", 0)
 
 
+def load(spec: str) -> Experiment:
+    """The experiment of "FILE" or "FILE:VARIANT", nothing overridden."""
+    path, colon, variant = spec.partition(":")
+    if not Path(path).is_file():
+        folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs")
+        raise ConfigError(f"there is no config {path!r}; {nearest(path, map(str, folder.glob('*.py')))}")
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
+    found = get_config(*[variant] * bool(colon))
+    if not isinstance(found, Experiment):
+        raise ConfigError(f"{path}: get_config must return an Experiment, found {type(found).__name__}")
+    return found
+
+
+NONE = Experiment(name="", stages={})
+CONFIG = config_flags.DEFINE_config_dataclass("config", NONE, "The experiment: a file, or file:variant.", parse_fn=load)
+
+
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise ConfigError(f"unexpected argument {argv[1]!r}; flags are written --name=value")
@@ -57,7 +75,7 @@ def main(argv: list[str]) -> int:
     _quiet()
     if COORDINATOR.value:
         connect()
-    experiment = CONFIG.value or _config_of_workdir()
+    experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
     return {"train": train, "eval": evaluate, "predict": predict, "report": report}[MODE.value](experiment, workdir)
 
@@ -127,7 +145,7 @@ def metrics() -> int:
 
 
 def show_list(kind: str) -> int:
-    """Names, each with the first line of its docstring."""
+    """Names, each with the first line of its docstring; a model is told of by its class."""
     from kdjax import registry
 
     if kind == "configs":
@@ -137,7 +155,10 @@ def show_list(kind: str) -> int:
             variants = runpy.run_path(str(path)).get("VARIANTS", ())
             found |= {str(path): told} | {f"{path}:{v}": "" for v in variants if v}
     else:
-        found = {name: registry.get(kind, name).__doc__ or "" for name in registry.names(kind)}
+        entries = {name: registry.get(kind, name) for name in registry.names(kind)}
+        if kind == "models":
+            entries = {name: get_type_hints(build)["return"] for name, build in entries.items()}
+        found = {name: entry.__doc__ or "" for name, entry in entries.items()}
     width = max(map(len, found), default=0)
     for name, told in found.items():
         print(f"{name:{width}}  {told.strip().partition(chr(10))[0]}".rstrip())
@@ -206,21 +227,6 @@ def parse(argv: list[str]) -> list[str]:
         raise ConfigError(_ill_typed(load(spec), str(error)) if spec else str(error)) from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
-
-
-def load(spec: str) -> Experiment:
-    """The experiment of "FILE" or "FILE:VARIANT", nothing overridden."""
-    path, colon, variant = spec.partition(":")
-    if not Path(path).is_file():
-        folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs")
-        raise ConfigError(f"there is no config {path!r}; {nearest(path, map(str, folder.glob('*.py')))}")
-    get_config = runpy.run_path(path).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
-    found = get_config(*[variant] * bool(colon))
-    if not isinstance(found, Experiment):
-        raise ConfigError(f"{path}: get_config must return an Experiment, found {type(found).__name__}")
-    return found
 
 
 def _spec(argv: list[str]) -> str:

@@ -22,7 +22,6 @@ from kdjax.report import figures, tables
 from kdjax.train import sharding
 from kdjax.train.loop import count
 from kdjax.train.setup import example, prepare
-from kdjax.train.step import as_floats
 from kdjax.weights import safetensors
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -120,13 +119,13 @@ def logits_of(
     size = -(-min(data.batch_size, len(paths)) // shares) * shares
     network = Network(build_model(stage.model, stage.dtype))
     registry.get("tasks", stage.task).of(data).check(network.shapes(whole, example(data.image_size)))
-    run = jax.jit(lambda whole, batch: network(whole, as_floats(batch))[0]["logits"].astype("float32"))
+    run = jax.jit(lambda whole, batch: network(whole, batch)[0]["logits"].astype("float32"))
     whole = sharding.place(whole, sharding.shardings(whole, mesh, experiment.mesh.rules))
     for begin in range(0, len(paths), size):
         some = paths[begin : begin + size]
-        image = np.zeros((size, data.image_size, data.image_size, 3), np.uint8)
+        image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(some):
-            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR)
+            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
         logits = np.asarray(run(whole, sharding.global_batch({"image": image}, mesh)))
         yield from zip(some, logits, strict=False)
 
