@@ -26,7 +26,7 @@ Measures = dict[str, tuple[Array, Array]]
 class State:
     """All that training changes, and all that a checkpoint holds."""
 
-    step: Array
+    step: Any  # int32 scalar; as a pytree it also holds shardings and shapes
     params: dict  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}}
     batch_stats: dict  # {"model": ..., "adapters": {term: ...}}
     opt_state: Any
@@ -85,7 +85,7 @@ class Step:
         ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
         measures: Measures = {f"terms/{k}": (totals[k], counts[k]) for k in totals}
         rate = self.rate(state.step) * optim.plateau_scale(state.opt_state)
-        one_number = {"loss": loss, "grad_norm": optax.global_norm(grads), "lr": rate}
+        one_number = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
         measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in one_number.items()}
         return State(state.step + 1, params, stats, opt_state, ema), measures  # type: ignore[arg-type]
 
@@ -128,7 +128,7 @@ class Step:
             return jnp.stack(parts)
 
         _, pull = jax.vjp(values, state.params)
-        norms = jax.lax.map(lambda one: optax.global_norm(pull(one)[0]), jnp.eye(len(self.terms)))
+        norms = jax.lax.map(lambda one: optax.tree.norm(pull(one)[0]), jnp.eye(len(self.terms)))
         return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.terms)}
 
     def prepare(self, batch: dict[str, Array], step: Array) -> dict[str, Array]:
