@@ -78,7 +78,7 @@ def get_config(variant: str = "") -> Experiment:
             "kl": Term("binary_kl", teacher="sam:logits", weight=0.5, args={"temperature": 2.0}),
             "feature": Term("mse", "neck_2", "sam:image_embeddings", adapter="conv_bn_relu", weight=0.1),
         },
-        optim=Optim("adamw", lr=2e-3, warmup=1, weight_decay=0.01, clip=1.0),
+        optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0),
         epochs=2 if smoke else 20,
     )
     return Experiment(name="sam_distill", stages={"sam": sam, "teacher": teacher, "student": student})

@@ -4,7 +4,9 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -119,7 +121,7 @@ def logits_of(
     size = -(-min(data.batch_size, len(paths)) // shares) * shares
     network = Network(build_model(stage.model, stage.dtype))
     registry.get("tasks", stage.task).of(data).check(network.shapes(whole, example(data.image_size)))
-    run = jax.jit(lambda whole, batch: network(whole, batch)[0]["logits"].astype("float32"))
+    run = compiled(network)
     whole = sharding.place(whole, sharding.shardings(whole, mesh, experiment.mesh.rules))
     for begin in range(0, len(paths), size):
         some = paths[begin : begin + size]
@@ -128,6 +130,11 @@ def logits_of(
             image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
         logits = np.asarray(run(whole, sharding.global_batch({"image": image}, mesh)))
         yield from zip(some, logits, strict=False)
+
+
+@cache
+def compiled(network: Network) -> Any:
+    return jax.jit(lambda whole, batch: network(whole, batch)[0]["logits"].astype("float32"))
 
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:

@@ -11,7 +11,7 @@ from kdjax import launch, predict
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
 from kdjax.report import metrics
-from kdjax.train.setup import initial
+from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
 from tests.command import command, refused, tiny
 from tests.data.folders import picture
@@ -24,7 +24,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     path, workdir = tiny(folder), folder / "work"
     model = build_model(launch.load(str(path)).stages["student"].model)
-    variables = jax.tree.map(np.array, jax.jit(lambda key: initial(model, key))(jax.random.key(3)))
+    variables = jax.tree.map(np.array, initialiser(model)(jax.random.key(3)))
     variables["params"]["decode_head"]["conv_seg"]["kernel"] *= 30
     (workdir / "stages" / "student").mkdir(parents=True)
     safetensors.save(workdir / "stages" / "student" / "model.safetensors", variables)
@@ -214,7 +214,7 @@ def test_several_classes_are_written_as_ids(run, images, tmp_path):
     three.write_text(text.replace("batch_size=8,", "batch_size=8, num_classes=3,").replace('"binary_kl"', '"kl"'))
     model = build_model(launch.load(str(three)).stages["student"].model)
     weights = tmp_path / "three.safetensors"
-    variables = jax.tree.map(np.array, jax.jit(lambda key: initial(model, key))(jax.random.key(0)))
+    variables = jax.tree.map(np.array, initialiser(model)(jax.random.key(0)))
     variables["params"]["decode_head"]["conv_seg"]["kernel"] *= 30
     safetensors.save(weights, variables)
     flags = (f"--config={three}", f"--workdir={workdir}", f"--weights={weights}", f"--images={images[0]}")

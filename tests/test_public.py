@@ -11,7 +11,7 @@ import pytest
 
 import kdjax
 from kdjax.config import ConfigError
-from kdjax.train.setup import initial
+from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
 
 NAMES = ["apply", "build", "load", "loss", "run"]
@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def saved(model, tmp_path_factory):
-    variables = jax.tree.map(np.asarray, jax.jit(lambda key: initial(model, key))(jax.random.key(0)))
+    variables = jax.tree.map(np.asarray, initialiser(model)(jax.random.key(0)))
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     safetensors.save(path, variables)
     return path, variables
@@ -58,7 +58,7 @@ def test_apply_takes_images_as_they_come(model, saved):
     of_floats = kdjax.apply(model, variables, image.astype(np.float32) / np.float32(255))
     np.testing.assert_allclose(of_bytes["logits"], of_floats["logits"], rtol=1e-5, atol=1e-5)
     mean, std = (np.float32(getattr(model.input_spec, k)) for k in ("mean", "std"))
-    by_hand = model.apply(variables, (image / np.float32(255) - mean) / std)
+    by_hand = model.apply(variables, jnp.asarray((image / np.float32(255) - mean) / std))
     np.testing.assert_allclose(of_bytes["logits"], by_hand["logits"], rtol=1e-5, atol=1e-5)
     assert set(of_bytes) == set(by_hand)
 
