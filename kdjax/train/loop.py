@@ -110,7 +110,8 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     ):
         while progress["epochs"] < stage.epochs and not stop_early(stage, progress):
             with clock.wait():
-                batch = sharding.global_batch(next(batches), mesh)
+                local = next(batches)
+            batch = sharding.global_batch(local, mesh)
             every = stage.grad_norms_every * per_epoch
             norms = norms_fn(state, fixed, batch) if every and step % every == 0 else {}
             state, measures = step_fn(state, fixed, batch)
