@@ -60,7 +60,7 @@ def environment(cache, devices=1) -> dict[str, str]:
 
 
 CRASH = """
-import importlib, os, signal, sys
+import importlib, os, runpy, signal, sys
 
 module, name, nth = sys.argv[1], sys.argv[2], int(sys.argv[3])
 del sys.argv[1:4]
@@ -80,9 +80,7 @@ def crashing(*args, **kwargs):
 
 
 setattr(owner, name, crashing)
-from kdjax.launch import entry
-
-entry()
+runpy.run_module("kdjax.launch", run_name="__main__", alter_sys=True)
 """
 
 
