@@ -114,14 +114,14 @@ def overview(made: Run) -> str:
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({used})' if used else ''}",
         "stages   " + " > ".join(f"{name} (done)" if name in done else name for name in made.learners),
     ]
-    told: dict[str, list[str]] = {}  # stages that read the same data are told of once
+    read: dict[str, list[str]] = {}  # what each stage reads; told once for those that read the same
+    notes: dict[str, None] = {}
     for name, learner in made.learners.items():
-        source, sizes = learner.stage.data.source, learner.dataset.sizes
-        counts = ", ".join(f"{n} {split}" for split, n in sizes.items())
-        told.setdefault(f"{source}, {counts}; {learner.stage.data.labelled:.0%} of train labelled", []).append(name)
-        for note in learner.dataset.notes:
-            told.setdefault(f"{source}: {note}", [])
-    lines += [f"data     {' '.join([line, *(f'[{stage}]' for stage in stages)])}" for line, stages in told.items()]
+        data, counts = learner.stage.data, ", ".join(f"{n} {split}" for split, n in learner.dataset.sizes.items())
+        read.setdefault(f"{data.source}, {counts}; {data.labelled:.0%} of train labelled", []).append(name)
+        notes |= dict.fromkeys(f"note     {data.source}: {note}" for note in learner.dataset.notes)
+    lines += [f"data     {line}" + (f" ({', '.join(names)})" if len(read) > 1 else "") for line, names in read.items()]
+    lines += notes
     return "\n".join(lines) + "\n"
 
 

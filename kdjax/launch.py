@@ -124,6 +124,8 @@ def report(experiment: Experiment, workdir: Path) -> int:
     from kdjax import experiment as running
     from kdjax.report import tables
 
+    if not (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} holds no run to report; train it first, or name another --workdir")
     made = running.open_run(experiment, workdir)
     summary = running.summarise(made)
     running.report(made, summary)

@@ -166,6 +166,9 @@ def test_data(tmp_path, pictures, spoil):
             [f"{STUDENT}.terms.kl.student=logit"],
             "terms.kl: the student has no endpoint 'logit'; did you mean 'logits'?",
         ),
+        (["--mode=report"], "run holds no run to report; train it first"),
+        (["--mode=eval"], "stage 'student' has left no "),
+        (["--mode=predict", "--images=docs"], "stage 'student' has left no "),
         ([f"{STUDENT}.model.options.neck_dim=3.5"], "neck_dim: expected int, found '3.5'"),
     ],
 )

@@ -153,7 +153,7 @@ def smoke(tmp_path_factory):
 
 def table(printed):
     """The last part but one of what a run prints: the table, then where the report is."""
-    return printed.strip().split("\n\n")[-2].splitlines()
+    return printed.strip().split("\n\n")[-2].strip().splitlines()
 
 
 def trained(workdir):

@@ -28,6 +28,7 @@ class Progress:
         self._bar = None
         if enabled and sys.stdout.isatty():
             self._bar = tqdm(
+                desc=f"{title} compiling ",
                 total=total_steps,
                 initial=start,
                 file=sys.stdout,
