@@ -1,0 +1,112 @@
+"""What is measured: the work of each case, its inputs and its arithmetic. Imports neither torch nor jax."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PRODUCT_FLOOR = 0.65  # what XLA's matrix product on a CPU reaches of PyTorch's; the case "product" measures it
+PRODUCT = (1024, 768, 3072)
+LORA_RANK = 4
+TINYUSFM_SIZE = 224
+TEMPERATURE = 2.0
+TERMS = {"bce": 0.25, "dice": 0.25, "kl": 0.5, "feature": 0.1}  # of distillation; plain training has half and half
+LR, WEIGHT_DECAY = 1e-4, 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """`work` is product, encoder (a forward pass), lora, tinyusfm or distil (a training step).
+
+    `size` is the side of SAM's image in pixels. `bound` names what most of the time goes to, which sets the floor.
+    """
+
+    work: str
+    title: str
+    bound: str = "products"  # products | rest
+    variant: str = "vit_b"
+    size: int = 0
+    batch: int = 1
+    gpu_only: bool = False
+
+    def floor(self, backend: str) -> float:
+        """The least ratio (time of PyTorch / time of kdjax) that is good enough."""
+        return PRODUCT_FLOOR if backend == "cpu" and self.bound == "products" else 1.0
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images and masks of a training step."""
+        return self.size if self.work == "lora" else TINYUSFM_SIZE
+
+
+CASES = {
+    "product": Case("product", "matrix product {}x{} by {}".format(*PRODUCT[:2], PRODUCT[2])),
+    **{
+        f"sam_b_forward_{size}": Case("encoder", f"SAM ViT-B encoder, forward, {size} px", size=size)
+        for size in (256, 512, 1024)
+    },
+    "sam_b_lora_512": Case("lora", "SAM ViT-B, LoRA training step, 512 px", size=512),
+    "tinyusfm_step": Case("tinyusfm", "TinyUSFM training step, 224 px, batch 8", "rest", batch=8),
+    "distil_256": Case("distil", "SAM ViT-B (256 px) to TinyUSFM (224 px), training step, batch 8", size=256, batch=8),
+    **{
+        f"sam_{v}_forward_1024": Case(
+            "encoder",
+            f"SAM ViT-{v.upper()} encoder, forward, 1024 px, batch 4",
+            variant=f"vit_{v}",
+            size=1024,
+            batch=4,
+            gpu_only=True,
+        )
+        for v in "lh"
+    },
+}
+
+SAM = {  # variant -> width, depth, heads, blocks with global attention
+    "vit_b": (768, 12, 12, (2, 5, 8, 11)),
+    "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
+}
+WINDOW, PATCH, NECK = 14, 16, 256
+
+BFLOAT16_TFLOPS = {  # dense peak by a part of the device's name, first match; TF32's is half of it on all of these
+    "H200": 989,
+    "H100 PCIe": 756,
+    "H100": 989,
+    "A100": 312,
+    "L40S": 362,
+    "L4": 121,
+    "RTX 4090": 165,
+}
+
+
+def encoder_flops(variant: str, size: int) -> float:
+    """Multiplications and additions that SAM's encoder needs for one image; what only padding costs is left out."""
+    width, depth, _, everywhere = SAM[variant]
+    side = size // PATCH
+    n = side * side
+    total = 2 * n * 3 * PATCH**2 * width + 2 * n * NECK * (width + 9 * NECK)
+    for i in range(depth):
+        keys = side if i in everywhere else min(WINDOW, side)  # along each axis
+        total += 2 * n * 12 * width**2  # qkv, proj and the MLP of four times the width
+        total += 2 * n * width * (2 * keys**2 + 2 * keys)  # scores and answers; relative positions
+    return float(total)
+
+
+def peak_flops(device: str, dtype: str, tflops: float | None = None) -> float | None:
+    """Of the device's products per second in `dtype`; `tflops` is bfloat16's, where the table is not to be asked."""
+    known = tflops or next((peak for name, peak in BFLOAT16_TFLOPS.items() if name in device), None)
+    return known and known * 1e12 * (0.5 if dtype == "float32" else 1.0)
+
+
+def arrays(case: Case) -> dict[str, np.ndarray]:
+    """The same inputs for both sides. Images of an encoder are normalised, [b, h, w, 3]; a step's are bytes."""
+    rng = np.random.default_rng(0)
+    if case.work == "product":
+        m, k, n = PRODUCT
+        return {"a": rng.normal(size=(m, k)).astype(np.float32), "b": rng.normal(size=(k, n)).astype(np.float32)}
+    if case.work == "encoder":
+        return {"image": rng.normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)}
+    shape = (case.batch, case.image_size, case.image_size)
+    return {
+        "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
+        "mask": (rng.random(shape) < 0.3).astype(np.int32),
+    }

@@ -1,0 +1,122 @@
+"""The cases in PyTorch, written as its users write them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks import torch_sam, torch_tinyusfm
+from benchmarks.cases import LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def facts() -> dict:
+    cuda = torch.cuda.is_available()
+    return {"backend": "gpu" if cuda else "cpu", "versions": {"torch": torch.__version__}}
+
+
+def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callable[[], object], Callable, int]:
+    """What runs the work once, what waits for a result, and the number of trained parameters."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, XLA's default
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    given = arrays(case)
+
+    def ready(model: nn.Module) -> nn.Module:
+        return torch.compile(model.to(device)) if compiled else model.to(device)  # type: ignore
+
+    def wait(result: object) -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    if case.work in ("product", "encoder"):
+        if case.work == "product":
+            a, b = (torch.from_numpy(given[name]).to(device) for name in "ab")
+            forward = lambda: a @ b  # noqa: E731
+        else:
+            encoder = ready(torch_sam.encoder(case.variant, case.size).eval())
+            image = torch.from_numpy(given["image"]).permute(0, 3, 1, 2).contiguous().to(device)
+            forward = lambda: encoder(image)  # noqa: E731
+
+        def once() -> object:
+            with torch.no_grad(), autocast:
+                return forward()
+
+        return once, wait, 0
+
+    adapter = teacher = None
+    if case.work == "lora":
+        model, normal = torch_sam.with_lora(torch_sam.Segmenter(case.variant, case.size)), torch_sam.NORMAL
+    else:
+        model, normal = Student(), IMAGENET
+    if case.work == "distil":
+        teacher = ready(torch_sam.Segmenter(case.variant, case.size).eval().requires_grad_(False))
+        adapter = nn.Sequential(nn.Conv2d(48, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()).to(device)
+    model = ready(model.train())
+    trained = [p for part in (model, adapter) if part is not None for p in part.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=WEIGHT_DECAY)
+
+    def step() -> object:
+        image = torch.from_numpy(given["image"]).to(device).permute(0, 3, 1, 2) / 255
+        mask = torch.from_numpy(given["mask"]).to(device)[:, None].float()
+        with autocast:
+            logits, features = model(view(image, *normal, case.image_size))
+            if teacher is not None and adapter is not None:
+                with torch.no_grad():
+                    their_logits, theirs = teacher(view(image, *torch_sam.NORMAL, case.size))
+                loss = distillation(logits, adapter(features), their_logits, theirs, mask)
+            else:
+                bce, dice = supervised(logits.float(), mask)
+                loss = 0.5 * (bce + dice)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
+
+    return step, wait, sum(p.numel() for p in trained)
+
+
+def peak_bytes() -> int | None:
+    """On the GPU; None without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+class Student(nn.Module):
+    """TinyUSFM that also gives the features its teacher is compared with."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch_tinyusfm.SegmentationModel()
+
+    def forward(self, image):
+        maps = self.model.neck(self.model.backbone.maps(image, self.model.taps))
+        return torch_tinyusfm.resize(self.model.decode_head(maps), image.shape[2:]), maps[2]
+
+
+def view(image: torch.Tensor, mean: tuple, std: tuple, size: int) -> torch.Tensor:
+    if image.shape[-1] != size:
+        image = torch_tinyusfm.resize(image, (size, size))
+    return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
+
+
+def supervised(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Binary cross-entropy and soft Dice."""
+    p = logits.sigmoid()
+    overlap, size = (p * mask).sum((1, 2, 3)), (p * p + mask).sum((1, 2, 3))
+    return F.binary_cross_entropy_with_logits(logits, mask), (1 - (2 * overlap + 1e-5) / (size + 1e-5)).mean()
+
+
+def distillation(logits, features, their_logits, theirs, mask) -> torch.Tensor:
+    logits, features = logits.float(), features.float()
+    their_logits, theirs = (
+        torch_tinyusfm.resize(x.float(), y.shape[2:]) for x, y in ((their_logits, logits), (theirs, features))
+    )
+    s, t = logits / TEMPERATURE, their_logits / TEMPERATURE
+    kl = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s)) + (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))
+    bce, dice = supervised(logits, mask)
+    parts = {"bce": bce, "dice": dice, "kl": TEMPERATURE**2 * kl.mean(), "feature": F.mse_loss(features, theirs)}
+    return torch.stack([TERMS[name] * part for name, part in parts.items()]).sum()
