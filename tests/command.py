@@ -10,7 +10,7 @@ from unittest import mock
 from absl import logging
 from absl.testing import flagsaver
 
-import kdjax.experiment  # at once, as the libraries it brings define flags, and those must outlive a command
+import kdjax.experiment  # noqa: F401 - the libraries it brings define flags, which must outlive a command
 from kdjax import launch
 
 TINY = """
