@@ -23,7 +23,7 @@ def save(folder: Path, step: int, state: Any, progress: dict) -> None:
         return  # this very step was saved already
     try:
         ocp.save(str(target.absolute()), {"state": state}, custom_metadata=progress)
-    except Exception as error:  # whatever orbax and what it stands on raise where a disk is full or not writable
+    except (OSError, ValueError, RuntimeError) as error:  # what a full disk raises depends on where it is met
         _clean(folder)
         raise OSError(
             f"could not write the checkpoint of step {step} to {folder}: {error}\n"

@@ -122,7 +122,7 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
 
             if step % per_epoch == 0:
                 record()
-                whole = learner.whole_fn(eval_params(state), state.batch_stats, fixed["frozen"])
+                whole = learner.whole_fn(eval_params(state), state.batch_stats["model"], fixed["frozen"])
                 measured, _ = evaluate(learner, whole, "val")
                 refuse_non_finite({f"validation {k}": v for k, v in measured.items()}, step, checkpoints)
                 progress["epochs"] += 1
@@ -143,8 +143,8 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
                 raise Stopped
 
     best, _ = safetensors.load(folder / progress["best_file"])
-    best = learner.place({"batch_stats": {"model": {}}, **best})
-    whole = learner.whole_fn(best["params"], best["batch_stats"], fixed["frozen"])
+    best = learner.place({"params": best["params"], "stats": best.get("batch_stats", {}).get("model", {})})
+    whole = learner.whole_fn(best["params"], best["stats"], fixed["frozen"])
     keep(folder / "model.safetensors", whole, {"model": stage.model.name})
     return {
         **{k: progress[k] for k in ("epochs", "best", "best_epoch", "seconds")},

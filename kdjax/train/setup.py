@@ -74,13 +74,12 @@ class Learner:
     def place(self, tree: Any) -> Any:
         return sharding.place(tree, sharding.shardings(tree, self.mesh, self.rules))
 
-    def whole(self, params: dict, batch_stats: dict, frozen: dict) -> dict:
-        """Plain variables of the model as others read them: adapters left out, LoRA merged."""
+    def whole(self, params: dict, stats: dict, frozen: dict) -> dict:
+        """Plain variables of the model, of which `stats` are the batch statistics: adapters left out, LoRA merged."""
         params = optim.merge(params, frozen)
         model = params["model"]
         if self.stage.lora is not None:
             model = lora.merge(model, params["lora"], self.stage.lora)
-        stats = batch_stats["model"]
         return {"params": model, **({"batch_stats": stats} if stats else {})}
 
 

@@ -24,13 +24,13 @@ Measures = dict[str, tuple[Array, Array]]
 
 @flax.struct.dataclass
 class State:
-    """All that training changes, and all that a checkpoint holds."""
+    """All that training changes, and all that a checkpoint holds. As a tree it also holds shapes, or shardings."""
 
-    step: Any  # int32 scalar; as a pytree it also holds shardings and shapes
-    params: dict  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}}
-    batch_stats: dict  # {"model": ..., "adapters": {term: ...}}
+    step: Any  # int32: steps done
+    params: Any  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}}
+    batch_stats: Any  # {"model": ..., "adapters": {term: ...}}
     opt_state: Any
-    ema: dict  # averaged params, or {} where averaging is off
+    ema: Any  # averaged params, or {} where averaging is off
 
 
 def eval_params(state: State) -> dict:

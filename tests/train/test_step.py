@@ -288,7 +288,7 @@ def test_lora_trains_the_pairs_and_what_is_chosen_and_nothing_else():
     for name, given in WEIGHTS.items():
         assert tiny.largest_difference(fixed["teachers"][name], given) == 0, "teachers are neither changed nor donated"
 
-    whole = learner.whole(moving.params, moving.batch_stats, fixed["frozen"])
+    whole = learner.whole(moving.params, moving.batch_stats["model"], fixed["frozen"])
     assert whole["params"].keys() == init["params"].keys(), "no adapter, no pair is left in what is exported"
     for name in ("embed", "bn"):
         assert tiny.largest_difference(whole["params"][name], init["params"][name]) == 0

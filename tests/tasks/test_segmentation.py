@@ -1,0 +1,89 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.config import ConfigError, Data
+from kdjax.tasks.segmentation import Segmentation, classes
+
+
+def task(num_classes=2):
+    return Segmentation.of(Data("ultrasound", num_classes=num_classes))
+
+
+def inputs(k, seed=0, n=5, side=6):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, side, side, k)).astype(np.float32)
+    mask = rng.integers(0, max(2, k), (n, side, side)).astype(np.int32)
+    return {"logits": jnp.asarray(logits)}, {"mask": jnp.asarray(mask), "valid": jnp.ones(n, bool)}
+
+
+def dice_by_hand(predicted, mask, num_classes):
+    each = []
+    for p, t in zip(predicted, mask, strict=True):
+        values = []
+        for c in range(1, num_classes):
+            both, either = ((p == c) & (t == c)).sum(), (p == c).sum() + (t == c).sum()
+            values.append(2 * both / either if either else 1.0)
+        each.append(np.mean(values))
+    return np.array(each)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_dice_is_the_mean_over_images_and_foreground_classes(num_classes):
+    outputs, batch = inputs(1 if num_classes == 2 else num_classes)
+    outputs["logits"] = (
+        outputs["logits"]
+        .at[0]
+        .set(
+            jnp.where(jnp.arange(outputs["logits"].shape[-1]) == 0, -1.0 if num_classes == 2 else 1.0, -1.0)[None, None]
+        )
+    )
+    batch["mask"] = batch["mask"].at[0].set(0)  # empty on both sides
+    batch["valid"] = batch["valid"].at[4].set(False)
+    z = np.asarray(outputs["logits"])
+    predicted = (z[..., 0] > 0).astype(int) if num_classes == 2 else z.argmax(-1)
+    expected = dice_by_hand(predicted, np.asarray(batch["mask"]), num_classes)
+    assert expected[0] == 1
+    total, count = task(num_classes).measure(outputs, batch)["dice"]
+    assert float(total) == pytest.approx(expected[:4].sum(), rel=1e-6)
+    assert float(count) == 4
+    np.testing.assert_array_equal(task(num_classes).predict(outputs, batch), predicted)
+
+
+def test_logits_that_are_not_finite_do_not_pass_for_an_empty_mask():
+    outputs, batch = inputs(1)
+    for value in (np.nan, np.inf):
+        broken = {"logits": outputs["logits"].at[1, 2, 3, 0].set(value)}
+        total, _ = task().measure(broken, batch)["dice"]
+        assert np.isnan(total)
+        total, _ = task().measure(broken, {**batch, "valid": batch["valid"].at[1].set(False)})["dice"]
+        assert np.isfinite(total), "but padding may be anything"
+
+
+def test_smaller_logits_are_resized_before_they_are_judged():
+    logits = jnp.asarray([[[-1.0, 3.0], [-1.0, 3.0]]])[..., None]
+    found = classes(logits, (2, 4))  # bilinear: -1, 0, 2, 3
+    np.testing.assert_array_equal(found[0], [[0, 0, 1, 1]] * 2)
+
+
+@pytest.mark.parametrize(("num_classes", "loss"), [(2, "bce"), (3, "ce")])
+def test_supervised_terms_fit_the_classes(num_classes, loss):
+    terms = task(num_classes).terms()
+    assert list(terms) == [loss, "dice"]
+    assert all(t.label == "mask" and not t.teacher for t in terms.values())
+
+
+@pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((2, 4, 4, 3))}, {"logits": np.zeros((2, 1))}])
+def test_a_model_without_the_right_logits_is_refused(outputs):
+    with pytest.raises(
+        ConfigError, match=r"segmentation of 2 classes needs 'logits' \[b, h, w, 1\].*set num_classes=2"
+    ):
+        task().check(outputs)
+
+
+def test_scores_agree_with_the_measure():
+    outputs, batch = inputs(1)
+    predicted = np.asarray(task().predict(outputs, batch)).astype(np.int32)
+    scores = [task().score(p, t) for p, t in zip(predicted, np.asarray(batch["mask"]), strict=True)]
+    total, count = task().measure(outputs, batch)["dice"]
+    assert task().summarise(scores)["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)

@@ -1,0 +1,93 @@
+import os
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kdjax.config import ConfigError, Mesh
+from kdjax.train import checkpoint, sharding
+from kdjax.train.step import State
+
+RULES = ((".*", "fsdp"),)
+
+
+def state(mesh, scale=1.0, width=64):
+    params = {"model": {"kernel": scale * jnp.arange(width * 64.0).reshape(width, 64)}, "adapters": {}}
+    opt = optax.adam(0.1).init(params)
+    made = State(jnp.asarray(7, jnp.int32), params, {"model": {}, "adapters": {}}, opt, {})
+    return sharding.place(made, sharding.shardings(made, mesh, RULES))
+
+
+@pytest.fixture(scope="module")
+def one():
+    return sharding.make_mesh(Mesh(data=1))
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+def test_a_checkpoint_comes_back_on_any_mesh(tmp_path, one):
+    saved = state(one)
+    checkpoint.save(tmp_path, 7, saved, {"epochs": 2, "best": 0.1 + 0.2, "outside": {"n": [1]}, "none": None})
+    assert checkpoint.latest(tmp_path) == 7
+    assert checkpoint.progress(tmp_path, 7) == {"epochs": 2, "best": 0.1 + 0.2, "outside": {"n": [1]}, "none": None}
+    for mesh in (one, sharding.make_mesh(Mesh(data=2, fsdp=4))):
+        like = state(mesh, scale=0.0)
+        found = checkpoint.restore(tmp_path, 7, like)
+        same(found, saved)
+        assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, like)
+
+
+def test_the_newest_alone_is_kept_and_leftovers_go(tmp_path, one):
+    checkpoint.save(tmp_path, 3, state(one, 3.0), {"at": 3})
+    shutil.copytree(tmp_path / "3", tmp_path / "12.orbax-checkpoint-tmp")  # killed while it was written
+    shutil.copytree(tmp_path / "3", tmp_path / "1")  # killed while it was removed
+    shutil.rmtree(tmp_path / "1" / "state")
+    assert checkpoint.latest(tmp_path) == 3
+    assert os.listdir(tmp_path) == ["3"]
+    checkpoint.save(tmp_path, 12, state(one, 12.0), {"at": 12})
+    assert os.listdir(tmp_path) == ["12"]
+    assert checkpoint.progress(tmp_path, 12) == {"at": 12}
+
+
+def test_there_is_none_before_the_first(tmp_path):
+    assert checkpoint.latest(tmp_path / "none") is None
+    assert checkpoint.latest(tmp_path) is None
+
+
+def test_a_step_is_saved_once(tmp_path, one):
+    checkpoint.save(tmp_path, 3, state(one), {"at": 1})
+    checkpoint.save(tmp_path, 3, state(one, 2.0), {"at": 2})
+    assert checkpoint.progress(tmp_path, 3) == {"at": 1}
+
+
+def test_a_full_disk_leaves_the_one_before(tmp_path, one):
+    """Files may not grow beyond a limit, which fails as a full disk does, in the middle of writing."""
+    noise = np.random.default_rng(0).normal(size=(512, 64))  # does not compress
+    checkpoint.save(tmp_path, 3, state(one), {"at": 3})
+    large = state(one, width=512)
+    large.params["model"]["kernel"] = jnp.asarray(noise, jnp.float32)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"(?s)could not write the checkpoint of step 5 to .*make room"):
+            checkpoint.save(tmp_path, 5, large, {"at": 5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == ["3"], "nothing half written fills the disk"
+    same(checkpoint.restore(tmp_path, 3, state(one, 0.0)), state(one))
+    checkpoint.save(tmp_path, 5, large, {"at": 5})
+    assert checkpoint.latest(tmp_path) == 5
+
+
+def test_a_checkpoint_that_cannot_be_read_says_what_to_do(tmp_path, one):
+    checkpoint.save(tmp_path, 3, state(one), {"at": 3})
+    shutil.rmtree(tmp_path / "3" / "state")
+    with pytest.raises(ConfigError, match=r"(?s)the checkpoint .*3 cannot be read: .*Remove that folder to start this"):
+        checkpoint.restore(tmp_path, 3, state(one))

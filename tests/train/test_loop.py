@@ -1,0 +1,175 @@
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax.config import ConfigError, Log, Mesh, Stop, Teacher, Term
+from kdjax.train import checkpoint, loop
+from kdjax.weights import safetensors
+from tests.train import tiny
+
+LOG = Log(every=1, tensorboard=False)
+TEACHER = tiny.model(dim=16)
+SHORT = type(tiny.DATA)("ultrasound", image_size=16, batch_size=8, size=32, train=8, val=8, test=8)  # a step an epoch
+
+
+def learner(**fields):
+    stage = {
+        "teachers": {"t": Teacher(model=TEACHER, weights="file")},
+        "terms": {"kl": Term("binary_kl", teacher="t:logits")},
+        "grad_norms_every": 0,
+        **fields,
+    }
+    mesh = stage.pop("mesh", None)
+    return tiny.learner(tiny.stage(**stage), mesh)
+
+
+def train(one, folder, init=None, teacher=1, signals=None):
+    with signals or loop.Signals() as signals:
+        return loop.train(one, folder, init, {"t": tiny.weights(TEACHER, teacher)}, LOG, signals)
+
+
+class StopsAfter(loop.Signals):
+    def __init__(self, step):
+        super().__init__()
+        self.at = step
+
+    def stop(self, step):
+        return step == self.at
+
+
+def records(folder, split):
+    return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["split"] == split]
+
+
+def test_each_program_is_compiled_once_and_again_once_after_a_restart(tmp_path, monkeypatch):
+    """All that is jitted while a stage runs, over epochs with validation, gradient norms, checkpoints."""
+    made, real = [], jax.jit
+
+    def jit(f, **options):
+        made.append((getattr(f, "__qualname__", str(f)), real(f, **options)))
+        return made[-1][1]
+
+    monkeypatch.setattr(jax, "jit", jit)
+    one = learner(grad_norms_every=1, save_every=1, optim=tiny.with_optim(ema=0.5))
+    with pytest.raises(loop.Stopped):
+        train(one, tmp_path, signals=StopsAfter(3))
+    first = [(n, f._cache_size()) for n, f in made if n.startswith("Step.")]
+    assert first == [("Step.train", 1), ("Step.grad_norms", 1)]
+    again = learner(grad_norms_every=1, save_every=1, optim=tiny.with_optim(ema=0.5))
+    train(again, tmp_path)
+    assert [(n, f._cache_size()) for n, f in made[-2:] if n.startswith("Step.")] == [
+        ("Step.train", 1),
+        ("Step.grad_norms", 0),
+    ]
+    for which in (one, again):
+        assert (which.whole_fn._cache_size(), which.evaluate_fn._cache_size()) == (1, 1)
+    assert len(records(tmp_path, "train")) == 4
+    assert len(records(tmp_path, "val")) == 2
+
+
+def test_what_is_left_is_the_best_epoch(tmp_path):
+    """Judged again by hand: the model that is exported has the best measure of all that were recorded."""
+    one = learner(epochs=5, optim=tiny.with_optim(lr=0.5))
+    told = train(one, tmp_path)
+    dice = [r["dice"] for r in records(tmp_path, "val")]
+    assert told["best"] == max(dice)
+    assert told["best_epoch"] == 1 + dice.index(max(dice))
+    (best,) = tmp_path.glob("best_*")
+    assert best.name == f"best_epoch{told['best_epoch']:03d}_dice{max(dice):.4f}.safetensors"
+    whole, about = safetensors.load(tmp_path / "model.safetensors")
+    assert about == {"model": "tests.train.tiny:build"}
+    measured, predicted = loop.evaluate(one, one.place(whole), "val")
+    assert measured["dice"] == pytest.approx(max(dice), rel=1e-6)
+    truth = [one.dataset.resized("val", i)["mask"] for i in range(one.dataset.sizes["val"])]
+    by_hand = [
+        2 * (p & t).sum() / max((p.sum() + t.sum()), 1) if (p.any() or t.any()) else 1.0
+        for p, t in zip(predicted, truth, strict=True)
+    ]
+    assert measured["dice"] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    assert told["parameters"] == sum(x.size for x in jax.tree.leaves(whole["params"]))
+
+
+def test_it_stops_early_and_a_restart_does_not_go_on(tmp_path):
+    stop = Stop(patience=2, min_delta=2.0)  # nothing improves by so much
+    told = train(learner(epochs=9, stop=stop), tmp_path)
+    assert (told["epochs"], told["best_epoch"]) == (3, 1)
+    before = (tmp_path / "model.safetensors").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()
+    assert train(learner(epochs=9, stop=stop), tmp_path)["epochs"] == 3
+    assert ((tmp_path / "model.safetensors").read_bytes(), (tmp_path / "metrics.jsonl").read_bytes()) == before
+
+
+def test_other_teachers_or_weights_or_images_are_refused_another_mesh_is_not(tmp_path):
+    with pytest.raises(loop.Stopped):
+        train(learner(), tmp_path, signals=StopsAfter(3))
+    with pytest.raises(ConfigError, match="began with other teachers and initial weights than"):
+        train(learner(), tmp_path, teacher=2)
+    with pytest.raises(ConfigError, match="began with other teachers and initial weights than"):
+        train(learner(), tmp_path, init=tiny.weights(tiny.model()))
+    fewer = type(tiny.DATA)("ultrasound", image_size=16, batch_size=8, size=32, train=16, val=7, test=8)
+    with pytest.raises(ConfigError, match=r"began with other numbers of images than.*another --workdir"):
+        train(learner(data=fewer), tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints") == 3
+    assert train(learner(mesh=Mesh(data=2, fsdp=2)), tmp_path)["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim": tiny.with_optim(lr=1e30), "data": SHORT}, r"step 1: the validation dice is not finite any more"),
+        (
+            {"terms": {"kl": Term("binary_kl", teacher="t:logits", args={"temperature": 0.0})}},
+            r"step 1: term 'kl' is not",
+        ),
+    ],
+)
+def test_what_is_not_finite_stops_the_run(tmp_path, changes, message):
+    with pytest.raises(loop.Diverged, match=message + r".*nothing was saved before\. Try a lower"):
+        train(learner(**changes), tmp_path)
+
+
+def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    one = learner(save_every=1)
+    real = one.dataset.batch
+
+    def broken(split, indices):  # after the first epoch the labels are none
+        made = real(split, indices)
+        broken.calls += split == "train"
+        return {**made, "mask": made["mask"] + 99 * (split == "train" and broken.calls > 3)}
+
+    broken.calls = 0
+    monkeypatch.setattr(one.dataset, "batch", broken)
+    monkeypatch.setattr(one.dataset, "_read", lambda batches: iter(batches))
+    with pytest.raises(
+        loop.Diverged, match=r"step 4: term 'bce', term 'dice' is not finite.*checkpoint is kept in .*checkpoints"
+    ):
+        train(one, tmp_path)
+    assert checkpoint.latest(tmp_path / "checkpoints") == 3
+    monkeypatch.undo()
+    assert train(learner(save_every=1), tmp_path)["epochs"] == 2
+
+
+def test_signals_are_caught_only_while_it_runs():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with loop.Signals() as signals:
+        assert not signals.stop(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert signals.stop(1)
+        with pytest.raises(KeyboardInterrupt):  # a second Ctrl-C
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_evaluation_counts_each_image_once(tmp_path):
+    """The last batch is padded: 8 images in batches of 3 x 2 are 8 images."""
+    sizes = {"image_size": 16, "size": 32, "train": 16, "val": 8, "test": 8}
+    found = []
+    for batch_size in (8, 6):
+        one = learner(data=type(tiny.DATA)("ultrasound", batch_size=batch_size, **sizes))
+        measured, predictions = loop.evaluate(one, one.place(tiny.weights(tiny.model(), 3)), "val")
+        assert len(predictions) == 8
+        found.append((measured["dice"], np.stack(predictions)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    np.testing.assert_array_equal(found[0][1], found[1][1])
