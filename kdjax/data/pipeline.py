@@ -121,7 +121,7 @@ class Dataset:
         """
         share = _share(batch_size, process, processes)
         chosen = np.flatnonzero(self._labelled["train"]) if labelled_only else np.arange(self.sizes["train"])
-        order = grain.MapDataset.source(chosen).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
+        order = grain.MapDataset.source(chosen.tolist()).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
         return self._read(order.map(_Reader(self, "train", share)))
 
     def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
