@@ -2,66 +2,51 @@
 
     python -m kdjax.launch --config=configs/sam_distill.py             generated images, nothing to download
     python -m kdjax.launch --config=configs/sam_distill.py:smoke       the same, tiny
-    python -m kdjax.launch --config=configs/sam_distill.py:busi        BUSI in data/busi: the folders benign, malignant, normal
-    python -m kdjax.launch --config=configs/sam_distill.py:busi_vit_b  the published SAM ViT-B and TinyUSFM, on a GPU
+    python -m kdjax.launch --config=configs/sam_distill.py:busi        BUSI, in the folder data/busi
+    python -m kdjax.launch --config=configs/sam_distill.py:busi_vit_b  the published SAM ViT-B, for a GPU
 
-The story is the usual one: a large model that knows images (`sam`; where no published weights are at hand, it is
-trained here on generated scans of another probe), few labels in the domain that matters, and many images without.
-The teacher is adapted with LoRA on the labelled images; the student learns from those and from the teacher on all.
+The story is the usual one: a large model that knows images, few labels in the domain that matters, many images without.
+Where no published weights are at hand, the large model is a small SAM that is trained here on other generated scans
+(`sam`). The teacher adapts it with LoRA to the labelled images; the student learns from these, and from the teacher on
+all images.
 """
 
 from kdjax.config import ConfigError, Data, Experiment, Gate, Lora, Model, Optim, Stage, Teacher, Term, nearest
 
 VARIANTS = ("", "smoke", "busi", "busi_vit_b")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
-FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # what LoRA leaves as it was; the decoder learns
-SMALL_SAM = {"variant": "vit_t", "window": 6}
-SMALL_STUDENT = {"dim": 64, "depth": 6, "heads": 4, "taps": (1, 2, 3, 5), "neck_dim": 24, "head_dim": 32, "scan": True}
+FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # LoRA leaves it as it was; the decoder learns
 
 
 def get_config(variant: str = "") -> Experiment:
     if variant not in VARIANTS:
         raise ConfigError(f"configs/sam_distill.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
-    smoke, busi, published = variant == "smoke", variant.startswith("busi"), variant == "busi_vit_b"
-    size = 48 if smoke else 224 if published else 96
-    teacher_size = 512 if published else size
-
-    few = {"train": 64, "val": 16, "test": 16} if smoke else {"train": 480, "val": 64, "test": 128}
-    generated = {"size": size, "seed": 0, "domain": "convex", **few}
-    common = {"image_size": size, "batch_size": 16, "augment": AUGMENT}
-    if busi:
-        target = Data("busi", root="data/busi", labelled=0.25, **common)
-    else:
-        target = Data("ultrasound", labelled=0.5 if smoke else 0.125, **common, **generated)
-    other = Data("ultrasound", **common, **{**generated, "seed": 1, "domain": "linear"})
-
-    if published:
-        model, init = Model("sam_seg", variant="vit_b", image_size=teacher_size), "weights/sam_vit_b.safetensors"
-        student_model = Model("tinyusfm_seg", image_size=size)
-    else:
-        shallow = {"depth": 2, "global_blocks": (1,), "decoder_depth": 1} if smoke else {}
-        model, init = Model("sam_seg", **{**SMALL_SAM, **shallow}, image_size=size), "stage:sam"
-        student_model = Model("tinyusfm_seg", **SMALL_STUDENT, image_size=size)
+    smoke, published = variant == "smoke", variant == "busi_vit_b"
+    size = {"": 64, "smoke": 48, "busi": 96, "busi_vit_b": 512}[variant]
+    sam_model, student_model = models(size, smoke, published)
+    target, other = images(size, variant)
 
     sam = Stage(
         task="segmentation",
         title="SAM, pretraining",
-        auxiliary=True,
+        auxiliary=True,  # not run where the teacher starts from a file
         data=other,
-        model=model,
-        optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0),
-        epochs=1 if smoke else 12,
+        model=sam_model,
+        terms=labels(0.5),
+        optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0, ema=0.98),
+        epochs=1 if smoke else 5,
         grad_norms_every=0,
     )
     teacher = Stage(
         task="segmentation",
         title="teacher (SAM, LoRA)",
         data=target,
-        model=model,
-        init=init,
+        model=sam_model,
+        init="weights/sam_vit_b.safetensors" if published else "stage:sam",
+        terms=labels(0.5),
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
-        optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0, trainable=FROZEN_ENCODER),
-        epochs=1 if smoke else 6,
+        optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),
+        epochs=1 if smoke else 20 if published else 3,
         gate=Gate(0.0 if smoke else 0.6),
         grad_norms_every=0,
         dtype="bfloat16" if published else "float32",
@@ -73,12 +58,44 @@ def get_config(variant: str = "") -> Experiment:
         model=student_model,
         teachers={"sam": Teacher(stage="teacher")},
         terms={
-            "bce": Term("bce", label="mask", weight=0.25),
-            "dice": Term("dice", label="mask", weight=0.25),
+            **labels(0.25),
             "kl": Term("binary_kl", teacher="sam:logits", weight=0.5, args={"temperature": 2.0}),
             "feature": Term("mse", "neck_2", "sam:image_embeddings", adapter="conv_bn_relu", weight=0.1),
         },
-        optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0),
-        epochs=2 if smoke else 20,
+        optim=Optim("adamw", lr=2e-3, warmup=1, weight_decay=0.01, clip=1.0, ema=0.98),
+        epochs=2 if smoke else 60 if published else 8,
     )
     return Experiment(name="sam_distill", stages={"sam": sam, "teacher": teacher, "student": student})
+
+
+def labels(weight: float) -> dict[str, Term]:
+    """Half cross-entropy, half soft Dice; smooth=1 so that an image without a lesion asks for an empty mask."""
+    return {
+        "bce": Term("bce", label="mask", weight=weight),
+        "dice": Term("dice", label="mask", weight=weight, args={"smooth": 1.0}),
+    }
+
+
+def models(size: int, smoke: bool, published: bool) -> tuple[Model, Model]:
+    if published:
+        return Model("sam_seg", variant="vit_b", image_size=size), Model("tinyusfm_seg", image_size=224)
+    # An eighth and a half of the image are what its patches and windows measure; the student is an eighth of the SAM.
+    sam = {"variant": "vit_t", "patch_size": 8, "window": size // 16, "image_size": size}
+    tiny = {"patch_size": 8, "dim": 48, "heads": 3, "neck_dim": 24, "head_dim": 24, "scan": True, "image_size": size}
+    if smoke:
+        sam |= {"depth": 2, "global_blocks": (1,), "decoder_depth": 1}
+    depth = {"depth": 2, "taps": (0, 0, 1, 1)} if smoke else {"depth": 4, "taps": (0, 1, 2, 3)}
+    return Model("sam_seg", **sam), Model("tinyusfm_seg", **tiny, **depth)
+
+
+def images(size: int, variant: str) -> tuple[Data, Data]:
+    """The images that matter, of which few are labelled, and others that the small SAM comes to know images from."""
+    common = {"image_size": size, "batch_size": 8, "augment": AUGMENT}
+    if variant == "smoke":
+        few = {"size": size, "train": 64, "val": 16, "test": 16}
+        return Data("ultrasound", labelled=0.5, **common, **few), Data("ultrasound", seed=1, **common, **few)
+    other = Data("ultrasound", size=size, seed=1, train=2400, val=96, test=96, **common)
+    if variant:
+        return Data("busi", root="data/busi", labelled=0.25, **common), other
+    here = {"size": size, "seed": 0, "domain": "linear", "train": 1200, "val": 96, "test": 128}
+    return Data("ultrasound", labelled=0.05, **common, **here), other
