@@ -2,8 +2,8 @@
 
     python -m kdjax.launch --config=configs/sam_distill.py             generated images, nothing to download
     python -m kdjax.launch --config=configs/sam_distill.py:smoke       the same, tiny
-    python -m kdjax.launch --config=configs/sam_distill.py:busi        BUSI, in the folder data/busi
-    python -m kdjax.launch --config=configs/sam_distill.py:busi_vit_b  the published SAM ViT-B, for a GPU
+    python -m kdjax.launch --config=configs/sam_distill.py:busi=DIR    BUSI: the folder of benign, malignant, normal
+    python -m kdjax.launch --config=configs/sam_distill.py:busi_vit_b=DIR    with the published SAM ViT-B, for a GPU
 
 The story is the usual one: a large model that knows images, few labels in the domain that matters, many images without.
 Where no published weights are at hand, the large model is a small SAM that is trained here on other generated scans
@@ -19,12 +19,13 @@ FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # LoRA lea
 
 
 def get_config(variant: str = "") -> Experiment:
+    variant, _, folder = variant.partition("=")
     if variant not in VARIANTS:
         raise ConfigError(f"configs/sam_distill.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
     smoke, published = variant == "smoke", variant == "busi_vit_b"
     size = {"": 64, "smoke": 48, "busi": 96, "busi_vit_b": 512}[variant]
     sam_model, student_model = models(size, smoke, published)
-    target, other = images(size, variant)
+    target, other = images(size, variant, folder or "data/busi")
 
     sam = Stage(
         task="segmentation",
@@ -88,7 +89,7 @@ def models(size: int, smoke: bool, published: bool) -> tuple[Model, Model]:
     return Model("sam_seg", **sam), Model("tinyusfm_seg", **tiny, **depth)
 
 
-def images(size: int, variant: str) -> tuple[Data, Data]:
+def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
     """The images that matter, of which few are labelled, and others that the small SAM comes to know images from."""
     common = {"image_size": size, "batch_size": 8, "augment": AUGMENT}
     if variant == "smoke":
@@ -96,6 +97,6 @@ def images(size: int, variant: str) -> tuple[Data, Data]:
         return Data("ultrasound", labelled=0.5, **common, **few), Data("ultrasound", seed=1, **common, **few)
     other = Data("ultrasound", size=size, seed=1, train=2400, val=96, test=96, **common)
     if variant:
-        return Data("busi", root="data/busi", labelled=0.25, **common), other
+        return Data("busi", root=folder, labelled=0.25, **common), other
     here = {"size": size, "seed": 0, "domain": "linear", "train": 1200, "val": 96, "test": 128}
     return Data("ultrasound", labelled=0.05, **common, **here), other

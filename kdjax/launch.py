@@ -187,9 +187,9 @@ def _config_of_workdir() -> Experiment:
 
 
 def _default_workdir() -> str:
-    """runs/NAME, with the variant: --config=configs/sam_distill.py:smoke gives runs/sam_distill-smoke."""
+    """runs/NAME, with the variant: configs/sam_distill.py:smoke gives runs/sam_distill-smoke."""
     path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return str(Path("runs") / "-".join(filter(None, [Path(path).stem, variant.replace("/", "_")])))
+    return str(Path("runs") / "-".join(filter(None, [Path(path).stem, variant.partition("=")[0]])))
 
 
 def _first_process() -> bool:
