@@ -22,8 +22,9 @@ __all__ = ["PARAMETERS", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build
 MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
-# Published parameters: the image encoder's, and those of all of SAM.
+# Parameters of the image encoder, and of all of SAM: as published, and of ours.
 PARAMETERS = {
+    "vit_t": (901_760, 1_094_114),
     "vit_b": (89_670_912, 93_735_472),
     "vit_l": (308_278_272, 312_342_832),
     "vit_h": (637_026_048, 641_090_608),
