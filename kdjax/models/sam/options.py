@@ -28,7 +28,9 @@ class SamOptions:
     decoder_mlp_dim: int = 2048
     iou_dim: int = 256  # hidden width of the head that predicts each mask's IoU
     dtype: Any = "float32"  # of the computation; parameters stay float32
-    remat: bool = False  # recompute each encoder block in the backward pass: less memory, more time
+    # Recompute each encoder block in the backward pass: less memory, more time. On a CPU only together with scan, for
+    # XLA merges the two computations of a block there that are not in loops of their own.
+    remat: bool = False
     scan: bool = False  # compile one period of the encoder blocks and loop over it; renames them (ImageEncoder)
 
     def __post_init__(self):
