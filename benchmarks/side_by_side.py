@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             measured = measure(name, dtype, sides, given.rounds, about["threads"])
             peak = peak_flops(about["device"], dtype, given.peak_tflops) if gpu else None
             note = found["cases"].get(key, {}).get("note", "")
-            found["cases"][key] = judge(CASES[name], dtype, about["backend"], measured, peak, note)
+            product = found["cases"].get("product", {}).get("ratio")
+            found["cases"][key] = judge(CASES[name], dtype, about["backend"], measured, product, peak, note)
             write(path, found)
     print(f"\n{markdown(found)}\n\n{path}")
 
@@ -152,9 +153,18 @@ def measure(name: str, dtype: str, sides: Sequence[str], rounds: int, threads: i
 
 
 def judge(
-    case: Case, dtype: str, backend: str, measured: dict[str, dict], peak: float | None = None, note: str = ""
+    case: Case,
+    dtype: str,
+    backend: str,
+    measured: dict[str, dict],
+    product: float | None = None,
+    peak: float | None = None,
+    note: str = "",
 ) -> dict:
-    """Medians, the ratio of PyTorch's (eager) to kdjax's, and whether that is good enough."""
+    """Medians, the ratio of PyTorch's (eager) to kdjax's, and whether that is good enough.
+
+    `product` is the ratio of the plain matrix product on this machine, `peak` what the device could do per second.
+    """
     sides = {side: summary(found) for side, found in measured.items()}
     trained = {side: found["trained"] for side, found in measured.items() if "trained" in found}
     if len(set(trained.values())) > 1:
@@ -163,11 +173,12 @@ def judge(
         )
     times = {side: found["median_s"] for side, found in sides.items() if "median_s" in found}
     ratio = times["torch"] / times["kdjax"] if {"torch", "kdjax"} <= set(times) else None
-    floor = case.floor(backend)
+    floor = case.floor(backend, product)
     result = {
         "title": case.title,
         "dtype": dtype,
         "ratio": ratio,
+        "bound": case.bound,
         "floor": floor,
         "floor_met": None if ratio is None else ratio >= floor,
         "note": note,
@@ -245,6 +256,12 @@ def markdown(found: dict) -> str:
         f"\n{where}; PyTorch {versions['torch']}, JAX {versions['jax']}. Medians (fastest to slowest); ratio is the "
         "time of PyTorch over that of kdjax, above 1 kdjax is faster."
     )
+    product = cases.get("product", {}).get("ratio")
+    if product is not None and about["backend"] == "cpu":
+        lines.append(
+            f"The plain matrix product's ratio, {times(product)}, is that of the two libraries on this processor; what "
+            "is bound by products cannot be judged apart from it."
+        )
     lines += [f"- {case['title']}, {case['dtype']}: {case['note']}" for case in cases.values() if case["note"]]
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ def serve(pipe: Connection, side: str, name: str, dtype: str, threads: int) -> N
         first = time.perf_counter()
         for _ in range(2):
             wait(once())
-        calls = max(1, min(100, math.ceil(TURN / max(1e-6, (time.perf_counter() - first) / 2))))
+        calls = max(1, min(1000, math.ceil(TURN / max(1e-6, (time.perf_counter() - first) / 2))))
         return {"build_s": built - began, "first_call_s": first - built, "trained": trained, "calls": calls}
 
     def turn() -> float:
