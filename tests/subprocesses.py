@@ -26,7 +26,7 @@ def get_config(variant=""):
         lora=Lora(rank=2, targets=((r"blocks_0/qkv", "q_v"),)), optim=Optim("sgd", lr=0.1, schedule="plateau"),
     )
     student = Stage(
-        task="segmentation", data=data(labelled=0.5), model=small, epochs=5,
+        task="segmentation", data=data(labelled=0.5), model=small, epochs={epochs},
         teachers={{"t": Teacher(stage="teacher")}},
         terms={{
             "kl": Term("binary_kl", teacher="t:logits"),
@@ -41,9 +41,9 @@ def get_config(variant=""):
 """
 
 
-def config(folder, optim="adamw", save_every=3, control=True) -> pathlib.Path:
+def config(folder, optim="adamw", save_every=3, control=True, epochs=5) -> pathlib.Path:
     path = folder / "tiny_config.py"
-    path.write_text(CONFIG.format(optim=optim, save_every=save_every, control=control))
+    path.write_text(CONFIG.format(optim=optim, save_every=save_every, control=control, epochs=epochs))
     return path
 
 
