@@ -1,6 +1,6 @@
 """Whether distillation helped, over several seeds: each runs the whole command, and the spread stands beside the mean.
 
-    python -m benchmarks.seeds --config=configs/sam_distill.py --seeds=0,1,2
+python -m benchmarks.seeds --config=configs/sam_distill.py --seeds=0,1,2
 """
 
 import argparse
@@ -17,7 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/sam_distill.py")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--workdir", default="runs/seeds", help="a folder for each seed is made in it; finished ones stay")
+    parser.add_argument(
+        "--workdir", default="runs/seeds", help="a folder for each seed is made in it; finished ones stay"
+    )
     given, more = parser.parse_known_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     name = Path(given.config.split(":")[0]).stem + given.config.partition(":")[2].join(("-", "")).rstrip("-")
@@ -42,7 +44,12 @@ def aggregate(summaries: list[dict], seeds: list[int]) -> dict:
             "role": row["role"],
             "parameters": row["parameters"],
             **{
-                metric: spread([next(r for r in s["rows"] if r["stage"] == row["stage"])["metrics"][metric]["mean"] for s in summaries])
+                metric: spread(
+                    [
+                        next(r for r in s["rows"] if r["stage"] == row["stage"])["metrics"][metric]["mean"]
+                        for s in summaries
+                    ]
+                )
                 for metric in ("dice", "iou", "hd95")
             },
         }
