@@ -67,8 +67,10 @@ def get_config(variant: str = "") -> Experiment:
         },
         optim=Optim("adamw", lr=2e-3, warmup=1, weight_decay=0.01, clip=1.0, ema=0.98),
         epochs=2 if smoke else 60 if published else 10,
+        grad_norms_every=0 if smoke else 1,
     )
-    return Experiment(name="sam_distill", stages={"sam": sam, "teacher": teacher, "student": student})
+    stages = {"sam": sam, "teacher": teacher, "student": student}
+    return Experiment(name="sam_distill", stages=stages, quick_compile=smoke)
 
 
 def labels(weight: float) -> dict[str, Term]:

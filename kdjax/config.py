@@ -206,6 +206,7 @@ class Experiment:
     stages: dict[str, Stage]
     seed: int = 0
     control: bool = True  # train each distilled stage once more without its teachers
+    quick_compile: bool = False  # compile in half the time and run several times slower: for trying things out
     mesh: Mesh = field(default_factory=Mesh)
     log: Log = field(default_factory=Log)
 
@@ -243,7 +244,7 @@ def without_teachers(stage: Stage) -> Stage:
     """The control of a distilled stage: same data, labels and budget, but nothing of a teacher."""
     terms = {k: t for k, t in stage.terms.items() if not t.teacher}
     title = f"{stage.title.split(',')[0]}, no teacher" if stage.title else ""
-    return dataclasses.replace(stage, teachers={}, terms=terms, title=title)
+    return dataclasses.replace(stage, teachers={}, terms=terms, title=title, grad_norms_every=0)
 
 
 def validate(experiment: Experiment) -> None:

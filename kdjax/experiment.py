@@ -5,7 +5,10 @@ import json
 import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,7 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
 
     With `stage`, only that one and what it needs.
     """
-    with Signals() as signals:
+    with Signals() as signals, compiling(quick=experiment.quick_compile):
         made = open_run(experiment, workdir, stage)
         if jax.process_index() == 0:
             print(overview(made), flush=True)
@@ -76,6 +79,17 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
         if jax.process_index() == 0:
             report(made, summary)
     return summary
+
+
+@contextmanager
+def compiling(quick: bool) -> Iterator[None]:
+    """Within it, programs are compiled without most optimisations where `quick` is asked for."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", before or quick)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Run:
@@ -153,6 +167,7 @@ def _outside(name: str, stage: Stage) -> list[tuple[str, str, Any]]:
     return [(what, path, model) for what, path, model in found if not path.startswith("stage:")]
 
 
+@cache
 def initial_shapes(model: Any) -> dict:
     return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
 
@@ -189,7 +204,7 @@ def check_owner(folder: Path, experiment: Experiment) -> None:
     if not (folder / "config.json").exists():
         return
     old, new = config.from_json((folder / "config.json").read_text()), experiment
-    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log."))]
+    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log.", "quick_compile"))]
     if found:
         shown = "\n  ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
         raise ConfigError(

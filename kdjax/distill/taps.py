@@ -48,7 +48,7 @@ class Network:
 
     def shapes(self, variables: dict, batch: dict) -> dict[str, jax.ShapeDtypeStruct]:
         """What the network gives for such a batch, nothing computed; an unknown tap is refused with what there is."""
-        known = module_paths(self.model, variables, batch)
+        known = module_paths(self.model, variables, batch) if self.taps else []
         for path in self.taps:
             if path not in known:
                 raise ConfigError(f"{type(self.model).__name__} has no module {path!r}; {nearest(path, known)}")
