@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> Experiment:
     variant, _, folder = variant.partition("=")
     if variant not in VARIANTS:
         raise ConfigError(f"configs/sam_distill.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
-    smoke, published = variant == "smoke", variant == "busi_vit_b"
+    smoke, small_set, published = variant == "smoke", variant.startswith("busi"), variant == "busi_vit_b"
     size = {"": 64, "smoke": 48, "busi": 96, "busi_vit_b": 512}[variant]
     sam_model, student_model = models(size, smoke, published)
     target, other = images(size, variant, folder or "data/busi")
@@ -49,8 +49,8 @@ def get_config(variant: str = "") -> Experiment:
         terms=labels(0.5),
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
         optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),
-        epochs=1 if smoke else 20 if published else 3,
-        gate=Gate(0.0 if smoke else 0.6),
+        epochs=1 if smoke else 20 if small_set else 3,
+        gate=Gate(0.0 if smoke else 0.3 if small_set else 0.6),
         grad_norms_every=0,
         dtype="bfloat16" if published else "float32",
     )
@@ -66,7 +66,7 @@ def get_config(variant: str = "") -> Experiment:
             "feature": Term("mse", "neck_2", "sam:image_embeddings", adapter="conv_bn_relu", weight=0.1),
         },
         optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0, ema=0.98),
-        epochs=2 if smoke else 60 if published else 10,
+        epochs=2 if smoke else 60 if small_set else 10,
         grad_norms_every=0 if smoke else 1,
     )
     stages = {"sam": sam, "teacher": teacher, "student": student}
