@@ -327,6 +327,7 @@ def examples(made: Run, rows: list[dict]) -> list[dict]:
     pictures = [learner.dataset.resized("test", i) for i in range(len(masks[of]))]
     dice = {s: [_dice(learner, p, x["mask"]) for p, x in zip(masks[s], pictures, strict=True)] for s in same}
     order = np.argsort(dice[of], kind="stable")
+    order = order[np.array([pictures[i]["mask"].any() for i in order], bool)]  # an empty mask shows nothing
     middle = len(order) // 2
     ranked = {"best": order[::-1][:EXAMPLES], "median": order[middle : middle + EXAMPLES], "worst": order[:EXAMPLES]}
     titles = {row["stage"]: row["title"] for row in rows}
