@@ -14,7 +14,7 @@ from benchmarks.cases import LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, W
 from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
-from kdjax.models.sam import options as sam
+from kdjax.models.sam import build_sam
 from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.train import loop, sharding
 from kdjax.train.setup import initial, prepare
@@ -36,7 +36,7 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         a, b = (jnp.asarray(given[name], dtype) for name in "ab")
         return partial(jax.jit(jnp.matmul), a, b), jax.block_until_ready, 0
     if case.work == "encoder":
-        model = ImageEncoder(sam.options_of(case.variant, {"image_size": case.size, "dtype": dtype}))
+        model = ImageEncoder(build_sam(case.variant, image_size=case.size, dtype=dtype).options)
         image = jnp.asarray(given["image"])
         variables = jax.device_put(weights(partial(model.init, jax.random.key(0), image)))
         return partial(jax.jit(model.apply), variables, image), jax.block_until_ready, 0

@@ -13,9 +13,8 @@ from benchmarks import jax_side, side_by_side, torch_side, worker
 from benchmarks.cases import CASES, SAM, Case, arrays, encoder_flops, peak_flops
 from benchmarks.torch_sam import LoraQkv
 from kdjax.losses import features, labels, logits
-from kdjax.models.sam import MEAN, STD, VARIANTS
+from kdjax.models.sam import MEAN, STD, VARIANTS, build_sam
 from kdjax.models.sam.image_encoder import ImageEncoder
-from kdjax.models.sam.options import options_of
 
 ABOUT = {"device": "Some CPU", "backend": "cpu", "threads": 2, "versions": {"torch": "2.0", "jax": "0.10"}}
 
@@ -200,7 +199,7 @@ def test_the_dimensions_are_kdjaxs():
 
 def test_flops_are_those_that_xla_counts():
     """Where windows need no padding; XLA also counts norms, softmax and GELU, which is little at this width."""
-    model = ImageEncoder(options_of("vit_b", {"image_size": 448}))  # 28 patches: two windows
+    model = ImageEncoder(build_sam("vit_b", image_size=448).options)  # 28 patches: two windows
     image = jax.ShapeDtypeStruct((1, 448, 448, 3), np.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), image)
     costs = jax.jit(model.apply).lower(variables, image).cost_analysis()

@@ -3,7 +3,6 @@
 Module names follow the original's: `backbone/blocks_3/attn/qkv`, `decode_head/fpn_convs_0_1` (its BatchNorm).
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -14,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax.config import ConfigError, nearest
+from kdjax.config import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.bilinear import bilinear
 from kdjax.models.inputs import ImageInput
+from kdjax.models.options import options_of
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the neck's four maps, relative to the grid of patches
 
@@ -387,15 +387,4 @@ def build_tinyusfm_seg(variant: str = "tiny", num_classes: int = 2, **overrides)
 
 
 def _options(variant: str, overrides: dict[str, Any]) -> Options:
-    if variant not in VARIANTS:
-        raise ConfigError(f"no TinyUSFM variant {variant!r}; {nearest(variant, VARIANTS)}")
-    known = [f.name for f in dataclasses.fields(Options)]
-    unknown = [f"TinyUSFM has no option {name!r}; {nearest(name, known)}" for name in overrides if name not in known]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
-    values = VARIANTS[variant] | overrides
-    values["taps"] = tuple(values["taps"])
-    values["dtype"] = jnp.dtype(values.get("dtype", "float32"))
-    if isinstance(size := values.get("image_size"), list):
-        values["image_size"] = tuple(size)
-    return Options(**values)
+    return options_of(Options, "TinyUSFM", VARIANTS, variant, overrides)

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from kdjax.models.sam import build_sam, build_sam_seg
 from kdjax.models.sam.geometry import pad_to_square, postprocess, resize_longest, resize_points, resized
 from kdjax.models.sam.image_encoder import ImageEncoder
-from kdjax.models.sam.options import options_of
 from kdjax.models.sam.prompt_encoder import PromptEncoder
 from tests.parity.torch_names import to_flax
 from tests.parity.torch_sam import original
@@ -41,7 +40,7 @@ SIZES = {"whole windows": 48, "padded windows": 64, "less than a window": 16, "n
 def pair(size, masks=4):
     """(ours, variables, the original) with the same weights."""
     options = SMALL | {"image_size": size}
-    theirs = original(options_of("vit_b", options), masks)
+    theirs = original(build_sam("vit_b", **options).options, masks)
     if masks == 4:
         ours = build_sam(**options)
     else:
@@ -107,7 +106,7 @@ def test_image_encoder(size):
 
 def test_image_encoder_with_the_widths_of_vit_b():
     options = {"depth": 2, "global_blocks": (1,), "image_size": 256}
-    ours, theirs = build_sam(**options), original(options_of("vit_b", options))
+    ours, theirs = build_sam(**options), original(build_sam("vit_b", **options).options)
     image = images(ours.options)
     variables = to_flax(theirs.state_dict(), jax.eval_shape(ours.init, jax.random.key(0), image), transposed="upscal")
     outputs = jit(functools.partial(ours.apply, multimask_output=False))(variables, image)

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Num
 from kdjax.config import ConfigError
 from kdjax.models.bilinear import bilinear
 from kdjax.models.inputs import ImageInput
+from kdjax.models.options import options_of
 from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.models.sam.mask_decoder import MaskDecoder
-from kdjax.models.sam.options import VARIANTS, SamOptions, options_of
+from kdjax.models.sam.options import VARIANTS, SamOptions
 from kdjax.models.sam.prompt_encoder import PromptEncoder
 
 __all__ = ["PARAMETERS", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build_sam", "build_sam_seg"]
@@ -105,14 +106,14 @@ class SamSegmenter(nn.Module):
 
 def build_sam(variant: str = "vit_b", **overrides) -> Sam:
     """`overrides` are fields of SamOptions."""
-    return Sam(options_of(variant, overrides))
+    return Sam(options_of(SamOptions, "SAM", VARIANTS, variant, overrides))
 
 
 def build_sam_seg(variant: str = "vit_b", num_classes: int = 2, **overrides) -> SamSegmenter:
     """`num_classes` counts the background; `overrides` are fields of SamOptions."""
     if num_classes < 2:
         raise ConfigError(f"num_classes counts the background, so it is at least 2; found {num_classes}")
-    return SamSegmenter(options_of(variant, overrides), num_classes)
+    return SamSegmenter(options_of(SamOptions, "SAM", VARIANTS, variant, overrides), num_classes)
 
 
 def _input_spec(options: SamOptions) -> ImageInput:

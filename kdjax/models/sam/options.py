@@ -1,12 +1,9 @@
 """What a SAM can be built with, and the variants that have names."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
-from kdjax.config import ConfigError, nearest
+from kdjax.config import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +75,3 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "vit_l": {"dim": 1024, "depth": 24, "heads": 16, "global_blocks": (5, 11, 17, 23)},
     "vit_h": {"dim": 1280, "depth": 32, "heads": 16, "global_blocks": (7, 15, 23, 31)},
 }
-
-
-def options_of(variant: str, overrides: dict[str, Any]) -> SamOptions:
-    """The options of a named variant with some replaced."""
-    if variant not in VARIANTS:
-        raise ConfigError(f"no SAM variant {variant!r}; {nearest(variant, VARIANTS)}")
-    known = [f.name for f in dataclasses.fields(SamOptions)]
-    unknown = [f"SAM has no option {name!r}; {nearest(name, known)}" for name in overrides if name not in known]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
-    values = VARIANTS[variant] | overrides
-    values["global_blocks"] = tuple(values["global_blocks"])
-    values["dtype"] = jnp.dtype(values.get("dtype", "float32"))
-    if isinstance(size := values.get("image_size"), list):
-        values["image_size"] = tuple(size)
-    return SamOptions(**values)
