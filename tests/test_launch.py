@@ -76,7 +76,7 @@ def test_overrides_change_one_field_each():
         f"--config={MAIN}",
         "--config.stages.student.optim.lr=3e-4",
         "--config.stages.student.terms.kl.args.temperature=6",
-        "--config.stages.student.data.batch_size=8",
+        "--config.stages.student.data.batch_size=12",
         "--config.stages.student.data.split=(0.6, 0.2, 0.2)",
         "--config.stages.teacher.lora=none",
         "--noconfig.control",
@@ -85,7 +85,7 @@ def test_overrides_change_one_field_each():
     student = plain.stages["student"]
     assert sorted(found) == [
         "control: True and False",
-        f"stages.student.data.batch_size: {student.data.batch_size} and 8",
+        f"stages.student.data.batch_size: {student.data.batch_size} and 12",
         "stages.student.data.split: [0.7, 0.15, 0.15] and [0.6, 0.2, 0.2]",
         f"stages.student.optim.lr: {student.optim.lr} and 0.0003",
         f"stages.student.terms.kl.args.temperature: {student.terms['kl'].args['temperature']} and 6.0",
