@@ -21,7 +21,7 @@ from kdjax.config import ConfigError, Log, Stage
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
 from kdjax.train import checkpoint, sharding
-from kdjax.train.setup import Learner, compiled_quickly
+from kdjax.train.setup import Learner
 from kdjax.train.step import eval_params
 from kdjax.weights import safetensors
 
@@ -83,7 +83,7 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
 
     placed = jax.tree.map(lambda x: x.sharding, state)
     step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
-    norms_fn = compiled_quickly(learner.step.grad_norms)
+    norms_fn = jax.jit(learner.step.grad_norms)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     dealt = {"seed": learner.seed, "start": start, "labelled_only": not learner.step.teachers, **share}
     batches = learner.dataset.train(stage.data.batch_size, **dealt)

@@ -1,7 +1,6 @@
 """From a stage of the config to what the loop needs: models, objective, step, and the state it starts from."""
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -86,14 +85,9 @@ class Learner:
 
 @cache
 def initialiser(model: Any) -> Any:
-    """The compiled start of a model."""
-    return compiled_quickly(partial(initial, model))
-
-
-def compiled_quickly(function: Callable) -> Any:
-    """`jax.jit` for what runs seldom: on CPU the compiler is told not to spend itself on it."""
+    """The compiled start of a model; it runs once, so on CPU the compiler is told not to spend itself on it."""
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=quick if jax.default_backend() == "cpu" else None)
+    return jax.jit(partial(initial, model), compiler_options=quick if jax.default_backend() == "cpu" else None)
 
 
 @cache
