@@ -10,6 +10,7 @@
 """
 
 import ast
+import ctypes
 import dataclasses
 import os
 import re
@@ -73,6 +74,7 @@ def main(argv: list[str]) -> int:
     if MODE.value == "metrics":
         return metrics()
     _quiet()
+    _keep_memory()
     if COORDINATOR.value:
         connect()
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
@@ -200,6 +202,16 @@ def _first_process() -> bool:
 
 def _command() -> str:
     return shlex.join(["python", "-m", "kdjax.launch", *sys.argv[1:]])
+
+
+def _keep_memory() -> None:
+    """Tells glibc to keep what XLA frees after each step: else it goes back to the kernel, and the next step fetches it
+    anew, page by page, which is a quarter of the time of a small step on a CPU."""
+    m_trim_threshold, m_mmap_threshold, most = -1, -3, 2**31 - 1
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, 2**30)
+        mallopt(m_trim_threshold, most)
 
 
 def _quiet() -> None:
