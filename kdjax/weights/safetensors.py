@@ -2,17 +2,30 @@
 
 import difflib
 import hashlib
+import json
+import math
+import mmap
 import os
 import re
 import secrets
-from collections.abc import Mapping
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+CODES = {  # of NumPy's dtypes in the header of a file
+    "bool": "BOOL",
+    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)},
+    **{"int8": "I8", "uint8": "U8", "complex64": "C64", "bfloat16": "BF16"},
+    **{"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"},
+}
+DTYPES = {code: np.dtype(getattr(ml_dtypes, name, name)) for name, code in CODES.items()}
 
 
 class WeightsError(ValueError):
@@ -20,30 +33,54 @@ class WeightsError(ValueError):
 
 
 def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the nested dict of arrays under another name and renames it, so that `path` is never half a file."""
+    """Writes the nested dict of arrays under another name and renames it, so that `path` is never half a file.
+
+    A leaf is an array, or anything with `shape`, `dtype` and `read() -> array`; one at a time is in memory.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: cannot be written, since there is no folder {path.parent}; create it first")
-    # The format stores plain row-major bytes, so anything else is copied here.
-    flat = {key: np.asarray(value, order="C") for key, value in _flat(variables).items()}
+    leaves = {key: leaf if hasattr(leaf, "dtype") else np.asarray(leaf) for key, leaf in _flat(variables).items()}
+    strange = [f"{key} {leaf.dtype}" for key, leaf in leaves.items() if np.dtype(leaf.dtype).name not in CODES]
+    strange += [key for key in leaves if key == "__metadata__"]
+    if strange:
+        raise WeightsError(f"{path}: safetensors files cannot hold {', '.join(strange)}; leave that out or convert it")
+    # The widest first, so that every array is aligned in the mapped file.
+    leaves = dict(sorted(leaves.items(), key=lambda item: (-np.dtype(item[1].dtype).itemsize, item[0])))
+    header, size = _header(leaves, metadata or {})
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
+        raise WeightsError(f"{path}: needs {size:,} bytes and {free:,} are free; make room or choose another place")
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
-        safetensors.numpy.save_file(flat, partial, metadata=dict(metadata or {}))
-        with open(partial, "rb") as file:
+        with open(partial, "wb") as file:
+            file.write(header)
+            for key, leaf in leaves.items():
+                file.write(_bytes(key, leaf))
+            file.flush()
             os.fsync(file.fileno())
-        os.chmod(partial, 0o644)  # as other files; the writer keeps its own to its owner
         os.replace(partial, path)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         raise WeightsError(
-            f"{path}: writing {sum(a.nbytes for a in flat.values()):,} bytes failed ({error}); the old file, if any, "
-            "is as it was: make room or choose another place"
+            f"{path}: writing {size:,} bytes failed ({error}); the old file, if any, is as it was: make room or choose "
+            "another place"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
-    """(variables, metadata): the nested dict of NumPy arrays, each read once from the mapped file."""
+    """(variables, metadata): the nested dict of read-only NumPy arrays, views of the mapped file: a byte is read when
+    it is first used."""
+    flat, metadata = views(path)
+    parents = {"/".join(parts[:i]) for key in flat for parts in [key.split("/")] for i in range(1, len(parts))}
+    if clash := sorted(parents & flat.keys()):
+        raise WeightsError(f"{path}: {clash[0]!r} is both an array and a group of arrays; kdjax cannot have made it")
+    return unflatten_dict(flat, sep="/"), metadata
+
+
+def views(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """As `load`, of any safetensors file, by the names as they are in it."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: no such file of weights; check the path")
@@ -51,14 +88,25 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
     if not size:
         raise WeightsError(f"{path}: the file is empty; fetch or export it again")
     try:
+        # The library checks the header: every byte after it belongs to one array, in the order of `offset_keys`.
         with safetensors.safe_open(path, framework="numpy") as file:
-            flat = {key: file.get_tensor(key) for key in sorted(file.keys())}
-            return unflatten_dict(flat, sep="/"), file.metadata() or {}
-    except safetensors.SafetensorError as error:
+            kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in _parts(file)}
+            metadata = file.metadata() or {}
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(
             f"{path}: {size:,} bytes that are no whole safetensors file ({error}); fetch it again if it was cut off, "
             "convert it first if it is of another kind (.pth, .pt, .ckpt)"
         ) from error
+    if strange := [f"{key} {code}" for key, (code, _) in kinds.items() if code not in DTYPES]:
+        raise WeightsError(f"{path}: numbers of a kind that is not read here: {', '.join(strange)}; make them floats")
+    offset, arrays = 8 + int.from_bytes(mapped[:8], "little"), {}
+    for key, (code, shape) in kinds.items():
+        array = np.frombuffer(mapped, DTYPES[code], math.prod(shape), offset).reshape(shape)
+        offset += array.nbytes
+        arrays[key] = array if array.flags.aligned else array.copy()
+    return dict(sorted(arrays.items())), metadata
 
 
 def overlay(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -106,6 +154,38 @@ def fingerprint(variables: Mapping) -> str:
         digest.update(f"{key} {array.dtype.name} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _header(leaves: Mapping[str, Any], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The head of a file of these leaves in this order, and the size of the whole; the first array is at a multiple
+    of 64 bytes."""
+    entries: dict[str, Any] = {"__metadata__": {str(k): str(v) for k, v in metadata.items()}} if metadata else {}
+    offset = 0
+    for key, leaf in leaves.items():
+        dtype, shape = np.dtype(leaf.dtype), [int(n) for n in leaf.shape]
+        end = offset + math.prod(shape) * dtype.itemsize
+        entries[key] = {"dtype": CODES[dtype.name], "shape": shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % 64)
+    return len(text).to_bytes(8, "little") + text, 8 + len(text) + offset
+
+
+def _bytes(key: str, leaf: Any) -> memoryview:
+    """Little-endian, row by row; a copy only where the leaf is not so already."""
+    array = np.asarray(leaf.read() if hasattr(leaf, "read") else leaf, order="C")
+    if (array.shape, array.dtype) != (tuple(leaf.shape), np.dtype(leaf.dtype)):
+        raise WeightsError(
+            f"{key}: announced as {np.dtype(leaf.dtype)}{list(leaf.shape)}, read as {array.dtype}{list(array.shape)}; "
+            "nothing was written"
+        )
+    if array.dtype.byteorder == (">" if sys.byteorder == "little" else "="):
+        array = array.byteswap()
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _parts(file: Any) -> Iterator[tuple[str, Any]]:
+    return ((key, file.get_slice(key)) for key in file.offset_keys())
 
 
 def _flat(variables: Mapping) -> dict[str, Any]:

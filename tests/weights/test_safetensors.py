@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(WeightsError, match=r"writing 400,000 bytes failed .*make room"):
+        with pytest.raises(WeightsError, match=r"writing 400,128 bytes failed .*make room"):
             weights.save(path, {"params": {"w": np.zeros(100_000, np.float32)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
