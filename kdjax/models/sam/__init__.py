@@ -15,13 +15,10 @@ from kdjax.models.inputs import ImageInput
 from kdjax.models.options import options_of
 from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.models.sam.mask_decoder import MaskDecoder
-from kdjax.models.sam.options import VARIANTS, SamOptions
+from kdjax.models.sam.options import MEAN, STD, VARIANTS, SamOptions
 from kdjax.models.sam.prompt_encoder import PromptEncoder
 
-__all__ = ["PARAMETERS", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build_sam", "build_sam_seg"]
-
-MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+__all__ = ["MEAN", "PARAMETERS", "STD", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build_sam", "build_sam_seg"]
 
 # Parameters of the image encoder, and of all of SAM: as published, and of ours.
 PARAMETERS = {
@@ -47,7 +44,7 @@ class Sam(nn.Module):
 
     @property
     def input_spec(self) -> ImageInput:
-        return _input_spec(self.options)
+        return self.options.input_spec
 
     @nn.compact
     def __call__(
@@ -86,7 +83,7 @@ class SamSegmenter(nn.Module):
 
     @property
     def input_spec(self) -> ImageInput:
-        return _input_spec(self.options)
+        return self.options.input_spec
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
@@ -114,10 +111,3 @@ def build_sam_seg(variant: str = "vit_b", num_classes: int = 2, **overrides) -> 
     if num_classes < 2:
         raise ConfigError(f"num_classes counts the background, so it is at least 2; found {num_classes}")
     return SamSegmenter(options_of(SamOptions, "SAM", VARIANTS, variant, overrides), num_classes)
-
-
-def _input_spec(options: SamOptions) -> ImageInput:
-    height, width = options.image_hw
-    if height != width:
-        raise ConfigError(f"image_size: training and prediction use square images, found {height} x {width}")
-    return ImageInput(height, MEAN, STD)

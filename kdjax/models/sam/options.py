@@ -1,21 +1,27 @@
 """What a SAM can be built with, and the variants that have names."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from kdjax.config import ConfigError
+from kdjax.models.inputs import PatchOptions
+
+MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
-@dataclass(frozen=True, slots=True)
-class SamOptions:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamOptions(PatchOptions):
     """The dimensions of a SAM and how it computes; the defaults are those of every published variant."""
+
+    family: ClassVar[str] = "SAM"
 
     dim: int  # width of the image encoder
     depth: int
     heads: int
     global_blocks: tuple[int, ...]  # the blocks that attend to the whole image; the others stay within a window
     image_size: int | tuple[int, int] = 1024  # pixels, (height, width) where they differ
-    patch_size: int = 16
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
     window: int = 14  # side in patches
     mlp_ratio: float = 4.0
     embed_dim: int = 256  # channels of the image embeddings, prompts and mask tokens
@@ -30,11 +36,8 @@ class SamOptions:
     remat: bool = False
     scan: bool = False  # compile one period of the encoder blocks and loop over it; renames them (ImageEncoder)
 
-    def __post_init__(self):
-        size, patch = self.image_hw, self.patch_size
-        wrong = []
-        if any(side <= 0 or side % patch for side in size):
-            wrong.append(f"image_size: expected a multiple of the patch size {patch}, found {self.image_size}")
+    def faults(self) -> list[str]:
+        wrong = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
         if self.dim % self.heads:
             wrong.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if self.embed_dim % (2 * self.decoder_heads) or self.embed_dim % 8:
@@ -42,18 +45,7 @@ class SamOptions:
             wrong.append(f"embed_dim: expected a multiple of 8 and of 2 * decoder_heads, found {self.embed_dim}")
         if any(not 0 <= i < self.depth for i in self.global_blocks):
             wrong.append(f"global_blocks: expected block numbers below depth {self.depth}, found {self.global_blocks}")
-        if wrong:
-            raise ConfigError("SAM cannot be built:\n  " + "\n  ".join(wrong))
-
-    @property
-    def image_hw(self) -> tuple[int, int]:
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        h, w = self.image_hw
-        return h // self.patch_size, w // self.patch_size
+        return wrong
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
