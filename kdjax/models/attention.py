@@ -17,16 +17,22 @@ def attention(
     value: Float[Array, "b m heads d"],
     rows: Float[Array, "b n heads kh"] | None = None,
     columns: Float[Array, "b n heads kw"] | None = None,
+    *,
+    bias: Float[Array, "heads n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """softmax(query · key / sqrt(d) + bias) · value; scores and softmax in float32.
 
-    The bias of key (i, j) of a kh × kw grid, in row-major order, is rows[..., i] + columns[..., j].
+    The bias is `bias`, for each head the same in all examples, or that of key (i, j) of a kh × kw grid, in row-major
+    order, is rows[..., i] + columns[..., j].
 
     On one CPU the scores are made, used and forgotten a block at a time, and made again for the gradient: storing all
-    b · heads · n · m of them is several times slower. Elsewhere XLA gets the whole at once.
+    b · heads · n · m of them is several times slower. Elsewhere, and with a `bias`, XLA gets the whole at once.
     """
     b, n, heads, d = query.shape
     m = key.shape[1]
+    if bias is not None:
+        of_example = jax.vmap(_queries, ((1, 0), 1, 1), out_axes=1)
+        return jax.vmap(of_example, ((0, None), 0, 0))((query * d**-0.5, bias), key, value)
     of_query = (query * d**-0.5,) if rows is None or columns is None else (query * d**-0.5, rows, columns)
     by_head = jax.tree.map(_by_head, (of_query, key, value))
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop over heads would gather a mesh's
@@ -42,12 +48,14 @@ def _by_head(x: Float[Array, "b n heads d"]) -> Float[Array, "g n d"]:
 
 
 def _one_query(of_query: tuple[Array, ...], key: Float[Array, "m d"], value: Float[Array, "m d"]) -> Float[Array, "d"]:
-    """The answer to one scaled query of one head: (query,) or (query, rows, columns)."""
+    """The answer to one scaled query of one head: (query,), (query, bias) or (query, rows, columns)."""
     query, *bias = of_query
+    bias = [x.astype(jnp.float32) for x in bias]
     scores = jnp.dot(key, query, preferred_element_type=jnp.float32)
-    if bias:
-        rows, columns = (x.astype(jnp.float32) for x in bias)
-        scores += (rows[:, None] + columns[None, :]).reshape(-1)
+    if len(bias) == 1:
+        scores += bias[0]
+    elif bias:
+        scores += (bias[0][:, None] + bias[1][None, :]).reshape(-1)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max()))
     out = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return (out / weights.sum()).astype(value.dtype)

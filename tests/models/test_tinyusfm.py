@@ -8,8 +8,8 @@ from flax import linen as nn
 
 from kdjax import registry
 from kdjax.config import ConfigError
-from kdjax.models import tinyusfm
 from kdjax.models.tinyusfm import PARAMETERS, VARIANTS
+from kdjax.models.vit import Block
 
 NAMES = ("tinyusfm", "tinyusfm_cls", "tinyusfm_seg")
 SMALL = {"dim": 24, "heads": 3, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 5, "head_dim": 6, "image_size": (32, 48)}
@@ -133,7 +133,7 @@ def test_drop_path_leaves_examples_out_whole(scan):
 
 
 def test_drop_path_keeps_the_mean():
-    block = tinyusfm.Block(build("tinyusfm", **SMALL).options, train=True)
+    block = Block(build("tinyusfm", **SMALL).options, train=True)
     x = jax.random.normal(jax.random.key(0), (4096, 1, 2))
     found = block.apply({}, x, 0.25, method="drop_path", rngs={"dropout": jax.random.key(1)})
     kept = np.asarray(found[:, 0, 0] != 0)

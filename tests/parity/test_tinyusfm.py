@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks import torch_tinyusfm as plain
 from kdjax import registry
 from kdjax.models.bilinear import bilinear
-from kdjax.models.tinyusfm import scaled
+from kdjax.models.fpn import scaled
 from tests.parity.torch_names import to_flax
 
 SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}

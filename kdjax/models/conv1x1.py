@@ -1,0 +1,21 @@
+"""A 1 × 1 convolution as a matrix product."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Conv1x1(nn.Module):
+    """As nn.Conv, but a matrix product: XLA has the gradient of its kernel as a convolution by a map-sized window."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (1, 1, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        y = jnp.dot(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        return y + bias[None, None, None].astype(self.dtype)
