@@ -1,0 +1,1 @@
+"""PyTorch checkpoints in, kdjax weights out, and back: `python -m convert --list`."""
