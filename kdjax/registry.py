@@ -9,9 +9,14 @@ TABLES: dict[str, dict[str, str]] = {
     "models": {
         "sam": "kdjax.models.sam:build_sam",
         "sam_seg": "kdjax.models.sam:build_sam_seg",
+        "segformer": "kdjax.models.segformer:build_segformer",
         "tinyusfm": "kdjax.models.tinyusfm:build_tinyusfm",
         "tinyusfm_cls": "kdjax.models.tinyusfm:build_tinyusfm_cls",
         "tinyusfm_seg": "kdjax.models.tinyusfm:build_tinyusfm_seg",
+        "usfm": "kdjax.models.usfm:build_usfm",
+        "usfm_cls": "kdjax.models.usfm:build_usfm_cls",
+        "usfm_seg": "kdjax.models.usfm:build_usfm_seg",
+        "vit": "kdjax.models.vit:build_vit",
     },
     "losses": {
         "kl": "kdjax.losses.logits:kl",
