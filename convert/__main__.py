@@ -1,0 +1,186 @@
+"""PyTorch checkpoints in and out, each conversion proved on the spot.
+
+python -m convert --list                                                 what there is
+python -m convert inspect FILE                                           what is in a file; nothing in it is run
+python -m convert sam --src sam_vit_b_01ec64.pth --dst sam_vit_b.safetensors
+python -m convert verify sam --src sam_vit_b_01ec64.pth --weights sam_vit_b.safetensors
+python -m convert export sam --weights sam_vit_b.safetensors --dst back.pth
+
+FILE may also be a Hugging Face folder, or hf:owner/name. --set image_size=512 builds the model with other options.
+"""
+
+import argparse
+import ast
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert import families
+from convert.export import export, load
+from convert.family import ConvertError, Family, fit, prove, tensors, told, write
+from convert.describe import describe
+from convert.sources import SourceError, open_source
+from kdjax.config import ConfigError
+from kdjax.weights import safetensors
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments().parse_args(argv)
+    if args.list:
+        return show_families()
+    if not args.command:
+        arguments().print_help()
+        return 2
+    try:
+        return args.run(args)
+    except (ConvertError, SourceError, ConfigError, safetensors.WeightsError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m convert", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="the families, their variants and what their files look like"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="inspect | verify | export | FAMILY")
+    inspect = commands.add_parser("inspect", help="what is in a file, and which family it looks like")
+    inspect.add_argument("src", metavar="FILE")
+    inspect.set_defaults(run=run_inspect)
+    verify = commands.add_parser("verify", help="both sides on one image: the largest error of each endpoint")
+    verify.add_argument("family", choices=sorted(families.NAMES))
+    verify.add_argument("--src", default="", help="the PyTorch checkpoint; without it, the weights are exported first")
+    verify.add_argument("--weights", required=True, help="the kdjax file")
+    verify.set_defaults(run=run_verify)
+    export = commands.add_parser("export", help="a kdjax file in PyTorch's names")
+    export.add_argument("family", choices=sorted(families.NAMES))
+    export.add_argument("--weights", required=True, help="a converted file, or the model.safetensors of a stage")
+    export.set_defaults(run=run_export)
+    for name in sorted(families.NAMES):
+        family = commands.add_parser(name, help=argparse.SUPPRESS)
+        family.add_argument("--src", required=True, help="a file, a folder, or hf:owner/name")
+        family.set_defaults(run=run_convert)
+    for command in (export, *(commands.choices[name] for name in families.NAMES)):
+        command.add_argument("--dst", required=True, help="where to write")
+        command.add_argument("--overwrite", action="store_true", help="where --dst exists")
+    for command in (verify, *(commands.choices[name] for name in families.NAMES)):
+        command.add_argument("--entry", default="", help="which of several dictionaries in the file")
+    for command in (verify, export, *(commands.choices[name] for name in families.NAMES)):
+        command.add_argument("--set", nargs="*", default=[], metavar="OPTION=VALUE", help="options of the model")
+    return parser
+
+
+def show_families() -> int:
+    for family in families.all().values():
+        print(f"{family.name:12} {family.told}\n{'':12} {', '.join(family.variants)}")
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    source = open_source(args.src)
+    print(describe(source))
+    likeness = {name: family.likeness_of(source) for name, family in families.all().items()}
+    best = max(likeness, key=lambda name: likeness[name])
+    if likeness[best] < 0.5:
+        print(f"\nno family that kdjax knows; the nearest, {best}, has {likeness[best]:.0%} of these names")
+        return 0
+    try:
+        print(f"\nlooks like {best}: {told(fit(families.get(best), source).model)}, every tensor in its place")
+    except ConvertError as error:
+        print(f"\nlooks like {best} ({likeness[best]:.0%} of the names), but {error}")
+    return 0
+
+
+def run_convert(args: argparse.Namespace) -> int:
+    begin, family, dst = time.monotonic(), families.get(args.command), Path(args.dst)
+    refuse_existing(dst, args.overwrite)
+    source = open_source(args.src, args.entry)
+    converted = matched(family, source, options(args.set))
+    write(converted, dst, {"family": family.name, "source": source.path.name})
+    same = prove(converted, dst)
+    print(
+        f"{told(converted.model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes"
+    )
+    for what, names in (
+        ("resized", converted.resized),
+        ("cast to float32", converted.cast),
+        ("left out", converted.dropped),
+    ):
+        if names:
+            print(f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
+    print(f"read back and compared with the source: {same} tensors, bit for bit")
+    print(f"{dst} in {time.monotonic() - begin:.1f} s")
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    from convert import verify
+
+    family = families.get(args.family)
+    model, variables = load(Path(args.weights), options(args.set))
+    if args.src:
+        converted = matched(family, open_source(args.src, args.entry), model.options)
+        arrays = verify.original_tensors(converted)
+    else:
+        arrays = dict(tensors(family, model, variables))
+    found = verify.verify(family, model, arrays, variables)
+    print(f"{told(model)}\n{'endpoint':24} {'shape':22} {'max abs':>12} {'relative':>12}")
+    print(*found, sep="\n")
+    worst = max(found, key=lambda difference: difference.relative)
+    if worst.relative > verify.TOLERANCE:
+        raise ConvertError(
+            f"{worst.endpoint} differs by {worst.relative:.1e}, allowed is {verify.TOLERANCE:.0e}: not the same weights"
+        )
+    print(f"the same, within {verify.TOLERANCE:.0e}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    family, dst = families.get(args.family), Path(args.dst)
+    refuse_existing(dst, args.overwrite)
+    model, variables = load(Path(args.weights), options(args.set))
+    count = export(family, model, variables, dst)
+    print(f"{count} tensors of {told(model)}: {dst}")
+    return 0
+
+
+def matched(family: Family, source: Any, given: Mapping[str, Any]) -> Any:
+    """The fit; where it fails and another family knows the names better, that is said."""
+    try:
+        return fit(family, source, given)
+    except ConvertError as error:
+        likeness = {name: other.likeness_of(source) for name, other in families.all().items()}
+        best = max(likeness, key=lambda name: likeness[name])
+        hint = (
+            f"; it looks like {best}, use `python -m convert {best}`" if likeness[best] > likeness[family.name] else ""
+        )
+        raise ConvertError(f"{source.path}: {error}{hint}") from error
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise ConvertError(f"{path} is a folder; --dst names a file")
+    if path.exists() and not overwrite:
+        raise ConvertError(f"{path} exists; choose another --dst, or add --overwrite")
+
+
+def options(words: list[str]) -> dict[str, Any]:
+    """["image_size=512", "variant=vit_b"] as Python values"""
+    found = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ConvertError(f"--set {word}: expected OPTION=VALUE")
+        try:
+            found[name] = ast.literal_eval(text.title() if text in ("true", "false") else text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

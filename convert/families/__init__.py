@@ -1,0 +1,15 @@
+"""The families of foreign checkpoints, by name."""
+
+import importlib
+
+from convert.family import Family
+
+NAMES = ("sam",)
+
+
+def get(name: str) -> Family:
+    return importlib.import_module(f"convert.families.{name}").FAMILY
+
+
+def all() -> dict[str, Family]:
+    return {name: get(name) for name in NAMES}

@@ -1,0 +1,219 @@
+"""A family of foreign checkpoints, and what every one of them can do: come in, be proved, go out."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from convert.table import Row, Slot, known, slots
+from kdjax import registry
+from kdjax.config import Model
+from kdjax.weights import safetensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.")  # what wrappers put before every name
+
+
+class ConvertError(ValueError):
+    """A checkpoint that does not come in or go out: says what was expected, what was found, and what to do."""
+
+
+@dataclass(frozen=True)
+class Family:
+    name: str
+    told: str  # what its files usually look like
+    variants: dict[str, Model]  # the model of each published form
+    rows: Callable[[Model], tuple[Row, ...]]
+    model_of: Callable[[Shapes], Model]  # the model that fits the tensors; may raise KeyError, IndexError, ConvertError
+    original: str = ""  # the module with `build(model)` and `outputs(module, image)`, in PyTorch
+    stacks: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()  # (pattern of a tensor's name, why no model needs it)
+    # Names that an exported file gets before them, where the usual ones have such a prefix.
+    prefix: Callable[[Model], str] = lambda model: ""
+
+    def known(self, model: Model) -> re.Pattern:
+        dropped = [pattern for pattern, _ in self.dropped]
+        return re.compile("|".join([known(self.rows(model)).pattern, *dropped]))
+
+    def likeness(self, names: list[str]) -> float:
+        """The share of the names that this family knows."""
+        best = max(sum(bool(self.known(m).fullmatch(n)) for n in names) for m in self.variants.values())
+        return best / max(1, len(names))
+
+    def likeness_of(self, names: Iterable[str]) -> float:
+        """As `likeness`, whatever wrappers put before the names."""
+        prefix = self.without_prefix(list(names))
+        return self.likeness([name.removeprefix(prefix) for name in names])
+
+    def without_prefix(self, names: list[str]) -> str:
+        """The prefix before all names, that of wrappers, without which this family knows most of them."""
+        found, prefix, rest = [""], "", names
+        while step := next((p for p in PREFIXES if rest and all(name.startswith(p) for name in rest)), None):
+            prefix, rest = prefix + step, [name.removeprefix(step) for name in rest]
+            found.append(prefix)
+        return max(found, key=lambda p: self.likeness([name.removeprefix(p) for name in names]))
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint's tensors against a model of ours: where each goes."""
+
+    family: Family
+    model: Model
+    tensors: Mapping[str, Any]  # name, prefix taken off -> tensor with shape, dtype, read()
+    slots: list[Slot]
+    dropped: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    cast: tuple[str, ...] = ()
+
+    def leaf(self, slot: Slot) -> np.ndarray:
+        return slot.together(lambda name: self.tensors[name].read())
+
+    @cached_property
+    def variables(self) -> dict:
+        """The model's variables, each leaf read when it is asked for."""
+        return unflatten_dict({slot.target: Leaf(slot, self) for slot in self.slots}, sep="/")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A leaf that is made when it is written."""
+
+    slot: Slot
+    of: Converted = field(repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.slot.leaf.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.slot.leaf.dtype
+
+    def read(self) -> np.ndarray:
+        return self.of.leaf(self.slot)
+
+
+def fit(family: Family, source: Mapping[str, Any], options: Mapping[str, Any] = {}) -> Converted:
+    """Where each tensor goes; one error with everything that has no place, or another shape or kind."""
+    prefix = family.without_prefix(list(source))
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
+    try:
+        model = family.model_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    except (KeyError, IndexError, ConvertError) as error:
+        told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConvertError(f"this is no checkpoint of {family.name}: {told}") from error
+    model = Model(model.name, **{**model.options, **options})
+    found = slots(family.rows(model), leaves(model), family.stacks)
+    return _checked(family, model, tensors, found)
+
+
+def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
+    wrong: list[str] = []
+    used: dict[str, str] = {}
+    resized, cast = [], []
+    for slot in found:
+        leaf, expected = f"{slot.target} {list(slot.leaf.shape)}", slot.shapes
+        if not slot.parts:
+            wrong.append(f"unfilled: {leaf}, of which the table of {family.name} says nothing")
+        for part, name in ((one, name) for one in slot.parts for name in one.names):
+            if name in used:
+                wrong.append(f"used twice: {name}, for {used[name]} and {slot.target}")
+            used[name] = slot.target
+            if name not in tensors:
+                wrong.append(f"unfilled: {leaf}, for want of {name} {list(expected[name])}")
+                continue
+            shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
+            if part.row.resize and shape != expected[name] and len(shape) == len(expected[name]):
+                resized.append(name)
+            elif shape != expected[name]:
+                wrong.append(f"shape of {name}: expected {list(expected[name])}, found {list(shape)}")
+            if np.dtype(dtype).kind in "iub":
+                wrong.append(f"dtype of {name}: expected {slot.leaf.dtype}, found {dtype}")
+            elif dtype != slot.leaf.dtype:
+                cast.append(name)
+    beside = {name for slot in found for name in slot.beside}
+    dropped = {
+        n for n in tensors if n in beside or (n not in used and any(re.fullmatch(p, n) for p, _ in family.dropped))
+    }
+    unused = sorted(set(tensors) - set(used) - dropped)
+    wrong += [f"unused: {name} {tensors[name].dtype}{list(tensors[name].shape)}" for name in unused]
+    if wrong:
+        raise ConvertError(
+            f"the checkpoint does not fit {family.name} as {told(model)}, {len(wrong)} faults:\n  " + "\n  ".join(wrong)
+        )
+    return Converted(family, model, tensors, found, tuple(sorted(dropped)), tuple(resized), tuple(cast))
+
+
+def leaves(model: Model) -> dict[str, Any]:
+    """Shape and dtype of every leaf of the model's variables."""
+    module = build(model)
+    image = jax.ShapeDtypeStruct((1, *image_hw(module), 3), jnp.float32)
+    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image), sep="/")
+
+
+def build(model: Model) -> Any:
+    return registry.get("models", model.name)(**model.options)
+
+
+def image_hw(module: Any) -> tuple[int, int]:
+    """The height and width of the images that a model eats."""
+    found = getattr(getattr(module, "options", None), "image_hw", None)
+    return found or (module.input_spec.size,) * 2
+
+
+def told(model: Model) -> str:
+    """ "sam (variant vit_b, image_size 512)" """
+    return f"{model.name} ({', '.join(f'{k} {v}' for k, v in model.options.items())})"
+
+
+# -- in, and the proof -----------------------------------------------------------------------------------------------
+
+
+def write(converted: Converted, path: Path, about: Mapping[str, str]) -> None:
+    """The kdjax file; says in itself which model it is for."""
+    metadata = {"model": converted.model.name, "options": json.dumps(converted.model.options), **about}
+    safetensors.save(path, converted.variables, metadata)
+
+
+def prove(converted: Converted, path: Path) -> int:
+    """Reads the written file back, takes it apart and compares it with the source, bit for bit; how many tensors."""
+    written = flatten_dict(safetensors.load(path)[0], sep="/")
+    resized, same = set(converted.resized), 0
+    for slot in converted.slots:
+        for name, found in slot.apart(np.asarray(written[slot.target])).items():
+            if name not in resized:
+                expected = converted.tensors[name].read().astype(slot.leaf.dtype, copy=False)
+                if not np.array_equal(found, expected, equal_nan=True):
+                    raise ConvertError(f"{path}: {name} did not survive the way in and out; this is a fault of kdjax")
+                same += 1
+    return same
+
+
+# -- out -------------------------------------------------------------------------------------------------------------
+
+
+def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[str, np.ndarray]]:
+    """The original's tensors, by name, of a model's variables, one leaf at a time."""
+    flat, expected = flatten_dict(dict(variables), sep="/"), leaves(model)
+    safetensors.check(unflatten_dict(expected, sep="/"), variables)
+    prefix, module = family.prefix(model), build(model)
+    for slot in slots(family.rows(model), expected, family.stacks):
+        if not slot.parts:
+            raise ConvertError(f"{family.name} has no name for {slot.target}; its models are {_models(family)}")
+        for name, tensor in slot.apart(np.asarray(flat[slot.target])).items():
+            yield prefix + name, tensor
+        for name, make in slot.beside.items():
+            yield prefix + name, make(module)
+
+
+def _models(family: Family) -> str:
+    return ", ".join(sorted({model.name for model in family.variants.values()}))
