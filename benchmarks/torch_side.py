@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import torch_sam, torch_tinyusfm
+from benchmarks import torch_sam
 from benchmarks.cases import LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
+from convert.originals import tinyusfm
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -90,16 +91,16 @@ class Student(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.model = torch_tinyusfm.SegmentationModel()
+        self.model = tinyusfm.SegmentationModel()
 
     def forward(self, image):
         maps = self.model.neck(self.model.backbone.maps(image, self.model.taps))
-        return torch_tinyusfm.resize(self.model.decode_head(maps), image.shape[2:]), maps[2]
+        return tinyusfm.resize(self.model.decode_head(maps), image.shape[2:]), maps[2]
 
 
 def view(image: torch.Tensor, mean: tuple, std: tuple, size: int) -> torch.Tensor:
     if image.shape[-1] != size:
-        image = torch_tinyusfm.resize(image, (size, size))
+        image = tinyusfm.resize(image, (size, size))
     return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
 
 
@@ -113,7 +114,7 @@ def supervised(logits: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, 
 def distillation(logits, features, their_logits, theirs, mask) -> torch.Tensor:
     logits, features = logits.float(), features.float()
     their_logits, theirs = (
-        torch_tinyusfm.resize(x.float(), y.shape[2:]) for x, y in ((their_logits, logits), (theirs, features))
+        tinyusfm.resize(x.float(), y.shape[2:]) for x, y in ((their_logits, logits), (theirs, features))
     )
     s, t = logits / TEMPERATURE, their_logits / TEMPERATURE
     kl = t.sigmoid() * (F.logsigmoid(t) - F.logsigmoid(s)) + (-t).sigmoid() * (F.logsigmoid(-t) - F.logsigmoid(-s))

@@ -9,8 +9,9 @@ from flax.traverse_util import flatten_dict
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import torch_tinyusfm as plain
+from convert.originals import tinyusfm as plain
 from kdjax import registry
+from kdjax.config import Model
 from kdjax.models.bilinear import bilinear
 from kdjax.models.fpn import scaled
 from tests.parity.torch_names import to_flax
@@ -45,6 +46,7 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 def converted(module: nn.Module, model) -> dict:
     image = jnp.zeros((1, *model.options.image_hw, 3))
     state = {name: x.detach().numpy() for name, x in module.state_dict().items()}
+    state = {name: x for name, x in state.items() if not name.endswith("relative_position_index")}
     return to_flax(state, jax.eval_shape(model.init, jax.random.key(0), image))
 
 
@@ -70,35 +72,33 @@ def close(found, expected, relative=1e-5, name=""):
     assert error < relative, f"{name}: {error:.2e}"
 
 
+def compared(module: nn.Module, model, image: np.ndarray) -> dict:
+    """Our outputs, after every endpoint was compared with the twin's of the same weights."""
+    found = jax.jit(model.apply)(converted(module, model), image)
+    expected = plain.outputs(module, image)
+    assert set(found) == set(expected) == set(model.endpoints)
+    for name, y in expected.items():
+        close(found[name], y, name=name)
+    return found
+
+
 @pytest.mark.parametrize(
     ("size", "num_classes", "dims"),
     [((224, 224), 2, {}), ((112, 80), 4, SMALL)],  # the second has an odd grid, 7 by 5 patches
 )
 def test_segmenter_stage_by_stage(size, num_classes, dims):
-    module = randomised(plain.SegmentationModel(num_classes=num_classes, image_size=size, **dims)).eval()
-    model = registry.get("models", "tinyusfm_seg")(image_size=size, num_classes=num_classes, **dims)
-    image = images(size)
-    found = jax.jit(model.apply)(converted(module, model), image)
-    with torch.no_grad():
-        x = to_torch(image)
-        maps = module.backbone.maps(x, module.taps)
-        necks = module.neck(maps)
-        expected = {f"block_{i}": y for i, y in zip(module.taps, maps, strict=True)}
-        expected |= {f"neck_{i}": y for i, y in enumerate(necks)}
-        expected |= {"tokens": module.backbone(x), "fused": module.decode_head.fused(necks), "logits": module(x)}
-    for name, y in expected.items():
-        close(found[name], to_numpy(y), name=name)
+    options = {"image_size": size, "num_classes": num_classes, **dims}
+    module = randomised(plain.build(Model("tinyusfm_seg", **options)))
+    model = registry.get("models", "tinyusfm_seg")(**options)
+    found = compared(module, model, images(size))
     assert found["logits"].shape == (2, *size, 1 if num_classes == 2 else num_classes)
 
 
-def test_classifier():
-    dims = {"dim": 48, "heads": 4, "depth": 3}
-    module = randomised(plain.Classifier(5, image_size=(64, 96), **dims)).eval()
-    model = registry.get("models", "tinyusfm_cls")(num_classes=5, image_size=(64, 96), taps=(2,), **dims)
-    image = images((64, 96))
-    found = jax.jit(model.apply)(converted(module, model), image)
-    with torch.no_grad():
-        close(found["logits"], module(to_torch(image)).numpy())
+@pytest.mark.parametrize(("name", "options"), [("tinyusfm", {}), ("tinyusfm_cls", {"num_classes": 5})])
+def test_encoder_and_classifier(name, options):
+    options = {"dim": 48, "heads": 4, "depth": 3, "taps": (0, 2), "image_size": (64, 96), **options}
+    module = randomised(plain.build(Model(name, **options)))
+    compared(module, registry.get("models", name)(**options), images((64, 96)))
 
 
 def test_one_training_step():
