@@ -27,7 +27,7 @@ def describe(source: Source) -> str:
     about = {key: value for key, value in about.items() if value != ""}
     lines = [f"{key:<{max(map(len, about))}}  {value}" for key, value in about.items()]
     rows = list(_collapsed(source))
-    width = min(72, max(len(name) for name, _ in rows))
+    width = min(78, max(len(name) for name, _ in rows))
     return "\n".join([*lines, "", *(f"{name:<{width}}  {rest}" for name, rest in rows)])
 
 

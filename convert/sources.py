@@ -199,9 +199,10 @@ def _globals(path: Path) -> list[str]:
             data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
     else:
         data = path.read_bytes()
-    stream, found, texts, memo = io.BytesIO(data), [], [""], {}
+    stream, found = io.BytesIO(data), []
     try:
         while stream.tell() < len(data):  # a legacy file is several pickles, and then bytes
+            texts, memo = [""], {}
             for op, value, _ in pickletools.genops(stream):
                 if op.name in ("GLOBAL", "INST"):
                     found.append(str(value).replace(" ", "."))

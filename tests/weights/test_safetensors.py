@@ -1,6 +1,9 @@
 import hashlib
+import json
 import os
 import resource
+import weakref
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from kdjax import config
+from kdjax.train import sharding
 from kdjax.weights import safetensors as weights
 
 WeightsError = weights.WeightsError
@@ -74,6 +79,198 @@ def test_what_is_in_the_way_stays_and_nothing_is_left_beside_it(tmp_path):
     with pytest.raises(WeightsError, match=r"model.safetensors: writing .* failed"):
         weights.save(tmp_path / "model.safetensors", variables())
     assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+class Lazy:
+    """A leaf that is made when it is read; `alive` is how many of them are in memory."""
+
+    alive: list[weakref.ref] = []
+
+    def __init__(self, array, shape=None, dtype=None):
+        self.array, self.shape, self.dtype = array, shape or array.shape, np.dtype(dtype or array.dtype)
+
+    def read(self):
+        assert not [ref for ref in self.alive if ref() is not None], "the leaf before is still in memory"
+        made = self.array.copy()
+        self.alive.append(weakref.ref(made))
+        return made
+
+
+def test_lazy_leaves_are_written_one_at_a_time(tmp_path):
+    arrays = {f"w{i}": np.full((3, i + 1), i, np.float32) for i in range(5)}
+    weights.save(tmp_path / "a.safetensors", {"params": {k: Lazy(a) for k, a in arrays.items()}})
+    weights.save(tmp_path / "b.safetensors", {"params": arrays})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("wrong", [{"shape": (2, 3)}, {"dtype": np.float16}])
+def test_a_leaf_that_is_not_as_announced(tmp_path, wrong):
+    with pytest.raises(WeightsError, match=r"params/w: announced as .*, read as float32\[3, 2\]"):
+        weights.save(tmp_path / "a.safetensors", {"params": {"w": Lazy(np.ones((3, 2), np.float32), **wrong)}})
+    assert not os.listdir(tmp_path)
+
+
+def test_a_leaf_that_cannot_be_read_leaves_nothing(tmp_path):
+    class Broken(Lazy):
+        def read(self):
+            raise WeightsError("broken")
+
+    with pytest.raises(WeightsError, match="broken"):
+        weights.save(tmp_path / "a.safetensors", {"params": {"a": np.ones(9), "b": Broken(np.ones(3))}})
+    assert not os.listdir(tmp_path)
+
+
+def test_room_is_looked_for_first(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(weights.shutil, "disk_usage", lambda path: usage(9999, 8999, 1000))
+    leaf = Lazy(np.ones(400))
+    monkeypatch.setattr(leaf, "read", lambda: pytest.fail("read, though there is no room"), raising=False)
+    with pytest.raises(WeightsError, match=r"needs 3,\d\d\d bytes and 1,000 are free; make room"):
+        weights.save(tmp_path / "a.safetensors", {"params": {"w": leaf}})
+    weights.save(tmp_path / "b.safetensors", {"params": {"w": np.ones(4)}})
+    assert os.listdir(tmp_path) == ["b.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("leaves", "name"),
+    [
+        ({"w": np.array(["text"])}, "w <U4"),
+        ({"w": np.zeros(2, np.complex128)}, "complex"),
+        ({"__metadata__": 1}, "__m"),
+    ],
+)
+def test_what_the_format_does_not_have(tmp_path, leaves, name):
+    with pytest.raises(WeightsError, match=rf"cannot hold .*{name}"):
+        weights.save(tmp_path / "a.safetensors", leaves)
+    assert not os.listdir(tmp_path)
+
+
+DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+DTYPES += ("float16", "bfloat16", "float32", "float64")
+
+
+def test_the_library_and_ours_read_each_other(tmp_path):
+    made = {name: np.arange(6).reshape(2, 3).astype(jnp.dtype(name)) for name in DTYPES}
+    made |= {f"{name}_0d": array[1, 2] for name, array in made.items()}
+    made |= {"big": np.arange(3, dtype=">f4"), "turned": np.arange(6.0).reshape(2, 3).T, "ü/ö": np.zeros((0, 2), "f2")}
+    weights.save(tmp_path / "ours.safetensors", made, {"a": "ü"})
+    plain = {name: np.asarray(array, np.asarray(array).dtype.newbyteorder("=")) for name, array in made.items()}
+    plain = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in plain.items()}
+    same(safetensors.numpy.load_file(tmp_path / "ours.safetensors"), plain)
+    safetensors.numpy.save_file(plain, tmp_path / "theirs.safetensors", {"b": "c"})
+    flat, metadata = weights.views(tmp_path / "theirs.safetensors")
+    same(flat, plain)
+    assert metadata == {"b": "c"}
+    whole, metadata = weights.load(tmp_path / "ours.safetensors")
+    assert metadata == {"a": "ü"}
+    same(whole, {**{k: v for k, v in plain.items() if "/" not in k}, "ü": {"ö": plain["ü/ö"]}})
+
+
+def mappings(path) -> list[tuple[int, int]]:
+    with open("/proc/self/maps") as maps:
+        spans = [line.split()[0].split("-") for line in maps if line.rstrip().endswith(str(path))]
+    return [(int(a, 16), int(b, 16)) for a, b in spans]
+
+
+def test_what_is_loaded_is_mapped_aligned_and_read_only(tmp_path):
+    path = tmp_path / "model.safetensors"
+    made = {"a": np.zeros(3, bool), "b": np.arange(5, dtype=np.float32), "c": np.arange(7.0), "d": np.int16([1])}
+    weights.save(path, {"params": made})
+    raw = path.read_bytes()
+    assert not (8 + int.from_bytes(raw[:8], "little")) % 64
+    found = weights.load(path)[0]["params"]
+    for name, array in found.items():
+        assert any(a <= array.ctypes.data < b for a, b in mappings(path)), name
+        assert array.flags.aligned
+        assert not array.flags.writeable
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 1
+    path.unlink()  # as `prune` does with the best of earlier epochs
+    same(found, made)
+
+
+def test_what_lies_askew_is_copied(tmp_path):
+    path = tmp_path / "model.safetensors"
+    header = {"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}
+    header |= {"b": {"dtype": "F32", "shape": [2], "data_offsets": [1, 9]}}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\7" + np.float32([1, 2]).tobytes())
+    found = weights.load(path)[0]
+    assert found["b"].flags.aligned
+    same(found, {"a": np.uint8([7]), "b": np.float32([1, 2])})
+
+
+def test_devices_use_the_file_and_leave_it_as_it_is(tmp_path):
+    """A device of the host may take the mapped bytes as its own; what is donated is then written elsewhere."""
+    path = tmp_path / "model.safetensors"
+    weights.save(path, {"w": np.arange(1 << 14, dtype=np.float32).reshape(128, 128)})
+    before, found = path.read_bytes(), weights.load(path)[0]
+    mesh = sharding.make_mesh(config.Mesh(data=1, fsdp=8))
+    for rule in ("replicate", "fsdp"):
+        placed = sharding.place(found, sharding.shardings(found, mesh, ((".*", rule),)))
+        changed = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)(placed)
+        np.testing.assert_array_equal(changed["w"], found["w"] + 1)
+    assert path.read_bytes() == before
+
+
+def of_header(entries, data=b"") -> bytes:
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(shape, offsets, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+MALFORMED = {
+    "overlap": of_header({"a": entry([2], [0, 8]), "b": entry([2], [4, 12])}, bytes(12)),
+    "gap": of_header({"a": entry([1], [0, 4]), "b": entry([1], [8, 12])}, bytes(12)),
+    "beyond the end": of_header({"a": entry([4], [0, 16])}, bytes(8)),
+    "backwards": of_header({"a": entry([1], [4, 0])}, bytes(4)),
+    "negative": of_header({"a": entry([-1], [0, 4])}, bytes(4)),
+    "another size": of_header({"a": entry([3], [0, 8])}, bytes(8)),
+    "overflow": of_header({"a": entry([1 << 62, 8], [0, 8])}, bytes(8)),
+    "unknown dtype": of_header({"a": entry([1], [0, 4], "F31")}, bytes(4)),
+    "dtype not read here": of_header({"a": entry([8], [0, 4], "F4")}, bytes(4)),
+    "no dtype": of_header({"a": {"shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
+    "a list": of_header([1, 2]),
+    "no JSON": of_header(b"{nothing"),
+    "no UTF-8": of_header(b'{"\xff":1}'),
+    "metadata of numbers": of_header({"__metadata__": {"a": 1}}),
+    "a huge header": (1 << 63).to_bytes(8, "little") + bytes(99),
+    "array and group": of_header({"a": entry([1], [0, 4]), "a/b": entry([1], [4, 8])}, bytes(8)),
+    "array and deep group": of_header({"a": entry([1], [0, 4]), "a/b/c": entry([1], [4, 8])}, bytes(8)),
+}
+
+
+@pytest.mark.parametrize("kind", list(MALFORMED))
+def test_a_malformed_file_is_refused(tmp_path, kind):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(MALFORMED[kind])
+    with pytest.raises(WeightsError) as error:
+        weights.load(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_changed_anywhere_in_the_header_is_refused_or_harmless(tmp_path):
+    """Never anything else than a WeightsError, and what is read lies within the file."""
+    path, rng, refused = tmp_path / "model.safetensors", np.random.default_rng(0), 0
+    weights.save(path, {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.int16)}, {"k": "v"})
+    whole = path.read_bytes()
+    length = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(400):
+        changed = bytearray(whole)
+        for at in rng.integers(0, length, rng.integers(1, 4)):
+            changed[at] = rng.choice([*b'0123456789[]{},:"-FIBU/', int(rng.integers(256))])
+        path.write_bytes(changed)
+        try:
+            flat, _ = weights.load(path)
+        except WeightsError:
+            refused += 1
+        else:
+            assert sum(leaf.nbytes for leaf in jax.tree.leaves(flat)) == len(whole) - length
+    assert 100 < refused < 400
 
 
 def damaged(path):
