@@ -17,13 +17,14 @@ from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
 from kdjax.models.attention import attention
+from kdjax.models.batch_norm import BatchNorm
 from kdjax.models.bilinear import bilinear
+from kdjax.models.conv1x1 import Conv1x1
 from kdjax.models.dense import dense
 from kdjax.models.depthwise import depthwise
 from kdjax.models.gelu import gelu
 from kdjax.models.inputs import ImageInput
 from kdjax.models.options import options_of
-from kdjax.models.tinyusfm import BatchNorm, Conv1x1
 
 STAGES = 4
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))  # of each stage: kernel and stride of the convolution it begins with
