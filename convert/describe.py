@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from convert.sources import Source, Tensor
+from convert.sources import Source, Tensor, plain
 
 INDEX = re.compile(r"(?<![^._/])\d+(?![^._/])")
 
@@ -25,7 +25,7 @@ def describe(source: Source) -> str:
         **{key: _short(value) for key, value in {**source.metadata, **source.extras}.items()},
     }
     about = {key: value for key, value in about.items() if value != ""}
-    lines = [f"{key:<{max(map(len, about))}}  {value}" for key, value in about.items()]
+    lines = [plain(f"{key:<{max(map(len, about))}}  {value}") for key, value in about.items()]
     rows = list(_collapsed(source))
     width = min(78, max(len(name) for name, _ in rows))
     return "\n".join([*lines, "", *(f"{name:<{width}}  {rest}" for name, rest in rows)])
@@ -40,7 +40,7 @@ def _collapsed(source: Source) -> Iterator[tuple[str, str]]:
         groups.setdefault((skeleton, rest), []).append(tuple(indices))
     for (skeleton, rest), indices in groups.items():
         for ranges in _products(indices):
-            yield skeleton.format(*ranges), rest
+            yield plain(skeleton.format(*ranges)), rest
 
 
 def _products(indices: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

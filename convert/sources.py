@@ -158,8 +158,8 @@ def _check_archive(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise SourceError(f"{path}: no whole zip archive ({error}); {AGAIN}") from error
+    except Exception as error:  # of a damaged directory, it can be any
+        raise SourceError(f"{path}: no whole zip archive ({_line(error)}); {AGAIN}") from error
     if "constants.pkl" in entries:
         raise SourceError(
             f"{path}: a TorchScript program; save its weights: torch.save(torch.jit.load(OLD).state_dict(), NEW)"
@@ -183,10 +183,10 @@ def _load_torch(path: Path, mapped: bool) -> dict:
     except pickle.UnpicklingError as error:
         if asked := re.findall(r"GLOBAL (\S+)", str(error)) or _globals(path):
             raise SourceError(f"{path}: refused, since reading it would run {_few(asked)}; {RESAVE}") from error
-        what = " ".join(str(error).partition("WeightsUnpickler error:")[2].split("Check the")[0].split())
-        raise SourceError(f"{path}: not to be read without running it ({what or 'no pickle'}); {RESAVE}") from error
+        what = str(error).partition("WeightsUnpickler error:")[2].split("Check the")[0]
+        raise SourceError(f"{path}: damaged, or not to be read without running it ({_line(what)}); {RESAVE}") from error
     except Exception as error:  # of a damaged file, it can be any
-        raise SourceError(f"{path}: no whole PyTorch file ({' '.join(str(error).split())[:200]}); {AGAIN}") from error
+        raise SourceError(f"{path}: no whole PyTorch file ({_line(error)}); {AGAIN}") from error
     if isinstance(tree, Tensor):
         raise SourceError(f"{path}: expected a dictionary of tensors, found a single tensor; {RESAVE}")
     return tree if isinstance(tree, dict) else {}
@@ -194,13 +194,14 @@ def _load_torch(path: Path, mapped: bool) -> dict:
 
 def _globals(path: Path) -> list[str]:
     """The names in its pickles that are not those of plain tensors, found without running them."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-    else:
-        data = path.read_bytes()
-    stream, found = io.BytesIO(data), []
+    found = []
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        else:
+            data = path.read_bytes()
+        stream = io.BytesIO(data)
         while stream.tell() < len(data):  # a legacy file is several pickles, and then bytes
             texts, memo = [""], {}
             for op, value, _ in pickletools.genops(stream):
@@ -214,10 +215,10 @@ def _globals(path: Path) -> list[str]:
                     texts.append(memo.get(value, ""))
                 elif isinstance(value, str):
                     texts.append(value)
-    except Exception:  # where the pickles end
+    except Exception:  # where the pickles end, or are damaged
         pass
-    plain = r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w*(Storage|Size)|torch\.[a-z]+\d+\w*"
-    return [name for name in dict.fromkeys(found) if not re.fullmatch(plain, name)]
+    harmless = r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w*(Storage|Size)|torch\.[a-z]+\d+\w*"
+    return [name for name in dict.fromkeys(found) if not re.fullmatch(harmless, name)]
 
 
 def _tree(torch: Any, name: str, value: Any) -> Any:
@@ -314,10 +315,9 @@ def _from_hub(name: str) -> Path:
             if any(path.suffix in SUFFIXES for path in folder.glob("*")):
                 break
     except Exception as error:  # of the network, the hub or the name
-        what = " ".join(str(error).split())[:200]
         raise SourceError(
-            f"{name}: could not be fetched ({type(error).__name__}: {what}); check the name and the network, or fetch "
-            "the repository elsewhere and give its folder"
+            f"{name}: could not be fetched ({type(error).__name__}: {_line(error)}); check the name and the network, "
+            "or fetch the repository elsewhere and give its folder"
         ) from error
     return folder
 
@@ -377,4 +377,13 @@ def _scalars(tree: dict, at: str) -> dict[str, Any]:
 
 
 def _few(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(plain, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _line(error: Any) -> str:
+    return plain(" ".join(str(error).split()))[:200] or "no reason given"
+
+
+def plain(text: str) -> str:
+    """What a terminal prints and does not obey; the names in a file may be anything."""
+    return text if text.isprintable() else ascii(text)[1:-1]
