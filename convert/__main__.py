@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from convert import families
-from convert.export import export, load
-from convert.family import ConvertError, Family, fit, prove, tensors, told, write
 from convert.describe import describe
+from convert.export import export_file, load
+from convert.family import ConvertError, Family, fit, prove, tensors, told, write
 from convert.sources import SourceError, open_source
 from kdjax.config import ConfigError
 from kdjax.weights import safetensors
@@ -143,7 +143,7 @@ def run_export(args: argparse.Namespace) -> int:
     family, dst = families.get(args.family), Path(args.dst)
     refuse_existing(dst, args.overwrite)
     model, variables = load(Path(args.weights), options(args.set))
-    count = export(family, model, variables, dst)
+    count = export_file(family, model, variables, dst)
     print(f"{count} tensors of {told(model)}: {dst}")
     return 0
 

@@ -1,6 +1,5 @@
 """A kdjax file in PyTorch's names: .pth, .pt or .safetensors, by the suffix."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from convert.family import ConvertError, Family, fit, tensors
 from convert.sources import open_source
-from kdjax.config import Model, nearest
+from kdjax.config import Model
 from kdjax.weights import safetensors
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -25,12 +24,13 @@ def load(path: Path, options: Mapping[str, Any] = {}) -> tuple[Model, dict]:
             f"{path}: expected params and batch_stats, found {', '.join(strange)} too; "
             "use a converted file, or the model.safetensors that a stage left behind"
         )
-    if "model" not in metadata:
+    model = safetensors.model_in(metadata)
+    if model is None:
         raise ConvertError(f"{path} does not say which model it is for; convert or train it with this version of kdjax")
-    return Model(metadata["model"], **{**json.loads(metadata.get("options", "{}")), **options}), variables
+    return Model(model.name, **{**model.options, **options}), variables
 
 
-def export(family: Family, model: Model, variables: Mapping, path: Path) -> int:
+def export_file(family: Family, model: Model, variables: Mapping, path: Path) -> int:
     """Writes the original's tensors, reads them back and puts them into our model again; how many there are."""
     if path.suffix not in SUFFIXES:
         raise ConvertError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
@@ -50,12 +50,10 @@ def export(family: Family, model: Model, variables: Mapping, path: Path) -> int:
     return len(arrays)
 
 
-def family_of(families: Mapping[str, Family], model: Model) -> Family:
+def family_of(families: Mapping[str, Family], model: Model) -> Family | None:
     """The first family that can say the model in PyTorch."""
-    for family in families.values():
-        if any(other.name == model.name for other in family.variants.values()):
-            return family
-    raise ConvertError(f"no family of checkpoints has the model {model.name!r}; {nearest(model.name, families)}")
+    named = (f for f in families.values() if any(other.name == model.name for other in f.variants.values()))
+    return next(named, None)
 
 
 def _save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
@@ -70,7 +68,7 @@ def _save(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def _prove(family: Family, model: Model, variables: Mapping, path: Path) -> None:
-    back, flat = fit(family, open_source(path), model.options), flatten_dict(dict(variables), sep="/")
+    back, flat = fit(family, open_source(path), model=model), flatten_dict(dict(variables), sep="/")
     for slot in back.slots:
         if not np.array_equal(back.leaf(slot), np.asarray(flat[slot.target], slot.leaf.dtype), equal_nan=True):
             raise ConvertError(f"{path}: {slot.target} did not survive the way out and in; this is a fault of kdjax")

@@ -1,6 +1,5 @@
 """A family of foreign checkpoints, and what every one of them can do: come in, be proved, go out."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.")  # what wrappers put before every name
 
 
-class ConvertError(ValueError):
+class ConvertError(safetensors.WeightsError):
     """A checkpoint that does not come in or go out: says what was expected, what was found, and what to do."""
 
 
@@ -102,18 +101,22 @@ class Leaf:
         return self.of.leaf(self.slot)
 
 
-def fit(family: Family, source: Mapping[str, Any], options: Mapping[str, Any] = {}) -> Converted:
-    """Where each tensor goes; one error with everything that has no place, or another shape or kind."""
+def fit(
+    family: Family, source: Mapping[str, Any], options: Mapping[str, Any] = {}, model: Model | None = None
+) -> Converted:
+    """Where each tensor goes; one error with everything that has no place, or another shape or kind.
+
+    The tensors' shapes tell the model where none is given; `options` are put over its own.
+    """
     prefix = family.without_prefix(list(source))
     tensors = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
     try:
-        model = family.model_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        model = model or family.model_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     except (KeyError, IndexError, ConvertError) as error:
         told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise ConvertError(f"this is no checkpoint of {family.name}: {told}") from error
     model = Model(model.name, **{**model.options, **options})
-    found = slots(family.rows(model), leaves(model), family.stacks)
-    return _checked(family, model, tensors, found)
+    return _checked(family, model, tensors, slots(family.rows(model), leaves(model), family.stacks))
 
 
 def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
@@ -180,8 +183,7 @@ def told(model: Model) -> str:
 
 def write(converted: Converted, path: Path, about: Mapping[str, str]) -> None:
     """The kdjax file; says in itself which model it is for."""
-    metadata = {"model": converted.model.name, "options": json.dumps(converted.model.options), **about}
-    safetensors.save(path, converted.variables, metadata)
+    safetensors.save(path, converted.variables, {**safetensors.about(converted.model), **about})
 
 
 def prove(converted: Converted, path: Path) -> int:

@@ -4,6 +4,7 @@
 --mode=train                  train what is not trained yet, then report (the default)
 --mode=eval                   score a stage on its test images, or another file with --weights
 --mode=predict                masks and overlays for a folder of images: --images=, --output=
+--mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
 --mode=report                 make the report anew from what lies in the working directory
 --list=models                 what there is: models, configs, losses, tasks, data
@@ -28,16 +29,16 @@ from ml_collections.config_flags import config_path
 
 from kdjax.config import ConfigError, Experiment, from_json, nearest
 
-MODES = ("train", "eval", "predict", "metrics", "report")
+MODES = ("train", "eval", "predict", "export", "metrics", "report")
 LISTS = ("models", "configs", "losses", "tasks", "data")
 
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 STAGE = flags.DEFINE_string("stage", "", "Only this stage (and, for training, what it needs).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; runs/NAME if left out.")
 LIST = flags.DEFINE_enum("list", None, LISTS, "Print what there is, and end.")
-WEIGHTS = flags.DEFINE_string("weights", "", "eval, predict: a file of weights instead of the stage's own.")
+WEIGHTS = flags.DEFINE_string("weights", "", "eval, predict, export: a file of weights instead of the stage's own.")
 IMAGES = flags.DEFINE_string("images", "", "predict: the folder of images.")
-OUTPUT = flags.DEFINE_string("output", "", "predict: the folder for masks and overlays; metrics: the CSV file.")
+OUTPUT = flags.DEFINE_string("output", "", "predict, export: the folder to write; metrics: the CSV file.")
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")
 NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "metrics: classes of the masks, background included.", 2)
@@ -79,7 +80,8 @@ def main(argv: list[str]) -> int:
         connect()
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
-    return {"train": train, "eval": evaluate, "predict": predict, "report": report}[MODE.value](experiment, workdir)
+    what = {"train": train, "eval": evaluate, "predict": predict, "export": export, "report": report}
+    return what[MODE.value](experiment, workdir)
 
 
 # -- what it does ----------------------------------------------------------------------------------------------------
@@ -119,6 +121,16 @@ def predict(experiment: Experiment, workdir: Path) -> int:
     output = Path(OUTPUT.value or workdir / "predictions")
     count = predicting.predict(experiment, workdir, STAGE.value, WEIGHTS.value, Path(IMAGES.value), output)
     print(f"masks and overlays of {count} images: {output}")
+    return 0
+
+
+def export(experiment: Experiment, workdir: Path) -> int:
+    from kdjax import export as exporting
+
+    made = exporting.export(experiment, workdir, STAGE.value, WEIGHTS.value, OUTPUT.value)
+    for name, file in made["files"].items():
+        print(f"{name:25} {file['bytes']:>13,} bytes  the same as {made['weights']}: {file['compared']}")
+    print(f"{made['folder']}, told of in {exporting.SIGNATURE}")
     return 0
 
 

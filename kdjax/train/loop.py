@@ -145,7 +145,7 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     best, _ = safetensors.load(folder / progress["best_file"])
     best = learner.place({"params": best["params"], "stats": best.get("batch_stats", {}).get("model", {})})
     whole = learner.whole_fn(best["params"], best["stats"], fixed["frozen"])
-    keep(folder / "model.safetensors", whole, {"model": stage.model.name})
+    keep(folder / "model.safetensors", whole, safetensors.about(stage.model))
     return {
         **{k: progress[k] for k in ("epochs", "best", "best_epoch", "seconds")},
         "wait": clock.waiting,

@@ -19,6 +19,8 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kdjax.config import Model, to_dict
+
 CODES = {  # of NumPy's dtypes in the header of a file
     "bool": "BOOL",
     **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint", "float") for bits in (16, 32, 64)},
@@ -143,6 +145,16 @@ def check(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> No
             "build the model with the options that the weights were made with, or skip names on purpose:\n  "
             + "\n  ".join(wrong)
         )
+
+
+def about(model: Model) -> dict[str, str]:
+    """The metadata that tells which model a file is for."""
+    return {"model": model.name, "options": json.dumps(to_dict(model.options))}
+
+
+def model_in(metadata: Mapping[str, str]) -> Model | None:
+    """The model that a file is for, if it says so."""
+    return Model(metadata["model"], **json.loads(metadata.get("options", "{}"))) if "model" in metadata else None
 
 
 def fingerprint(variables: Mapping) -> str:
