@@ -1,26 +1,14 @@
 """The original SAM (segment-anything) as a segmenter the SAMed way: no prompts, a mask token per class, LoRA."""
 
-import importlib
-import importlib.util
-import sys
 from functools import partial
 
 from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.cases import LORA_RANK, NECK, PATCH, SAM, WINDOW
+from convert.originals.sam import modeling
 
 NORMAL = (123.675 / 255, 116.28 / 255, 103.53 / 255), (58.395 / 255, 57.12 / 255, 57.375 / 255)  # mean, std
-
-
-def modeling():
-    """segment_anything's models alone: importing the whole package would need torchvision as well."""
-    if "segment_anything" not in sys.modules:
-        spec = importlib.util.find_spec("segment_anything")
-        if spec is None:
-            raise SystemExit('segment-anything is measured against and is not installed: pip install -e ".[test]"')
-        sys.modules["segment_anything"] = importlib.util.module_from_spec(spec)
-    return importlib.import_module("segment_anything.modeling")
 
 
 def encoder(variant: str, size: int) -> nn.Module:

@@ -139,11 +139,17 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
                 resized.append(name)
             elif shape != expected[name]:
                 wrong.append(f"shape of {name}: expected {list(expected[name])}, found {list(shape)}")
-            if np.dtype(dtype).kind in "iub":
+            if fault := getattr(tensors[name], "fault", ""):
+                wrong.append(f"kind of {name}: expected a dense tensor of real numbers, found {fault}")
+            elif np.dtype(dtype).kind in "iub":
                 wrong.append(f"dtype of {name}: expected {slot.leaf.dtype}, found {dtype}")
             elif dtype != slot.leaf.dtype:
                 cast.append(name)
-    beside = {name for slot in found for name in slot.beside}
+    tied = {copy: name for slot in found for copy, name in slot.tied.items() if {copy, name} <= tensors.keys()}
+    for copy, name in tied.items():
+        if not np.array_equal(tensors[copy].read(), tensors[name].read(), equal_nan=True):
+            wrong.append(f"tied: {copy} is not the copy of {name} that it should be")
+    beside = {name for slot in found for name in (*slot.beside, *slot.tied)}
     dropped = {
         n for n in tensors if n in beside or (n not in used and any(re.fullmatch(p, n) for p, _ in family.dropped))
     }
@@ -211,10 +217,9 @@ def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[
     for slot in slots(family.rows(model), expected, family.stacks):
         if not slot.parts:
             raise ConvertError(f"{family.name} has no name for {slot.target}; its models are {_models(family)}")
-        for name, tensor in slot.apart(np.asarray(flat[slot.target])).items():
+        made = slot.apart(np.asarray(flat[slot.target]))
+        for name, tensor in (made | slot.further(made, module)).items():
             yield prefix + name, tensor
-        for name, make in slot.beside.items():
-            yield prefix + name, make(module)
 
 
 def _models(family: Family) -> str:

@@ -45,6 +45,7 @@ class Row:
     resize: Resize | None = None  # (tensor, shape wanted) -> tensor, for another image size
     # What the original stores beside it and no model needs: dropped on the way in, made anew on the way out.
     beside: Mapping[str, Callable[[Any], np.ndarray]] = field(default_factory=dict)  # name -> of the kdjax model
+    tied: tuple[str, ...] = ()  # other names under which the original has the first source too; a file may lack them
 
 
 def path(source: str) -> str:
@@ -52,9 +53,15 @@ def path(source: str) -> str:
     return re.sub(r"\.(?=\d+(\.|$)|\{)", "_", source).replace(".", "/")
 
 
-def same(*sources: str, target: str = "", collection: str = "params", resize: Resize | None = None) -> tuple[Row, ...]:
+def same(
+    *sources: str,
+    target: str = "",
+    collection: str = "params",
+    resize: Resize | None = None,
+    tied: tuple[str, ...] = (),
+) -> tuple[Row, ...]:
     """Bare parameters or buffers. Here and below, `target` says where one source is, if not at the same path."""
-    return tuple(Row((name,), f"{collection}/{target or path(name)}", resize=resize) for name in sources)
+    return tuple(Row((name,), f"{collection}/{target or path(name)}", resize=resize, tied=tied) for name in sources)
 
 
 def linear(*sources: str, target: str = "") -> tuple[Row, ...]:
@@ -113,6 +120,7 @@ class Part:
     row: Row
     names: tuple[str, ...]
     beside: dict[str, Callable[[Any], np.ndarray]]
+    tied: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,16 @@ class Slot:
     @property
     def beside(self) -> dict[str, Callable[[Any], np.ndarray]]:
         return {name: make for part in self.parts for name, make in part.beside.items()}
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Name of a copy -> of which of the tensors."""
+        return {copy: part.names[0] for part in self.parts for copy in part.tied}
+
+    def further(self, tensors: Mapping[str, np.ndarray], model: Any) -> dict[str, np.ndarray]:
+        """What the original stores beside these tensors."""
+        made = {name: make(model) for name, make in self.beside.items()}
+        return made | {copy: tensors[name] for copy, name in self.tied.items()}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -177,7 +195,8 @@ def slots(rows: tuple[Row, ...], leaves: Mapping[str, Any], stacks: tuple[tuple[
             if match := pattern.fullmatch(name):
                 given = match.groupdict()
                 names = tuple(source.format(**given) for source in row.sources)
-                return [Part(row, names, {beside.format(**given): make for beside, make in row.beside.items()})]
+                beside = {name.format(**given): make for name, make in row.beside.items()}
+                return [Part(row, names, beside, tuple(name.format(**given) for name in row.tied))]
         return []
 
     made = []
@@ -209,5 +228,5 @@ def _pattern(template: str) -> str:
 
 def known(rows: tuple[Row, ...]) -> re.Pattern:
     """Every name of a tensor that the rows speak of."""
-    names = {name for row in rows for name in (*row.sources, *row.beside)}
+    names = {name for row in rows for name in (*row.sources, *row.beside, *row.tied)}
     return re.compile("|".join(re.sub(r"\?P<\w+>", "", _pattern(name)) for name in sorted(names)) or r"(?!)")

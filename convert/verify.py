@@ -51,10 +51,10 @@ def original_tensors(converted: Converted) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for slot in converted.slots:
         if resized.isdisjoint(slot.tensors):
-            found |= {name: converted.tensors[name].read() for name in slot.tensors}
+            made = {name: converted.tensors[name].read() for name in slot.tensors}
         else:
-            found |= slot.apart(converted.leaf(slot))
-        found |= {name: make(module) for name, make in slot.beside.items()}
+            made = slot.apart(converted.leaf(slot))
+        found |= made | slot.further(made, module)
     return found
 
 

@@ -4,7 +4,7 @@ import importlib
 
 from convert.family import Family
 
-NAMES = ("sam",)
+NAMES = ("sam", "sam_hf")
 
 
 def get(name: str) -> Family:

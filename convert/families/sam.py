@@ -73,26 +73,33 @@ def decoder_rows() -> tuple[Row, ...]:
 
 
 def model_of(shapes: Shapes) -> Model:
-    _, height, width, dim = shapes["image_encoder.pos_embed"]
-    variant = next((name for name in PUBLISHED if VARIANTS[name]["dim"] == dim), None)
-    if variant is None:
-        widths = ", ".join(f"{name} {VARIANTS[name]['dim']}" for name in PUBLISHED)
-        raise ConvertError(f"its image encoder is {dim} wide; published are {widths}")
-    size = PATCH * height if height == width else (PATCH * height, PATCH * width)
-    return model_for(variant, size, shapes["mask_decoder.mask_tokens.weight"][0])
+    return model_with(shapes["image_encoder.pos_embed"], shapes["mask_decoder.mask_tokens.weight"][0])
 
 
-def model_for(variant: str, size: int | tuple[int, int], masks: int) -> Model:
-    """The promptable SAM has four mask tokens; with any other number there is one for each class."""
-    if masks == 4:
-        return Model("sam", variant=variant, image_size=size)
-    return Model("sam_seg", variant=variant, image_size=size, num_classes=masks)
+def model_with(positions: tuple[int, ...], masks: int) -> Model:
+    """The promptable SAM has four mask tokens; with any other number there is one for each class.
+
+    `positions` is the shape of the table of positions, [1, h, w, d].
+    """
+    _, *grid, dim = positions
+    variant = variant_of(dim)
+    size = [VARIANTS[variant].get("patch_size", PATCH) * n for n in grid]
+    model = Model("sam", variant=variant, image_size=size[0] if size[0] == size[1] else tuple(size))
+    return model if masks == 4 else Model("sam_seg", **model.options, num_classes=masks)
+
+
+def variant_of(dim: int) -> str:
+    found = next((name for name, of in VARIANTS.items() if of["dim"] == dim), None)
+    if found is None:
+        widths = ", ".join(f"{name} {of['dim']}" for name, of in VARIANTS.items())
+        raise ConvertError(f"its image encoder is {dim} wide; those that have names are {widths}")
+    return found
 
 
 PUBLISHED = ("vit_b", "vit_l", "vit_h")
 FAMILY = Family(
     name="sam",
-    told="Meta's names: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth",
+    told="SAM under Meta's names: sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth, sam_vit_h_4b8939.pth",
     variants={name: Model("sam", variant=name) for name in PUBLISHED}
     | {"a mask for each class": Model("sam_seg", variant="vit_b")},
     rows=rows,

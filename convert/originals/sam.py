@@ -8,10 +8,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from kdjax import registry
 from kdjax.config import Model
-from kdjax.models import sam
-from kdjax.models.options import options_of
-from kdjax.models.sam import SamOptions
+from kdjax.models.sam import MEAN, STD, SamOptions
 
 
 def modeling():
@@ -26,10 +25,8 @@ def modeling():
 
 def build(model: Model) -> torch.nn.Module:
     """The whole of SAM; for `sam_seg`, with a mask token for each class."""
-    options = dict(model.options)
-    variant, masks = options.pop("variant", "vit_b"), options.pop("num_classes", 2)
-    built = options_of(SamOptions, "SAM", sam.VARIANTS, variant, options)
-    return build_like(built, 4 if model.name == "sam" else masks)
+    ours = registry.get("models", model.name)(**model.options)
+    return build_like(ours.options, getattr(ours, "num_classes", 4))
 
 
 def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
@@ -56,8 +53,8 @@ def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
             num_multimask_outputs=masks - 1,
             iou_head_hidden_dim=o.iou_dim,
         ),
-        pixel_mean=[255 * x for x in sam.MEAN],
-        pixel_std=[255 * x for x in sam.STD],
+        pixel_mean=[255 * x for x in MEAN],
+        pixel_std=[255 * x for x in STD],
     ).eval()
     if o.grid[0] != o.grid[1]:  # the original builds squares only, but computes with whatever its tables are
         encoder = whole.image_encoder
