@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import config
+from kdjax import checks, config
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
@@ -94,7 +94,7 @@ def compiling(quick: bool) -> Iterator[None]:
 
 def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Run:
     """Everything that can be found wrong before training is found here; then the folder is claimed."""
-    config.validate(experiment)
+    checks.validate(experiment)
     trackers.check(experiment.log)
     stages = _stages(experiment, stage)
     mesh = sharding.make_mesh(experiment.mesh)

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import config
+from kdjax import checks, config
 from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.distill.taps import Network
@@ -30,7 +30,7 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
     Without a name it is the last stage with teachers. A stage's weights have LoRA merged and no adapters. An earlier
     export in the same folder stays until the new one is whole.
     """
-    config.validate(experiment)
+    checks.validate(experiment)
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process; leave --coordinator out")
     name, of = chosen(experiment, stage)

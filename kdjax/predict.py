@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
-from kdjax import config, registry
+from kdjax import checks, config, registry
 from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import files, pipeline
@@ -38,7 +38,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does, and
     writes it to `eval_results.txt`.
     """
-    config.validate(experiment)
+    checks.validate(experiment)
     name, of = chosen(experiment, stage)
     path, whole = load(of, Path(workdir), name, weights)
     dataset = pipeline.build(of.data)
@@ -67,7 +67,7 @@ def predict(
     Masks hold 0 and 255 for two classes, else class ids. No training data is needed. Everything wrong with the images
     is said at once, before anything is written.
     """
-    config.validate(experiment)
+    checks.validate(experiment)
     if jax.process_count() > 1:
         raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
     images, output = Path(images).expanduser(), Path(output).expanduser()

@@ -51,7 +51,7 @@ def run(tmp_path):
         (f"{STUDENT}.terms.kl.args.temperature=hot", "temperature: expected float, found 'hot'"),
         ("--config.control=maybe", "--config.control: expected bool, found 'maybe'"),
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
-        ("--mode=trian", "flag --mode=trian: value should be one of <train|eval|predict|metrics|report>"),
+        ("--mode=trian", "flag --mode=trian: value should be one of <train|eval|predict|export|metrics|report>"),
         ("more", "unexpected argument 'more'; flags are written --name=value"),
         ("--stage=studnt", "--stage=studnt: no such stage; did you mean 'student'"),
         (f"{STUDENT}.optim.lr=-1", "stages.student: optim.lr: expected a positive number, found -1.0"),
@@ -75,7 +75,7 @@ def test_all_unknown_fields_at_once(run):
     [
         (
             ["--config=configs/sam_distil.py"],
-            "there is no config 'configs/sam_distil.py'; did you mean 'configs/sam_distill.py'?",
+            "there is no config 'configs/sam_distil.py'; did you mean 'configs/sam_distill.py'",
         ),
         (["--config=configs/sam_distill.py:smok"], "no variant 'smok'; did you mean 'smoke'?"),
         (["--config=kdjax/registry.py"], "kdjax/registry.py is no config: it has no function get_config"),

@@ -17,9 +17,10 @@ PINNED = {  # a foreign library -> the only files that may know it
     "convert": {"export.py"},  # which writes PyTorch's names
 }
 LOWEST = {"registry", "config"}
-TRAINING = LOWEST | {"distill", "tasks", "data", "weights", "report"}
+TRAINING = LOWEST | {"checks", "distill", "tasks", "data", "weights", "report"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
+    "checks": {"config"},
     "registry": {"config"},
     "losses": LOWEST,
     "models": LOWEST,

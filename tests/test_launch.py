@@ -13,7 +13,7 @@ import pytest
 from absl.testing import flagsaver
 from PIL import Image
 
-from kdjax import config, launch, registry
+from kdjax import checks, config, launch, registry
 from kdjax.distill.teachers import build_model
 from tests.command import command, refused, tiny
 from tests.data.folders import picture
@@ -52,9 +52,9 @@ def test_every_config_is_sound_in_each_variant(path):
     assert "smoke" in variants
     for variant in variants:
         experiment = launch.load(f"{path}:{variant}" if variant else path)
-        config.validate(experiment)
+        checks.validate(experiment)
         again = config.from_json(config.to_json(experiment))
-        config.validate(again)
+        checks.validate(again)
         assert config.differences(experiment, again) == []
         for name, stage in experiment.stages.items():
             assert build_model(stage.model) == build_model(again.stages[name].model)
@@ -91,7 +91,7 @@ def test_overrides_change_one_field_each():
         f"stages.student.terms.kl.args.temperature: {student.terms['kl'].args['temperature']} and 6.0",
     ]
     assert changed.stages["teacher"].lora is None
-    config.validate(changed)
+    checks.validate(changed)
 
 
 def test_the_flag_and_its_value_may_be_two_words():
