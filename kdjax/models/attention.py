@@ -30,16 +30,15 @@ def attention(
     """
     b, n, heads, d = query.shape
     m = key.shape[1]
-    if bias is not None:
-        of_example = jax.vmap(_queries, ((1, 0), 1, 1), out_axes=1)
-        return jax.vmap(of_example, ((0, None), 0, 0))((query * d**-0.5, bias), key, value)
     of_query = (query * d**-0.5,) if rows is None or columns is None else (query * d**-0.5, rows, columns)
-    by_head = jax.tree.map(_by_head, (of_query, key, value))
+    of_query, key, value = jax.tree.map(_by_head, (of_query, key, value))
+    if bias is not None:
+        of_query = (*of_query, jnp.broadcast_to(bias[None], (b, heads, n, m)).reshape(-1, n, m))
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop over heads would gather a mesh's
-    if one_cpu and b * heads * n * m > SCORES_AT_ONCE:
-        out = _in_blocks(*by_head)
+    if one_cpu and bias is None and b * heads * n * m > SCORES_AT_ONCE:
+        out = _in_blocks(of_query, key, value)
     else:
-        out = jax.vmap(_queries)(*by_head)
+        out = jax.vmap(_queries)(of_query, key, value)
     return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
