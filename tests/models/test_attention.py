@@ -31,7 +31,7 @@ def inputs(b, n, m, heads, d, kh, kw):
     return [jnp.asarray(2 * rng.normal(size=s), jnp.float32) for s in shapes]
 
 
-def plain(query, key, value, rows=None, columns=None):
+def plain(query, key, value, rows=None, columns=None, bias=None):
     """[b, n, heads, d] in float64, a query at a time."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros(query.shape)
@@ -39,6 +39,8 @@ def plain(query, key, value, rows=None, columns=None):
         scores = key[b, :, h] @ query[b, n, h] / math.sqrt(query.shape[-1])
         if rows is not None and columns is not None:
             scores = scores + np.add.outer(np.float64(rows[b, n, h]), np.float64(columns[b, n, h])).ravel()
+        if bias is not None:
+            scores = scores + np.float64(bias[h, n])
         weights = np.exp(scores - scores.max())
         out[b, n, h] = weights @ value[b, :, h] / weights.sum()
     return out
@@ -54,6 +56,18 @@ def test_whole(shape):
     assert not loops(attention, *x)
     np.testing.assert_allclose(attention(*x), plain(*x), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(attention(*x[:3]), plain(*x[:3]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=str)
+def test_a_bias_that_all_examples_share(shape):
+    _, n, m, heads, *_ = shape
+    query, key, value, *_ = inputs(*shape)
+    bias = jnp.asarray(np.random.default_rng(4).normal(size=(heads, n, m)), jnp.float32)
+    np.testing.assert_allclose(
+        attention(query, key, value, bias=bias), plain(query, key, value, bias=bias), rtol=1e-4, atol=1e-5
+    )
+    narrow = attention(*(x.astype(jnp.bfloat16) for x in (query, key, value)), bias=bias)
+    assert narrow.dtype == jnp.bfloat16
 
 
 @pytest.mark.usefixtures("in_blocks")
