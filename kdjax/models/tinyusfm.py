@@ -11,8 +11,6 @@ from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
 from kdjax.models import fpn
-from kdjax.models.batch_norm import BatchNorm as BatchNorm
-from kdjax.models.conv1x1 import Conv1x1 as Conv1x1
 from kdjax.models.inputs import ImageInput
 from kdjax.models.options import options_of
 from kdjax.models.vit import Vit
