@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,11 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
 
 def leaves(model: Model) -> dict[str, Any]:
     """Shape and dtype of every leaf of the model's variables."""
-    module = build(model)
+    return dict(_leaves(build(model)))
+
+
+@cache
+def _leaves(module: Any) -> dict[str, Any]:
     image = jax.ShapeDtypeStruct((1, *image_hw(module), 3), jnp.float32)
     return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image), sep="/")
 

@@ -10,6 +10,7 @@ import numpy as np
 from convert.family import Converted, ConvertError, Family, build, image_hw
 from kdjax.config import Model
 
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # for what runs once
 TOLERANCE = 1e-5  # relative to the largest value of an endpoint, in float32
 
 
@@ -41,7 +42,8 @@ def verify(family: Family, model: Model, arrays: Mapping[str, np.ndarray], varia
     with torch.no_grad():
         expected = original.outputs(theirs.eval(), image)
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(module.apply)(dict(variables), image)
+        run = jax.jit(module.apply, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+        found = run(dict(variables), image)
     return [_difference(name, np.asarray(found[name]), expected[name]) for name in expected]
 
 

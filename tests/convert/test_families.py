@@ -1,0 +1,207 @@
+"""Every family, by existing: small random models come in as the original computes them, and go out as they were."""
+
+import functools
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from convert import families, verify
+from convert.export import export_file, load
+from convert.family import Converted, ConvertError, Family, build, fit, prove, tensors, write
+from convert.sources import Tensor, open_source
+from kdjax.config import Model
+
+TOLERANCE = 1e-5
+
+
+def sam_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
+    """As SAMed does."""
+    if name.endswith("pos_embed"):
+        image = F.interpolate(tensor.permute(0, 3, 1, 2), wanted[1:3], mode="bilinear", align_corners=False)
+        return image.permute(0, 2, 3, 1)
+    return F.interpolate(tensor[None, None], wanted, mode="bilinear", align_corners=False)[0, 0]
+
+
+@dataclass(frozen=True)
+class Case:
+    family: str
+    model: Model
+    given: tuple[str, ...] = ()  # options that no shape tells: `--set` gives them
+    # Another image size, and the original's way to resize a tensor (name, tensor, shape wanted); None: not to be had.
+    image_size: int | tuple[int, int] = 0
+    resized: Callable[[str, torch.Tensor, tuple[int, ...]], torch.Tensor] | None = None
+    scan: bool = False  # whether the model can be built with scan=True
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {name: self.model.options[name] for name in self.given}
+
+
+TINY: dict[str, Any] = {"variant": "vit_t", "window": 3, "decoder_mlp_dim": 48, "embed_dim": 32}
+TELL = tuple(name for name in TINY if name != "variant")
+SAM: dict[str, Any] = {"given": TELL, "resized": sam_resized}
+CASES = {
+    "sam": Case("sam", Model("sam", **TINY, image_size=(40, 64)), image_size=(64, 32), scan=True, **SAM),
+    "sam with classes": Case("sam", Model("sam_seg", **TINY, image_size=64, num_classes=3), image_size=96, **SAM),
+    "sam_hf": Case("sam_hf", Model("sam", **TINY, image_size=56), image_size=32, scan=True, **SAM),
+    "sam_hf with classes": Case("sam_hf", Model("sam_seg", **TINY, image_size=40, num_classes=2), image_size=64, **SAM),
+}
+each = pytest.mark.parametrize("name", CASES)
+
+
+def original(case: Case) -> torch.nn.Module:
+    """With weights that leave nothing at zero: norms around one, biases around zero, statistics of real batches."""
+    module = importlib.import_module(families.get(case.family).original).build(case.model)
+    draw = torch.Generator().manual_seed(0)
+    for name, x in module.state_dict().items():
+        if name.endswith("running_var"):
+            x.copy_(0.5 + torch.rand(x.shape, generator=draw))
+        elif x.is_floating_point() and "gaussian" not in name:
+            random = torch.randn(x.shape, generator=draw)
+            if x.ndim < 2:
+                x.copy_((1.0 if name.endswith(("weight", "gamma_1", "gamma_2")) else 0.0) + 0.2 * random)
+            else:
+                small = "pos" in name or "token" in name or "table" in name or "embed." in name
+                x.copy_(random * (0.3 if small else math.prod(x.shape[1:]) ** -0.5))
+    return module.eval()
+
+
+@dataclass(frozen=True)
+class Made:
+    case: Case
+    family: Family
+    module: torch.nn.Module
+    source: Path
+    weights: Path
+    converted: Converted
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """name -> a checkpoint of the original, wrapped as trainers do, and what became of it."""
+
+    @functools.cache
+    def make(name: str) -> Made:
+        case, folder = CASES[name], tmp_path_factory.mktemp("family")
+        family, module = families.get(case.family), original(case)
+        state = {f"module.{key}": x for key, x in module.state_dict().items()}
+        torch.save({"state_dict": state, "epoch": 3}, folder / "source.pth")
+        converted = fit(family, open_source(folder / "source.pth"), case.options)
+        write(converted, folder / "weights.safetensors", {})
+        return Made(case, family, module, folder / "source.pth", folder / "weights.safetensors", converted)
+
+    return make
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    return Tensor("", array.shape, array.dtype, lambda: array)
+
+
+def worst(found: list[verify.Difference]) -> float:
+    assert len(found) >= 1
+    return max(difference.relative for difference in found)
+
+
+def test_every_family_has_a_case():
+    assert {case.family for case in CASES.values()} == set(families.NAMES)
+
+
+@each
+def test_comes_in_as_the_original_computes_it(made, name):
+    it = made(name)
+    model, variables = load(it.weights)
+    assert build(it.converted.model) == build(model) == build(it.case.model)
+    assert prove(it.converted, it.weights) == len({n for slot in it.converted.slots for n in slot.tensors})
+    assert worst(verify.verify(it.family, model, verify.original_tensors(it.converted), variables)) <= TOLERANCE
+
+
+@each
+def test_goes_out_as_it_was(made, name, tmp_path):
+    it = made(name)
+    model, variables = load(it.weights)
+    state, prefix = it.module.state_dict(), it.family.prefix(model)
+    for suffix in (".pth", ".safetensors"):
+        path = tmp_path / f"back{suffix}"
+        assert export_file(it.family, model, variables, path) == len(state)
+        back = {key.removeprefix(prefix): torch.from_numpy(np.array(x.read())) for key, x in open_source(path).items()}
+        importlib.import_module(it.family.original).build(model).load_state_dict(back, strict=True)
+        for key, tensor in back.items():
+            assert tensor.dtype == state[key].dtype
+            assert torch.equal(tensor, state[key]) or key.endswith("num_batches_tracked"), key
+
+
+@each
+def test_all_faults_are_told_at_once(made, name):
+    it = made(name)
+    state = dict(open_source(it.source))
+    prefix = it.family.without_prefix(list(state))
+    plain = sorted(n for slot in it.converted.slots for n in slot.tensors if len(state[prefix + n].shape) == 1)
+    gone, bent, whole = plain[len(plain) // 3], plain[len(plain) // 2], plain[-1]
+    del state[prefix + gone]
+    state[prefix + "stranger.weight"] = tensor(np.zeros((2, 3), np.float32))
+    state[prefix + bent] = tensor(np.zeros((5, *state[prefix + bent].shape), np.float32))
+    state[prefix + whole] = tensor(np.zeros(state[prefix + whole].shape, np.int64))
+    with pytest.raises(ConvertError, match="4 faults") as caught:
+        fit(it.family, state, it.case.options)
+    _, *lines = str(caught.value).splitlines()
+    for start, word in (("unfilled", gone), ("unused", "stranger"), ("shape", bent), ("dtype", whole)):
+        assert [line for line in lines if line.strip().startswith(start) and word in line], (start, word, lines)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.scan])
+def test_stacked_blocks_compute_the_same(made, name):
+    it = made(name)
+    stacked = fit(it.family, open_source(it.source), {**it.case.options, "scan": True})
+    assert any(slot.stacked for slot in stacked.slots)
+    variables = jax.tree.map(lambda leaf: leaf.read(), stacked.variables)
+    back = dict(tensors(it.family, stacked.model, variables))
+    prefix = it.family.prefix(stacked.model)
+    assert all(np.array_equal(back[prefix + key], x.numpy()) for key, x in it.module.state_dict().items())
+    assert worst(verify.verify(it.family, stacked.model, verify.original_tensors(stacked), variables)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.resized])
+def test_another_image_size_resizes_as_the_original_does(made, name):
+    it = made(name)
+    assert it.case.resized is not None
+    found = fit(it.family, open_source(it.source), {**it.case.options, "image_size": it.case.image_size})
+    assert found.resized
+    state, arrays = it.module.state_dict(), verify.original_tensors(found)
+    for key, array in arrays.items():
+        expected = state[key]
+        if key in found.resized:
+            assert tuple(expected.shape) != array.shape
+            expected = it.case.resized(key, expected.double(), array.shape)
+            np.testing.assert_allclose(array, expected.numpy(), rtol=0, atol=1e-6 * float(expected.abs().max()))
+        else:
+            assert np.array_equal(array, expected.numpy()), key
+
+
+@pytest.mark.parametrize("name", [next(iter(CASES))])
+def test_the_comparison_would_notice(made, name):
+    it = made(name)
+    model, variables = load(it.weights)
+    arrays = dict(verify.original_tensors(it.converted))
+    key = next(key for key in arrays if "blocks.1" in key and "qkv.weight" in key)
+    arrays[key] = arrays[key] * np.float32(1.001)
+    assert worst(verify.verify(it.family, model, arrays, variables)) > 3 * TOLERANCE
+
+
+def test_copies_that_differ_are_refused(made):
+    it = made("sam_hf")
+    state = dict(open_source(it.source))
+    copy = "module.prompt_encoder.shared_embedding.positional_embedding"
+    alone = {key: x for key, x in state.items() if key != copy}
+    assert fit(it.family, alone, it.case.options).slots == it.converted.slots  # a file may lack the copy
+    state[copy] = tensor(np.zeros(state[copy].shape, np.float32))
+    with pytest.raises(ConvertError, match=r"1 faults:\n  tied: prompt_encoder.shared_embedding"):
+        fit(it.family, state, it.case.options)
