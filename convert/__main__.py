@@ -91,7 +91,11 @@ def run_inspect(args: argparse.Namespace) -> int:
     try:
         print(f"\nlooks like {best}: {told(fit(families.get(best), source).model)}, every tensor in its place")
     except ConvertError as error:
-        print(f"\nlooks like {best} ({likeness[best]:.0%} of the names), but {error}")
+        told_first, *faults = str(error).splitlines()
+        more = [f"  and {len(faults) - 5} more"] if len(faults) > 5 else []
+        print(
+            f"\nlooks like {best} ({likeness[best]:.0%} of the names), but {told_first}", *faults[:5], *more, sep="\n"
+        )
     return 0
 
 
