@@ -8,6 +8,10 @@
 The story is that of `sam_distill.py`: few labels where it matters, many images without. The teacher of `busi_b4` starts
 from `weights/segformer_b4.safetensors`, a converted checkpoint of Hugging Face's names, whatever its classes. Elsewhere
 it is a B0 that is trained here on other generated scans (`pretrained`), and the student a small relative.
+
+The default, seed 0: Dice 0.766 teacher (3.7 M parameters), 0.717 student (0.35 M), 0.644 the same without teacher. It
+took 395 s of processor time, 8 min 20 s on the two cores of an AMD EPYC that others were using (load 3 to 5); smoke
+45 s there. `busi_b4` has not been run.
 """
 
 from typing import Any

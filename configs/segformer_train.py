@@ -7,6 +7,9 @@
 
 `busi_b0` starts from `weights/segformer_b0.safetensors`, a converted checkpoint of Hugging Face's names, whatever its
 classes: the last convolution is new.
+
+The default, seed 0: Dice 0.826, in 147 s of processor time, 2 min 25 s on the two cores of an AMD EPYC that others were
+using (load 3 to 4); smoke 21 s there. `busi_b0` has not been run.
 """
 
 from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Term, nearest
@@ -34,7 +37,7 @@ def get_config(variant: str = "") -> Experiment:
             "bce": Term("bce", label="mask", weight=0.5),
             "dice": Term("dice", label="mask", weight=0.5, args={"smooth": 1.0}),
         },
-        # As published, the head learns ten times as fast as an encoder that knows something already.
+        # The original's recipe: the head learns ten times as fast as an encoder that knows something already.
         optim=Optim(
             "adamw",
             lr=6e-4 if published else 1e-3,
