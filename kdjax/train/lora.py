@@ -14,16 +14,17 @@ from typing import Any, Optional
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from kdjax.config import ConfigError, Lora, nearest
+from kdjax.weights import lora as weights
 
 KINDS = {"all": ("a", "b"), "q_v": ("q_a", "q_b", "v_a", "v_b")}  # target kind -> the leaves of one layer
 
 
 def matched(params: Mapping, lora: Lora) -> dict[str, str]:
     """Path -> kind of each Dense that gets adapters; the first target whose pattern matches the whole path decides."""
-    dense = _dense(params)
+    dense = weights.dense_layers(params)
     wrong = [f"rank: expected at least 1, found {lora.rank}"] if lora.rank < 1 else []
     found: dict[str, str] = {}
     for pattern, kind in lora.targets:
@@ -48,7 +49,7 @@ def init(key: jax.Array, params: Mapping, lora: Lora) -> dict[str, Any]:
     Kernels stacked by `nn.scan` [n, in, out] get stacked pairs. A layer's values depend on its path alone, so a
     further target changes no other layer's start.
     """
-    dense, flat = _dense(params), {}
+    dense, flat = weights.dense_layers(params), {}
     for path, kind in matched(params, lora).items():
         *stack, width, out = dense[path]
         for name in KINDS[kind]:
@@ -77,7 +78,7 @@ def active(lora: Optional[Lora]):
                 f"lora works on nn.Dense, but {'/'.join(module.path)} is {type(module).__name__}; narrow lora.targets"
             )
         names = KINDS["q_v" if _is_fused(module) else "all"]
-        a, b = _pair({name: module.get_variable("lora", name).astype(y.dtype) for name in names})
+        a, b = weights.pair({name: module.get_variable("lora", name).astype(y.dtype) for name in names})
         return y + lora.scale * ((args[0].astype(y.dtype) @ a) @ b)
 
     return nn.intercept_methods(add)
@@ -85,38 +86,8 @@ def active(lora: Optional[Lora]):
 
 def merge(params: Mapping, collection: Mapping, lora: Lora) -> dict[str, Any]:
     """Plain parameters of the adapted model."""
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    layers: dict[str, dict[str, Any]] = {}
-    for at, value in flatten_dict(collection, sep="/").items():
-        path, _, name = at.rpartition("/")
-        layers.setdefault(path, {})[name] = value
-    for path, leaves in layers.items():
-        kernel = flat.get(f"{path}/kernel")
-        if kernel is None:
-            raise ConfigError(
-                f"lora has adapters for {path}, which the parameters lack; {nearest(path, _dense(params))}"
-            )
-        a, b = _pair(leaves)
-        flat[f"{path}/kernel"] = kernel + (lora.scale * (a @ b)).astype(kernel.dtype)
-    return unflatten_dict(flat, sep="/")
-
-
-def _pair(leaves: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """One (a, b) for the whole layer; of a fused qkv, block-wise, with nothing for k."""
-    if "a" in leaves:
-        return leaves["a"], leaves["b"]
-    q, v = leaves["q_b"], leaves["v_b"]
-    none = jnp.zeros_like(q)
-    rows = jnp.concatenate([q, none, none], -1), jnp.concatenate([none, none, v], -1)
-    return jnp.concatenate([leaves["q_a"], leaves["v_a"]], -1), jnp.concatenate(rows, -2)
+    return weights.merge(params, collection, lora.scale)
 
 
 def _is_fused(module: nn.Module) -> bool:
     return module.has_variable("lora", "q_a")
-
-
-def _dense(params: Mapping) -> dict[str, tuple[int, ...]]:
-    """Path -> kernel shape of what may be a Dense layer, plain [in, out] or stacked by nn.scan [n, in, out]."""
-    flat: dict[str, Any] = flatten_dict(params, sep="/")
-    kernels = {at.removesuffix("/kernel"): leaf.shape for at, leaf in flat.items() if at.endswith("/kernel")}
-    return {path: shape for path, shape in kernels.items() if len(shape) in (2, 3)}
