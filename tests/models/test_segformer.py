@@ -22,6 +22,7 @@ SMALL: dict[str, Any] = {
     "decoder_dim": 7,
     "image_size": 32,
 }
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # most of a test is compiling
 
 
 def build(**options):
@@ -30,8 +31,8 @@ def build(**options):
 
 def shapes(model, size, batch=2):
     image = jax.ShapeDtypeStruct((batch, *size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return variables, jax.eval_shape(model.apply, variables, image)
+    out, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image)
+    return variables, out
 
 
 def small(**options):
@@ -81,7 +82,7 @@ def test_channels_of_the_logits():
 def plain():
     """The small model's variables, its images, and what it says of them."""
     model, variables, image = small()
-    run = jax.jit(model.apply)
+    run = jax.jit(model.apply, compiler_options=QUICK)
     return variables, image, run(variables, image), run(variables, image[::-1])
 
 
@@ -125,7 +126,7 @@ def test_training_grows_the_rate_drops_single_values_and_moves_the_statistics():
         with nn.intercept_methods(watch):
             return model.apply(variables, image, train=True, rngs={"dropout": key}, **options)
 
-    train = jax.jit(train)
+    train = jax.jit(train, compiler_options=QUICK)
     out, changed = train(jax.random.key(0))
     assert rates == pytest.approx({"block_0_0": 0.0, "block_1_0": 0.3, "block_2_0": 0.6, "block_3_0": 0.9})
     (dropped,) = changed["intermediates"]["decode_head"]["Dropout_0"]["__call__"]
@@ -142,7 +143,7 @@ def test_bfloat16_computes_narrow_and_keeps_wide_parameters(plain):
     variables, image, out, _ = plain
     model = build(**SMALL, dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model, (32, 48))[0])} == {jnp.dtype("float32")}
-    found = jax.jit(model.apply)(variables, image)
+    found = jax.jit(model.apply, compiler_options=QUICK)(variables, image)
     assert {x.dtype for x in found.values()} == {jnp.dtype("bfloat16")}
     expected = np.asarray(out["logits"])
     error = np.abs(np.asarray(found["logits"], np.float32) - expected).max()

@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "reductions": (4, 2, 2, 1),
     "decoder_dim": 24,
 }
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # most of a test is compiling
 STILL = {"depths": (1, 1, 1, 1), "drop_path": 0.0, "dropout": 0.0}
 
 
@@ -64,9 +65,8 @@ def test_the_parameters_of_every_variant(variant):
 @pytest.mark.parametrize(
     ("size", "labels", "options"),
     [
-        ((97, 65), 3, SMALL),  # odd in every stage: 25 x 17, 13 x 9, 7 x 5, 4 x 3
+        ((97, 65), 1, SMALL),  # odd in every stage: 25 x 17, 13 x 9, 7 x 5, 4 x 3
         ((64, 96), 2, SMALL | {"binary_logit": False}),
-        ((61, 130), 1, SMALL),
         ((128, 96), 150, {}),  # B0 as published
     ],
 )
@@ -75,7 +75,7 @@ def test_stage_by_stage(size, labels, options, tmp_path):
     module = randomised(original("b0", labels, dims)).eval()
     model = registry.get("models", "segformer")(num_classes=max(2, labels), **options)
     image = images(size)
-    found = jax.jit(model.apply)(converted(module, model, tmp_path), image)
+    found = jax.jit(model.apply, compiler_options=QUICK)(converted(module, model, tmp_path), image)
     head = []
     module.decode_head.classifier.register_forward_pre_hook(lambda _, inputs: head.append(inputs[0]))
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_one_training_step(tmp_path):
         chosen = jnp.take_along_axis(jax.nn.log_softmax(out["logits"]), mask[..., None], axis=-1)
         return -chosen.mean(), changed
 
-    step = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICK)
     (loss, changed), grads = step(variables["params"], image, mask)
     expected = module(to_torch(image), labels=torch.from_numpy(mask).long()).loss
     expected.backward()
@@ -135,7 +135,7 @@ def test_the_comparison_would_notice(tmp_path):
     module = randomised(original("b0", 3, SMALL)).eval()
     model = registry.get("models", "segformer")(num_classes=3, **SMALL)
     variables, image = converted(module, model, tmp_path), images((64, 48))
-    run = jax.jit(model.apply)
+    run = jax.jit(model.apply, compiler_options=QUICK)
     good = run(variables, image)["logits"]
     flat = dict(jax.tree_util.tree_leaves_with_path(variables))
     ends = ("query/bias", "value/bias", "sr/bias", "dwconv/kernel", "layer_norm_0/scale", "linear_c_0/proj/kernel")
