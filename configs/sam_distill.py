@@ -8,7 +8,9 @@
 The story is the usual one: a large model that knows images, few labels in the domain that matters, many images without.
 Where no published weights are at hand, the large model is a small SAM that is trained here on other generated scans
 (`sam`). The teacher adapts it with LoRA to the labelled images; the student learns from these, and from the teacher on
-all images.
+all images. The published weights come from
+
+    python -m convert sam --src sam_vit_b_01ec64.pth --dst weights/sam_vit_b.safetensors --set image_size=512
 """
 
 from typing import Any
@@ -17,6 +19,9 @@ from kdjax.config import ConfigError, Data, Experiment, Gate, Lora, Model, Optim
 
 VARIANTS = ("", "smoke", "busi", "busi_vit_b")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
+MASKS = (
+    r"params/mask_decoder/(mask_tokens|output_hypernetworks_mlps_\d|iou_prediction_head)/.*",
+)  # one for each class
 FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # LoRA leaves it as it was; the decoder learns
 
 
@@ -46,6 +51,7 @@ def get_config(variant: str = "") -> Experiment:
         data=target,
         model=sam_model,
         init="weights/sam_vit_b.safetensors" if published else "stage:sam",
+        init_skip=MASKS if published else (),
         terms=labels(0.5),
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
         optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),

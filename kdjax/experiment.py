@@ -109,8 +109,10 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         learners[name] = prepare(name, one, experiment, mesh, datasets[key], models)
         models[name] = one.model
         for what, path, model in _outside(name, one):
-            files[path] = files.get(path) or safetensors.load(path)[0]
-            _check_fits(what, model, files[path], one.init_skip if path == one.init else ())
+            files[path], about = safetensors.load(path)
+            _check_fits(
+                what, model, files[path], one.init_skip if path == one.init else (), safetensors.model_in(about)
+            )
         if one.init.startswith("stage:"):
             source = initial_shapes(build_model(models[one.init.removeprefix("stage:")]))
             _check_fits(f"stages.{name}.init", build_model(one.model), source, one.init_skip)
@@ -172,11 +174,14 @@ def initial_shapes(model: Any) -> dict:
     return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
 
 
-def _check_fits(what: str, model: Any, source: dict, skip: tuple[str, ...]) -> None:
+def _check_fits(
+    what: str, model: Any, source: dict, skip: tuple[str, ...], made_for: config.Model | None = None
+) -> None:
     try:
         safetensors.check(initial_shapes(model), source, skip=skip)
     except ValueError as error:
-        raise ConfigError(f"{what}: the weights are of another shape than the model:\n{error}") from error
+        of = f" (they are of {made_for.name} with {made_for.options})" if made_for else ""
+        raise ConfigError(f"{what}: the weights are of another shape than the model{of}:\n{error}") from error
 
 
 # -- the working directory -------------------------------------------------------------------------------------------

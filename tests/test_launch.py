@@ -11,10 +11,14 @@ from unittest import mock
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from flax.traverse_util import unflatten_dict
 from PIL import Image
 
+from convert.family import leaves
 from kdjax import checks, config, launch, registry
 from kdjax.distill.teachers import build_model
+from kdjax.experiment import initial_shapes
+from kdjax.weights import safetensors
 from tests.command import command, refused, tiny
 from tests.data.folders import picture
 
@@ -60,6 +64,12 @@ def test_every_config_is_sound_in_each_variant(path):
             assert build_model(stage.model) == build_model(again.stages[name].model)
             hash(build_model(again.stages[name].model))  # compiled programs are found by it
     assert launch.ast.get_docstring(launch.ast.parse(Path(path).read_text()))
+
+
+def test_a_converted_sam_is_where_the_published_teacher_starts():
+    teacher = launch.load("configs/sam_distill.py:busi_vit_b").stages["teacher"]
+    converted = unflatten_dict(leaves(config.Model("sam", variant="vit_b", image_size=512)), sep="/")
+    safetensors.check(initial_shapes(build_model(teacher.model)), converted, skip=teacher.init_skip)
 
 
 def parsed(*flags):
