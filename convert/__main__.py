@@ -5,6 +5,7 @@ python -m convert inspect FILE                                           what is
 python -m convert sam --src sam_vit_b_01ec64.pth --dst sam_vit_b.safetensors
 python -m convert verify sam --src sam_vit_b_01ec64.pth --weights sam_vit_b.safetensors
 python -m convert export sam --weights sam_vit_b.safetensors --dst back.pth
+python -m convert samed_lora --src lora.pth --base sam_vit_b.safetensors --dst sam_lora.safetensors
 
 FILE may also be a Hugging Face folder, or hf:owner/name. --set image_size=512 builds the model with other options.
 """
@@ -21,6 +22,7 @@ from convert import families
 from convert.describe import describe
 from convert.export import export_file, load
 from convert.family import ConvertError, Family, fit, prove, tensors, told, write
+from convert.onto import check_written, options_of, put_on, random_base, read
 from convert.sources import SourceError, open_source
 from kdjax.config import ConfigError
 from kdjax.weights import safetensors
@@ -64,6 +66,8 @@ def arguments() -> argparse.ArgumentParser:
         family = commands.add_parser(name, help=argparse.SUPPRESS)
         family.add_argument("--src", required=True, help="a file, a folder, or hf:owner/name")
         family.set_defaults(run=run_convert)
+    for command in (verify, *(commands.choices[name] for name in families.NAMES if families.get(name).base)):
+        command.add_argument("--base", default="", help="for low-rank pairs: the kdjax file of the SAM they are put on")
     for command in (export, *(commands.choices[name] for name in families.NAMES)):
         command.add_argument("--dst", required=True, help="where to write")
         command.add_argument("--overwrite", action="store_true", help="where --dst exists")
@@ -103,12 +107,19 @@ def run_convert(args: argparse.Namespace) -> int:
     begin, family, dst = time.monotonic(), families.get(args.command), Path(args.dst)
     refuse_existing(dst, args.overwrite)
     source = open_source(args.src, args.entry)
-    converted = matched(family, source, options(args.set))
-    write(converted, dst, {"family": family.name, "source": source.path.name})
-    same = prove(converted, dst)
-    print(
-        f"{told(converted.model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes"
-    )
+    about = {"family": family.name, "source": source.path.name}
+    if getattr(args, "base", ""):
+        base = load(Path(args.base), options(args.set))
+        converted = matched(family, source, options_of(base[0]))
+        model, _, whole = put_on(family, (converted.model, read(converted.variables)), base)
+        safetensors.save(dst, whole, {**safetensors.about(model), **about, "base": Path(args.base).name})
+        proof = f"{check_written(dst, whole)} leaves, the base's with the tensors put on it"
+    else:
+        converted = matched(family, source, options(args.set))
+        model = converted.model
+        write(converted, dst, about)
+        proof = f"compared with the source: {prove(converted, dst)} tensors"
+    print(f"{told(model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes")
     for what, names in (
         ("resized", converted.resized),
         ("cast to float32", converted.cast),
@@ -116,7 +127,7 @@ def run_convert(args: argparse.Namespace) -> int:
     ):
         if names:
             print(f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
-    print(f"read back and compared with the source: {same} tensors, bit for bit")
+    print(f"read back and {proof}, bit for bit")
     print(f"{dst} in {time.monotonic() - begin:.1f} s")
     return 0
 
@@ -125,12 +136,21 @@ def run_verify(args: argparse.Namespace) -> int:
     from convert import verify
 
     family = families.get(args.family)
-    model, variables = load(Path(args.weights), options(args.set))
+    model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
+    part = (model, variables)
     if args.src:
-        converted = matched(family, open_source(args.src, args.entry), model.options)
+        converted = matched(
+            family, open_source(args.src, args.entry), options_of(model) if family.base else model.options
+        )
         arrays = verify.original_tensors(converted)
+        part = (model, read(converted.variables)) if family.base else part
     else:
         arrays = dict(tensors(family, model, variables))
+    if family.base:
+        base = load(Path(args.base), options(args.set)) if args.base else random_base(model)
+        model, plain, whole = put_on(family, part, base)
+        arrays = dict(tensors(families.get(family.base), model, plain)) | arrays
+        variables = whole if "lora" in variables else variables
     found = verify.verify(family, model, arrays, variables)
     print(f"{told(model)}\n{'endpoint':24} {'shape':22} {'max abs':>12} {'relative':>12}")
     print(*found, sep="\n")
@@ -146,7 +166,7 @@ def run_verify(args: argparse.Namespace) -> int:
 def run_export(args: argparse.Namespace) -> int:
     family, dst = families.get(args.family), Path(args.dst)
     refuse_existing(dst, args.overwrite)
-    model, variables = load(Path(args.weights), options(args.set))
+    model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
     count = export_file(family, model, variables, dst)
     print(f"{count} tensors of {told(model)}: {dst}")
     return 0

@@ -16,10 +16,13 @@ from kdjax.weights import safetensors
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
-def load(path: Path, options: Mapping[str, Any] = {}) -> tuple[Model, dict]:
-    """The model that a kdjax file is for, `options` put over its own, and the variables in the file."""
+def load(path: Path, options: Mapping[str, Any] = {}, *, pairs: bool = False) -> tuple[Model, dict]:
+    """The model that a kdjax file is for, `options` put over its own, and the variables in the file.
+
+    With `pairs` it may hold low-rank pairs, of a part of a model.
+    """
     variables, metadata = safetensors.load(path)
-    if strange := sorted(variables.keys() - {"params", "batch_stats"}):
+    if strange := sorted(variables.keys() - {"params", "batch_stats", *["lora"] * pairs}):
         raise ConvertError(
             f"{path}: expected params and batch_stats, found {', '.join(strange)} too; "
             "use a converted file, or the model.safetensors that a stage left behind"

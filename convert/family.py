@@ -35,6 +35,11 @@ class Family:
     original: str = ""  # the module with `build(model)` and `outputs(module, image)`, in PyTorch
     stacks: tuple[tuple[str, str], ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()  # (pattern of a tensor's name, why no model needs it)
+    # Where files hold a part of a model, with pairs in "lora": the family of the weights that it is put on, the leaves
+    # of a file with these tensors, and (model, variables, base's model, base's variables) -> the whole, not merged.
+    base: str = ""
+    held: Callable[[Model, Shapes], dict[str, Any]] | None = None
+    onto: Callable[[Model, Mapping, Model, Mapping], tuple[Model, dict]] | None = None
     # Names that an exported file gets before them, where the usual ones have such a prefix.
     prefix: Callable[[Model], str] = lambda model: ""
 
@@ -110,13 +115,15 @@ def fit(
     """
     prefix = family.without_prefix(list(source))
     tensors = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        model = model or family.model_of({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        model = model or family.model_of(shapes)
     except (KeyError, IndexError, ConvertError) as error:
         told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise ConvertError(f"this is no checkpoint of {family.name}: {told}") from error
     model = Model(model.name, **{**model.options, **options})
-    return _checked(family, model, tensors, slots(family.rows(model), leaves(model), family.stacks))
+    expected = family.held(model, shapes) if family.held else leaves(model)
+    return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
 
 
 def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
@@ -215,10 +222,15 @@ def prove(converted: Converted, path: Path) -> int:
 
 def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[str, np.ndarray]]:
     """The original's tensors, by name, of a model's variables, one leaf at a time."""
-    flat, expected = flatten_dict(dict(variables), sep="/"), leaves(model)
+    flat, rows = flatten_dict(dict(variables), sep="/"), family.rows(model)
+    if family.held:
+        there = [slot.shapes for slot in slots(rows, flat, family.stacks)]
+        expected = family.held(model, {name: shape for shapes in there for name, shape in shapes.items()})
+    else:
+        expected = leaves(model)
     safetensors.check(unflatten_dict(expected, sep="/"), variables)
     prefix, module = family.prefix(model), build(model)
-    for slot in slots(family.rows(model), expected, family.stacks):
+    for slot in slots(rows, expected, family.stacks):
         if not slot.parts:
             raise ConvertError(f"{family.name} has no name for {slot.target}; its models are {_models(family)}")
         made = slot.apart(np.asarray(flat[slot.target]))

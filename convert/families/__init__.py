@@ -4,7 +4,7 @@ import importlib
 
 from convert.family import Family
 
-NAMES = ("sam", "sam_hf")
+NAMES = ("sam", "sam_hf", "samed_lora")
 
 
 def get(name: str) -> Family:

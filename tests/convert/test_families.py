@@ -112,7 +112,8 @@ def worst(found: list[verify.Difference]) -> float:
 
 
 def test_every_family_has_a_case():
-    assert {case.family for case in CASES.values()} == set(families.NAMES)
+    """But those whose files hold a part of a model: they have tests of their own."""
+    assert {case.family for case in CASES.values()} == {n for n in families.NAMES if not families.get(n).base}
 
 
 @each

@@ -1,0 +1,58 @@
+"""A checkpoint that holds a part of a model, put on the weights of a whole one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from convert.family import ConvertError, Family, build, image_hw
+from kdjax.config import Model
+from kdjax.weights import lora, safetensors
+
+
+def put_on(family: Family, part: tuple[Model, Mapping], base: tuple[Model, Mapping]) -> tuple[Model, dict, dict]:
+    """(the whole model, its variables without the part's low-rank pairs, and with them)"""
+    assert family.onto is not None
+    model, plain = family.onto(*part, *base)
+    return model, plain, plain | {"params": lora.merge(plain["params"], part[1]["lora"])}
+
+
+def options_of(whole: Model) -> dict:
+    """Of the part's model; how many masks there are, the part says itself."""
+    return {name: value for name, value in whole.options.items() if name != "num_classes"}
+
+
+def read(variables: Mapping) -> dict:
+    """Leaves that are made when they are asked for, made."""
+    return jax.tree.map(lambda leaf: leaf.read(), dict(variables))
+
+
+def random_base(model: Model) -> tuple[Model, dict]:
+    """The model itself, with variables that leave nothing at zero, for a comparison without a base."""
+    module = build(model)
+    image = jax.ShapeDtypeStruct((1, *image_hw(module), 3), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
+    draw = np.random.default_rng(0)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        name = path[-1].key
+        random = draw.normal(size=shape.shape).astype(np.float32)
+        if name == "scale":
+            return 1 + np.float32(0.1) * random
+        return random * np.float32(np.prod(shape.shape[-4:-1]) ** -0.5 if name == "kernel" else 0.1)
+
+    return model, jax.tree.map_with_path(leaf, shapes)
+
+
+def check_written(path: Path, whole: Mapping) -> int:
+    """Reads the file back and compares it, bit for bit; how many leaves."""
+    written = safetensors.views(path)[0]
+    expected: dict[str, Any] = flatten_dict(dict(whole), sep="/")
+    wrong = [name for name in expected if not np.array_equal(written[name], np.asarray(expected[name]))]
+    if wrong:
+        raise ConvertError(f"{path}: {wrong[0]} was not written as it is; this is a fault of kdjax")
+    return len(written)
