@@ -11,7 +11,6 @@ from functools import partial, reduce
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -22,6 +21,7 @@ from kdjax.models.bilinear import bilinear
 from kdjax.models.conv1x1 import Conv1x1
 from kdjax.models.dense import dense
 from kdjax.models.depthwise import depthwise
+from kdjax.models.droppath import drop_path
 from kdjax.models.gelu import gelu
 from kdjax.models.inputs import ImageInput
 from kdjax.models.options import options_of
@@ -186,11 +186,7 @@ class Block(nn.Module):
         return x + self.drop_path(y)
 
     def drop_path(self, branch: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Zero for a share `rate` of the examples, the others scaled up to keep the mean (arXiv 1603.09382)."""
-        if not self.rate:
-            return branch
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(branch), 1, 1, 1))
-        return jnp.where(keep, branch / (1 - self.rate), 0).astype(branch.dtype)
+        return drop_path(branch, self.rate, self.make_rng("dropout")) if self.rate else branch
 
 
 class Attention(nn.Module):

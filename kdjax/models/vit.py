@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from kdjax.config import ConfigError, nearest
 from kdjax.models.attention import attention
 from kdjax.models.dense import dense
+from kdjax.models.droppath import drop_path
 from kdjax.models.gelu import gelu
 from kdjax.models.inputs import ImageInput, PatchOptions
 from kdjax.models.options import options_of
@@ -180,11 +181,9 @@ class Block(nn.Module):
         return branch * gamma[None, None].astype(branch.dtype)
 
     def drop_path(self, branch: Float[Array, "b n d"], rate: Any) -> Float[Array, "b n d"]:
-        """Zero for a share `rate` of the examples, the others scaled up to keep the mean (arXiv 1603.09382)."""
         if not self.train or self.options.drop_path == 0:
             return branch
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(branch), 1, 1))
-        return jnp.where(keep, branch / (1 - rate), 0).astype(branch.dtype)
+        return drop_path(branch, rate, self.make_rng("dropout"))
 
 
 class Attention(nn.Module):
