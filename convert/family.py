@@ -18,7 +18,8 @@ from kdjax.config import Model
 from kdjax.weights import safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.")  # what wrappers put before every name
+# What wrappers put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "transformer.", "vit.", "deit.")
 
 
 class ConvertError(safetensors.WeightsError):
@@ -35,6 +36,8 @@ class Family:
     original: str = ""  # the module with `build(model)` and `outputs(module, image)`, in PyTorch
     stacks: tuple[tuple[str, str], ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()  # (pattern of a tensor's name, why no model needs it)
+    # The tensors under the table's names, where files differ among themselves; renames and repeats, reads nothing.
+    prepared: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     # Where files hold a part of a model, with pairs in "lora": the family of the weights that it is put on, the leaves
     # of a file with these tensors, and (model, variables, base's model, base's variables) -> the whole, not merged.
     base: str = ""
@@ -49,8 +52,9 @@ class Family:
 
     def likeness(self, names: list[str]) -> float:
         """The share of the names that this family knows."""
-        best = max(sum(bool(self.known(m).fullmatch(n)) for n in names) for m in self.variants.values())
-        return best / max(1, len(names))
+        names = list(self.prepared(dict.fromkeys(names)))
+        patterns = [self.known(model) for model in self.variants.values()]
+        return max(sum(bool(pattern.fullmatch(name)) for name in names) for pattern in patterns) / max(1, len(names))
 
     def likeness_of(self, names: Iterable[str]) -> float:
         """As `likeness`, whatever wrappers put before the names."""
@@ -58,12 +62,13 @@ class Family:
         return self.likeness([name.removeprefix(prefix) for name in names])
 
     def without_prefix(self, names: list[str]) -> str:
-        """The prefix before all names, that of wrappers, without which this family knows most of them."""
+        """The prefix before all names, that of wrappers, without which this family knows most of them; the longest
+        such."""
         found, prefix, rest = [""], "", names
         while step := next((p for p in PREFIXES if rest and all(name.startswith(p) for name in rest)), None):
             prefix, rest = prefix + step, [name.removeprefix(step) for name in rest]
             found.append(prefix)
-        return max(found, key=lambda p: self.likeness([name.removeprefix(p) for name in names]))
+        return max(found, key=lambda p: (self.likeness([name.removeprefix(p) for name in names]), len(p)))
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,21 @@ def fit(
 ) -> Converted:
     """Where each tensor goes; one error with everything that has no place, or another shape or kind.
 
-    The tensors' shapes tell the model where none is given; `options` are put over its own.
+    The tensors' shapes tell the model where none is given, None where they tell nothing of an option; `options` are put
+    over its own.
     """
     prefix = family.without_prefix(list(source))
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in source.items()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
+        tensors = family.prepared({name.removeprefix(prefix): tensor for name, tensor in source.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         model = model or family.model_of(shapes)
     except (KeyError, IndexError, ConvertError) as error:
-        told = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConvertError(f"this is no checkpoint of {family.name}: {told}") from error
+        why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
     model = Model(model.name, **{**model.options, **options})
+    if untold := [name for name, value in model.options.items() if value is None]:
+        given = " ".join(f"{name}=..." for name in untold)
+        raise ConvertError(f"no tensor's shape tells {' and '.join(untold)} of this {model.name}; add --set {given}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
 

@@ -9,19 +9,7 @@ from convert.originals.vit import Encoder, arguments, outputs
 from kdjax import registry
 from kdjax.config import Model
 
-__all__ = ["Classifier", "DecodeHead", "Neck", "SegmentationModel", "build", "outputs"]
-
-
-class Classifier(nn.Module):
-    def __init__(self, num_classes, **options):
-        super().__init__()
-        self.model = Encoder(num_classes=num_classes, **{"pool": "fc_norm"} | options)
-
-    def endpoints(self, image):
-        return self.model.endpoints(image)
-
-    def forward(self, image):
-        return self.model(image)
+__all__ = ["DecodeHead", "Neck", "SegmentationModel", "build", "outputs"]
 
 
 class Neck(nn.Module):
@@ -109,6 +97,4 @@ def build(model: Model) -> nn.Module:
     if model.name == "tinyusfm_seg":
         given |= {name: getattr(ours.options, name) for name in ("neck_dim", "head_dim", "dropout")}
         return SegmentationModel(ours.num_classes, **given).eval()
-    if model.name == "tinyusfm_cls":
-        return Classifier(ours.num_classes, **given).eval()
-    return Encoder(**given).eval()
+    return Encoder(num_classes=getattr(ours, "num_classes", 0), **given).eval()

@@ -14,6 +14,7 @@ from kdjax import registry
 from kdjax.config import Model
 from kdjax.models.bilinear import bilinear
 from kdjax.models.fpn import scaled
+from kdjax.models.tinyusfm import Classifier
 from tests.parity.torch_names import to_flax
 
 SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}
@@ -45,7 +46,8 @@ def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def converted(module: nn.Module, model) -> dict:
     image = jnp.zeros((1, *model.options.image_hw, 3))
-    state = {name: x.detach().numpy() for name, x in module.state_dict().items()}
+    at = "model." if isinstance(model, Classifier) else ""  # our classifier has the encoder in a module of its own
+    state = {at + name: x.detach().numpy() for name, x in module.state_dict().items()}
     state = {name: x for name, x in state.items() if not name.endswith("relative_position_index")}
     return to_flax(state, jax.eval_shape(model.init, jax.random.key(0), image))
 

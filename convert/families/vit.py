@@ -1,0 +1,149 @@
+"""ViT and DeiT under timm's names: vit_base_patch16_224, deit_base_distilled_patch16_224, and fine-tuned ones."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from convert.family import ConvertError, Family, Shapes, build
+from convert.table import Resize, Row, conv, linear, norm, same
+from kdjax.config import Model
+from kdjax.models.vit import PARAMETERS, VARIANTS
+
+
+def rows(model: Model) -> tuple[Row, ...]:
+    return (*encoder_rows(model), *linear("head", "head_dist"))
+
+
+def encoder_rows(model: Model, at: str = "") -> tuple[Row, ...]:
+    return (
+        *same(f"{at}dist_token"),
+        *same(f"{at}pos_embed", resize=positions_for(model)),
+        *linear(f"{at}blocks.{{i}}.attn.qkv"),
+        *trunk_rows(at),
+    )
+
+
+def trunk_rows(at: str = "") -> tuple[Row, ...]:
+    """What BEiT has in common with them."""
+    block = f"{at}blocks.{{i}}"
+    return (
+        *same(f"{at}cls_token"),
+        *conv(f"{at}patch_embed.proj"),
+        *linear(f"{block}.attn.proj", f"{block}.mlp.fc1", f"{block}.mlp.fc2"),
+        *norm(f"{block}.norm1", f"{block}.norm2", f"{at}norm", f"{at}fc_norm"),
+    )
+
+
+def positions_for(model: Model) -> Resize:
+    """Of [1, t + n, d], t tokens that are no patches, to the model's grid: bicubic (a = -0.75), half-pixel centres, not
+    antialiased, as DeiT, transformers and timm before 0.9 do."""
+    options = build(model).options
+    first = 2 if options.distilled else 1
+
+    def resize(table: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
+        patches = table[0, first:].astype(np.float64)
+        side = math.isqrt(len(patches))
+        if side * side != len(patches):
+            raise ConvertError(
+                f"the positions are those of {len(patches)} patches, no square, and only squares are resized; "
+                "convert with the image size of the checkpoint, --set image_size=(HEIGHT,WIDTH)"
+            )
+        down, across = (_cubic(side, n) for n in options.grid)
+        image = patches.reshape(side, side, -1)
+        resized = np.einsum("ih,jw,hwd->ijd", down, across, image, optimize=True).reshape(1, -1, table.shape[2])
+        return np.concatenate([table[:, :first], resized.astype(table.dtype)], axis=1)
+
+    return resize
+
+
+def _cubic(old: int, new: int) -> np.ndarray:
+    """[new, old]: the weights of cubic convolution (Keys, 1981) between the centres of cells, the edge repeated."""
+    a, weights = -0.75, np.zeros((new, old))
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    for step in (-1, 0, 1, 2):
+        cell = np.floor(centres).astype(int) + step
+        d = np.abs(centres - cell)
+        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+        np.add.at(weights, (np.arange(new), np.clip(cell, 0, old - 1)), np.where(d <= 1, near, far))
+    return weights
+
+
+# -- the model, of the shapes ----------------------------------------------------------------------------------------
+
+
+def model_of(shapes: Shapes) -> Model:
+    options = dimensions(shapes) | {"distilled": "dist_token" in shapes, "pool": pool(shapes, "token")}
+    patches = shapes["pos_embed"][1] - (2 if options["distilled"] else 1)
+    options |= {"image_size": side(patches, options["patch_size"]), "num_classes": shapes.get("head.weight", (0,))[0]}
+    return model_with("vit", VARIANTS, options)
+
+
+def dimensions(shapes: Shapes, at: str = "") -> dict[str, Any]:
+    """The options of every ViT under timm's names that its shapes tell."""
+    dim, hidden = shapes[f"{at}cls_token"][-1], shapes[f"{at}blocks.0.mlp.fc1.weight"][0]
+    return {
+        "dim": dim,
+        "depth": depth(shapes, f"{at}blocks"),
+        "patch_size": shapes[f"{at}patch_embed.proj.weight"][-1],
+        "mlp_ratio": ratio(dim, hidden),
+        "qkv_bias": any(name.endswith((".qkv.bias", ".q_bias")) for name in shapes),
+    }
+
+
+def depth(names: Iterable[str], blocks: str) -> int:
+    found = (re.match(rf"{re.escape(blocks)}\.(\d+)\.", name) for name in names)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def ratio(dim: int, hidden: int) -> float:
+    """Such that int(dim * ratio) is hidden."""
+    near = hidden / dim
+    return near if int(dim * near) == hidden else math.nextafter(near, math.inf)
+
+
+def side(patches: int, patch_size: int) -> int | None:
+    """Of a square image; None where the patches cannot be those of one."""
+    n = math.isqrt(patches)
+    return n * patch_size if n * n == patches else None
+
+
+def pool(shapes: Shapes, otherwise: str, at: str = "") -> str:
+    """How the features come about, as far as the final norm's name tells."""
+    there = lambda norm: any(name.startswith(f"{at}{norm}.") for name in shapes)  # noqa: E731
+    return "fc_norm" if there("fc_norm") and not there("norm") else otherwise
+
+
+def model_with(name: str, variants: Mapping[str, Mapping[str, Any]], options: Mapping[str, Any]) -> Model:
+    """The variant of that width, and what differs from it. No shape tells the number of heads, which is the variant's,
+    nor the taps: of another depth than the variant's, features leave the blocks at a quarter, a half, ..."""
+
+    def like(of: Mapping[str, Any]) -> tuple[bool, ...]:
+        wanted = {"distilled": False, "patch_size": 16} | options
+        return tuple(of.get(k, v) == wanted[k] for k, v in (("dim", 0), ("distilled", False), ("patch_size", 16)))
+
+    variant = max(variants, key=lambda v: like(variants[v]))
+    options, own = dict(options), build(Model(name, variant=variant))
+    if options["dim"] != own.options.dim:
+        options["heads"] = None
+    if options["depth"] != own.options.depth:
+        quarters = {(i * options["depth"] + 3) // 4 - 1 for i in (1, 2, 3, 4)}
+        options["taps"] = None if name.endswith("_seg") else tuple(sorted(quarters))
+    usual = {k: getattr(own if k == "num_classes" else own.options, k) for k in options}
+    told = {k: x for k, x in options.items() if k in ("image_size", "num_classes") or x != usual[k]}
+    return Model(name, variant=variant, **told)
+
+
+FAMILY = Family(
+    name="vit",
+    told="ViT, DeiT under timm's names: deit_base_distilled_patch16_224-df68dfff.pth; DeiT's own mean and std are of "
+    "--set variant=deit_b16",
+    variants={name: Model("vit", variant=name) for name in PARAMETERS},
+    rows=rows,
+    model_of=model_of,
+    original="convert.originals.vit",
+    stacks=(("params/blocks/{rest}", "params/blocks_{i}/{rest}"),),
+    dropped=((r"head(_dist)?\..*", "features alone were asked for, --set num_classes=0"),),
+)

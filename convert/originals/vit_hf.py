@@ -1,0 +1,68 @@
+"""ViT and DeiT as transformers computes them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert.families.vit_hf import in_files
+from kdjax import registry
+from kdjax.config import ConfigError, Model
+
+
+def build(model: Model) -> torch.nn.Module:
+    """Its state dict has the names that are in files, whatever the version's modules are called."""
+    import transformers
+
+    ours = registry.get("models", model.name)(**model.options)
+    o = ours.options
+    if o.pool != "token":
+        raise ConfigError(f"transformers' ViT reads the class token, found pool={o.pool!r}")
+    given: dict[str, Any] = {
+        "hidden_size": o.dim,
+        "num_hidden_layers": o.depth,
+        "num_attention_heads": o.heads,
+        "intermediate_size": int(o.dim * o.mlp_ratio),
+        "image_size": o.image_hw,
+        "patch_size": o.patch_size,
+        "qkv_bias": o.qkv_bias,
+        "layer_norm_eps": o.norm_eps,
+        "num_labels": ours.num_classes,
+    }
+    kind = "DeiT" if o.distilled else "ViT"
+    config = getattr(transformers, f"{kind}Config")(**given)
+    config.taps = list(o.taps)
+    if not ours.num_classes:
+        module = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False)
+    else:
+        module = getattr(transformers, f"{kind}ForImageClassification{'WithTeacher' if o.distilled else ''}")(config)
+    module.register_state_dict_post_hook(_as_in_files)
+    module.register_load_state_dict_pre_hook(_as_in_module)
+    return module.eval()
+
+
+def _as_in_files(module: torch.nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    for name in list(state):
+        state[prefix + in_files(name.removeprefix(prefix))] = state.pop(name)
+
+
+def _as_in_module(module: torch.nn.Module, state: dict, prefix: str, *rest: Any) -> None:
+    names = {in_files(name): name for name, _ in module.named_parameters()}
+    for name in list(state):
+        if new := names.get(name.removeprefix(prefix)):
+            state[prefix + new] = state.pop(name)
+
+
+def outputs(module: Any, image: np.ndarray) -> dict[str, np.ndarray]:
+    """The endpoints of our models for normalised images [b, h, w, 3], channels last."""
+    pixels = torch.from_numpy(np.moveaxis(image, -1, 1).copy())
+    base = getattr(module, module.base_model_prefix, module)
+    states = module(pixels, output_hidden_states=True)
+    size, first = module.config.patch_size, 2 if type(base).__name__ == "DeiTModel" else 1
+    grid = (image.shape[1] // size, image.shape[2] // size)
+    blocks = {f"block_{i}": states.hidden_states[i + 1][:, first:].unflatten(1, grid) for i in module.config.taps}
+    tokens = base(pixels).last_hidden_state
+    found = blocks | {"tokens": tokens, "features": tokens[:, 0]}
+    heads = {"logits": "logits", "logits_class": "cls_logits", "logits_distilled": "distillation_logits"}
+    found |= {ours: states[theirs] for ours, theirs in heads.items() if theirs in states}
+    return {name: x.numpy() for name, x in found.items()}
