@@ -10,6 +10,7 @@ TABLES: dict[str, dict[str, str]] = {
         "sam": "kdjax.models.sam:build_sam",
         "sam_seg": "kdjax.models.sam:build_sam_seg",
         "segformer": "kdjax.models.segformer:build_segformer",
+        "segformer_encoder": "kdjax.models.segformer:build_segformer_encoder",
         "tinyusfm": "kdjax.models.tinyusfm:build_tinyusfm",
         "tinyusfm_cls": "kdjax.models.tinyusfm:build_tinyusfm_cls",
         "tinyusfm_seg": "kdjax.models.tinyusfm:build_tinyusfm_seg",

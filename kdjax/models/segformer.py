@@ -116,17 +116,34 @@ class Segmenter(nn.Module):
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
         o = self.options
-        size = image.shape[1:3]
-        if min(size) < o.least_size:
-            raise ValueError(
-                f"this SegFormer needs images of at least {o.least_size} pixels a side and got {size}: resize the "
-                f"images, or build the model with smaller reductions than {o.reductions}"
-            )
         maps = Backbone(o, name="segformer")(image, train)
         k = 1 if self.num_classes == 2 and self.binary_logit else self.num_classes
         logits, fused = DecodeHead(o, k, name="decode_head")(maps, train)
-        stages = {f"stage_{i}": x for i, x in enumerate(maps)}
-        return {**stages, "fused": fused, "low_res_logits": logits, "logits": bilinear(logits, size)}
+        return {**_stages(maps), "fused": fused, "low_res_logits": logits, "logits": bilinear(logits, image.shape[1:3])}
+
+
+class Stages(nn.Module):
+    """The encoder alone, as it is pretrained: image of any size -> `stage_0` .. `stage_3`, as Segmenter has them."""
+
+    options: Options
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(f"stage_{i}" for i in range(STAGES))
+
+    @property
+    def input_spec(self) -> ImageInput:
+        return ImageInput(self.options.image_size)
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
+        return _stages(Backbone(self.options, name="segformer")(image, train))
+
+
+def _stages(maps: list[Float[Array, "b _ _ _"]]) -> dict[str, Array]:
+    return {f"stage_{i}": x for i, x in enumerate(maps)}
 
 
 class Backbone(nn.Module):
@@ -134,7 +151,13 @@ class Backbone(nn.Module):
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool) -> list[Float[Array, "b _ _ c"]]:
-        return Encoder(self.options, name="encoder")(image, train)
+        o, size = self.options, image.shape[1:3]
+        if min(size) < o.least_size:
+            raise ValueError(
+                f"this SegFormer needs images of at least {o.least_size} pixels a side and got {size}: resize the "
+                f"images, or build the model with smaller reductions than {o.reductions}"
+            )
+        return Encoder(o, name="encoder")(image, train)
 
 
 class Encoder(nn.Module):
@@ -333,3 +356,8 @@ def build_segformer(variant: str = "b0", num_classes: int = 2, binary_logit: boo
     if num_classes < 2:
         raise ConfigError(f"num_classes counts the background, so it is at least 2; found {num_classes}")
     return Segmenter(options_of(Options, "SegFormer", VARIANTS, variant, overrides), num_classes, binary_logit)
+
+
+def build_segformer_encoder(variant: str = "b0", **overrides) -> Stages:
+    """`overrides` are fields of Options."""
+    return Stages(options_of(Options, "SegFormer", VARIANTS, variant, overrides))

@@ -22,6 +22,7 @@ from convert.sources import Tensor, open_source
 from kdjax.config import Model
 
 TOLERANCE = 1e-5
+from tests.quick import QUICK
 
 
 def sam_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
@@ -80,11 +81,18 @@ DEIT: dict[str, Any] = SMALL | {"variant": "deit_b16_distilled", "image_size": 6
 VIT: dict[str, Any] = {"given": ("heads",), "resized": vit_resized, "image_size": (48, 32)}
 # No shape tells the sides of what is not square, nor the blocks that a segmenter reads.
 ALL_GIVEN = ("heads", "taps", "image_size")
+MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
+MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
 CASES = {
     "sam": Case("sam", Model("sam", **TINY, image_size=(40, 64)), image_size=(64, 32), scan=True, **SAM),
     "sam with classes": Case("sam", Model("sam_seg", **TINY, image_size=64, num_classes=3), image_size=96, **SAM),
     "sam_hf": Case("sam_hf", Model("sam", **TINY, image_size=56), image_size=32, scan=True, **SAM),
     "sam_hf with classes": Case("sam_hf", Model("sam_seg", **TINY, image_size=40, num_classes=2), image_size=64, **SAM),
+    "segformer": Case("segformer", Model("segformer", **MIT, mlp_ratio=3.0), ("heads", "image_size")),
+    "segformer of two labels": Case(
+        "segformer", Model("segformer", **MIT, binary_logit=False), ("heads", "image_size")
+    ),
+    "segformer encoder": Case("segformer", Model("segformer_encoder", **MIT), ("heads", "image_size", "decoder_dim")),
     "tinyusfm segmenter": Case("tinyusfm", Model("tinyusfm_seg", **SEG, image_size=(112, 80)), ALL_GIVEN, scan=True),
     "tinyusfm of classes": Case(
         "tinyusfm", Model("tinyusfm_seg", **SEG, image_size=64, num_classes=4), ("heads", "taps"), (48, 32), vit_resized
@@ -173,7 +181,7 @@ def test_comes_in_as_the_original_computes_it(made, name):
     model, variables = load(it.weights)
     assert build(it.converted.model) == build(model) == build(it.case.model)
     assert prove(it.converted, it.weights) == len({n for slot in it.converted.slots for n in slot.tensors})
-    assert worst(verify.verify(it.family, model, verify.original_tensors(it.converted), variables)) <= TOLERANCE
+    assert worst(verify.verify(it.family, model, verify.original_tensors(it.converted), variables, QUICK)) <= TOLERANCE
 
 
 @each
@@ -218,7 +226,7 @@ def test_stacked_blocks_compute_the_same(made, name):
     back = dict(tensors(it.family, stacked.model, variables))
     prefix = it.family.prefix(stacked.model)
     assert all(np.array_equal(back[prefix + key], x.numpy()) for key, x in it.module.state_dict().items())
-    assert worst(verify.verify(it.family, stacked.model, verify.original_tensors(stacked), variables)) <= TOLERANCE
+    assert worst(verify.verify(it.family, stacked.model, verify.original_tensors(stacked), variables, QUICK)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.resized])
@@ -248,7 +256,7 @@ def test_the_comparison_would_notice(made, name):
     arrays = dict(verify.original_tensors(it.converted))
     key = next(key for key in arrays if "blocks.1" in key and "qkv.weight" in key)
     arrays[key] = arrays[key] * np.float32(1.001)
-    assert worst(verify.verify(it.family, model, arrays, variables)) > 3 * TOLERANCE
+    assert worst(verify.verify(it.family, model, arrays, variables, QUICK)) > 3 * TOLERANCE
 
 
 def test_copies_that_differ_are_refused(made):

@@ -1,0 +1,85 @@
+"""SegFormer under the names of transformers: nvidia/segformer-b0-finetuned-ade-512-512 ..., nvidia/mit-b0 ...
+
+From a file without a decode head comes the encoder alone; a segmentation model starts from it with
+init_skip=(".*/decode_head/.*",).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from convert.family import Family, Shapes
+from convert.table import Row, batch_norm, conv, linear, norm
+from kdjax.config import Model
+from kdjax.models.segformer import STAGES, VARIANTS, Options
+
+ENCODER, HEAD = "segformer.encoder", "decode_head"
+
+
+def rows(model: Model) -> tuple[Row, ...]:
+    block = f"{ENCODER}.block.{{i}}.{{j}}"
+    attention = f"{block}.attention.self"
+    return (
+        *conv(f"{ENCODER}.patch_embeddings.{{i}}.proj", f"{attention}.sr", f"{block}.mlp.dwconv.dwconv"),
+        *linear(*(f"{attention}.{name}" for name in ("query", "key", "value")), f"{block}.attention.output.dense"),
+        *linear(f"{block}.mlp.dense1", f"{block}.mlp.dense2"),
+        *norm(f"{block}.layer_norm_1", f"{block}.layer_norm_2", f"{attention}.layer_norm"),
+        *norm(f"{ENCODER}.patch_embeddings.{{i}}.layer_norm", f"{ENCODER}.layer_norm.{{i}}"),
+        *linear(f"{HEAD}.linear_c.{{i}}.proj"),
+        *conv(f"{HEAD}.linear_fuse", f"{HEAD}.classifier"),
+        *batch_norm(f"{HEAD}.batch_norm"),
+    )
+
+
+def prepared(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The names of an encoder that was saved alone, as they are in a whole model."""
+    return {f"segformer.{name}" if name.startswith("encoder.") else name: x for name, x in tensors.items()}
+
+
+def model_of(shapes: Shapes) -> Model:
+    """A published variant, and what differs from it. One label is a foreground, two are two channels."""
+    told, published = options_of(shapes), {name: Options(**of) for name, of in VARIANTS.items()}
+
+    def others(variant: str) -> dict[str, Any]:
+        return {name: value for name, value in told.items() if getattr(published[variant], name) != value}
+
+    variant = min(published, key=lambda name: len(others(name)))
+    options = {"variant": variant, **others(variant)}
+    if "dims" in options:
+        options["heads"] = None  # which no shape tells
+    if not any(name.startswith(f"{HEAD}.") for name in shapes):
+        return Model("segformer_encoder", **options)
+    labels = shapes[f"{HEAD}.classifier.weight"][0]
+    binary = {"binary_logit": False} if labels == 2 else {}
+    return Model("segformer", **options, num_classes=max(2, labels), **binary)
+
+
+def options_of(shapes: Shapes) -> dict[str, Any]:
+    """What the shapes tell."""
+    blocks = [re.match(rf"{re.escape(ENCODER)}\.block\.(\d+)\.(\d+)\.", name) for name in shapes]
+    last = {(int(found[1]), int(found[2])) for found in blocks if found}
+    first = [f"{ENCODER}.block.{i}.0" for i in range(STAGES)]
+    dims = tuple(shapes[f"{at}.mlp.dense2.weight"][0] for at in first)
+    reductions = (shapes.get(f"{at}.attention.self.sr.weight", (1,))[-1] for at in first)
+    told = {
+        "dims": dims,
+        "depths": tuple(1 + max(j for stage, j in last if stage == i) for i in range(STAGES)),
+        "reductions": tuple(reductions),
+        "mlp_ratio": shapes[f"{first[0]}.mlp.dense1.weight"][0] / dims[0],
+    }
+    if fuse := shapes.get(f"{HEAD}.linear_fuse.weight"):
+        told["decoder_dim"] = fuse[0]
+    return told
+
+
+PUBLISHED = {name: Model("segformer", variant=name, num_classes=150) for name in VARIANTS}
+FAMILY = Family(
+    name="segformer",
+    told="SegFormer under Hugging Face's names: nvidia/segformer-b0-finetuned-ade-512-512, nvidia/mit-b0, ... b5",
+    variants=PUBLISHED | {"the encoder alone": Model("segformer_encoder", variant="b0")},
+    rows=rows,
+    model_of=model_of,
+    original="convert.originals.segformer",
+    dropped=((r"classifier\.(weight|bias)", "what the encoder was pretrained with: the 1000 classes of ImageNet"),),
+    prepared=prepared,
+)

@@ -1,0 +1,92 @@
+"""SegFormer as transformers computes it."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from kdjax import registry
+from kdjax.config import ConfigError, Model
+from kdjax.weights import safetensors
+
+
+class Published(torch.nn.Module):
+    """A model of transformers whose tensors go by the names in its files; since version 5 they have others in memory.
+
+    `before` is what a file of a larger model has before all names.
+    """
+
+    def __init__(self, module: Any, before: str = ""):
+        super().__init__()
+        self.module = module
+        self.inside = {before + name: inside for name, inside in names_in_files(module).items()}
+
+    def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
+        state = self.module.state_dict(*args, **kwargs)
+        return {name: state[inside] for name, inside in self.inside.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Of names that the files do not have, a dot before them makes strangers."""
+        state = {self.inside.get(name, f".{name}"): x for name, x in state_dict.items()}
+        return self.module.load_state_dict(state, strict, assign)
+
+
+def names_in_files(module: Any) -> dict[str, str]:
+    """name in a file -> name in memory, of each tensor: transformers writes a number in the place of each."""
+    from transformers.utils import logging
+
+    names = list(module.state_dict())
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            module.save_pretrained(folder, state_dict={name: torch.tensor(i) for i, name in enumerate(names)})
+            arrays, _ = safetensors.views(Path(folder) / "model.safetensors")
+            written = {name: int(x) for name, x in arrays.items()}
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    assert sorted(written.values()) == list(range(len(names))), "transformers does more than rename tensors"
+    return {name: names[i] for name, i in written.items()}
+
+
+def build(model: Model) -> Published:
+    """In eval mode."""
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
+
+    ours = registry.get("models", model.name)(**model.options)
+    o, classes = ours.options, getattr(ours, "num_classes", 2)
+    if o.mlp_ratio != int(o.mlp_ratio):
+        raise ConfigError(f"transformers builds SegFormer with whole mlp_ratio alone, found {o.mlp_ratio}")
+    config = SegformerConfig(
+        hidden_sizes=list(o.dims),
+        depths=list(o.depths),
+        num_attention_heads=list(o.heads),
+        sr_ratios=list(o.reductions),
+        mlp_ratios=[int(o.mlp_ratio)] * len(o.dims),
+        decoder_hidden_size=o.decoder_dim,
+        num_labels=1 if classes == 2 and getattr(ours, "binary_logit", True) else classes,
+        drop_path_rate=o.drop_path,
+        classifier_dropout_prob=o.dropout,
+    )
+    if model.name == "segformer_encoder":
+        return Published(SegformerModel(config), "segformer.").eval()
+    return Published(SegformerForSemanticSegmentation(config)).eval()
+
+
+def outputs(module: Published, image: np.ndarray) -> dict[str, np.ndarray]:
+    """The endpoints of our models for normalised images [b, h, w, 3], channels last."""
+    read, head = [], getattr(module.module, "decode_head", None)
+    if head is not None:
+        watch = head.classifier.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    out = module.module(torch.from_numpy(np.moveaxis(image, -1, 1).copy()), output_hidden_states=True)
+    found = {f"stage_{i}": x for i, x in enumerate(out.hidden_states)}
+    if head is not None:
+        watch.remove()
+        logits = F.interpolate(out.logits, image.shape[1:3], mode="bilinear", align_corners=False)
+        found |= {"fused": read[0], "low_res_logits": out.logits, "logits": logits}
+    return {name: np.moveaxis(x.detach().numpy(), 1, -1) for name, x in found.items()}
