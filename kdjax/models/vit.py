@@ -128,7 +128,7 @@ class Vit(nn.Module):
         x = PatchEmbed(o, name="patch_embed")(image)
 
         def learned(name: str, n: int) -> Float[Array, "1 n d"]:
-            return self.param(name, nn.initializers.truncated_normal(0.02), (1, n, o.dim)).astype(x.dtype)
+            return jnp.asarray(self.param(name, nn.initializers.truncated_normal(0.02), (1, n, o.dim)), x.dtype)
 
         first = [learned(name, 1) for name in ("cls_token", "dist_token")[: 2 if o.distilled else 1]]
         x = jnp.concatenate([*(jnp.broadcast_to(token, (len(x), 1, o.dim)) for token in first), x], axis=1)
