@@ -69,7 +69,8 @@ def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]
     """The endpoints of our models for a normalised image [1, h, w, 3] without prompts, channels last."""
     embeddings = module.image_encoder(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
     sparse, dense = module.prompt_encoder(None, None, None)
-    positions = module.prompt_encoder.get_dense_pe()
+    module.prompt_encoder.pe_layer.float()  # it makes its grid in float32, also of a model in float64
+    positions = module.prompt_encoder.get_dense_pe().to(embeddings.dtype)
     masks, iou = module.mask_decoder.predict_masks(embeddings, positions, sparse, dense)
     count = masks.shape[1]
     keep = slice(1, 4) if count == 4 else slice(0, 1) if count == 2 else slice(None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert import families, verify
+from convert import families
 from convert.__main__ import main
 from convert.export import export_file, load
 from convert.family import Converted, ConvertError, build, fit, tensors, write
@@ -21,6 +21,7 @@ from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.train import lora
 from kdjax.weights import safetensors
 from tests.parity.torch_sam import original
+from tests.quick import QUICK
 
 FAMILY = families.get("samed_lora")
 OPTIONS: dict[str, Any] = {"variant": "vit_t", "window": 3, "decoder_mlp_dim": 48, "embed_dim": 32, "image_size": 64}
@@ -31,7 +32,7 @@ FORMS = {  # file -> (mask tokens, which of SAM's own tensors are in it, whether
     "and prompts and decoder": (3, ("prompt_encoder.", "mask_decoder."), False),
     "pairs in the decoder": (2, ("prompt_encoder.", "mask_decoder."), True),
 }
-jit = functools.partial(jax.jit, compiler_options=verify.QUICK)
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from kdjax.config import ConfigError
 from kdjax.models.sam import PARAMETERS, VARIANTS, build_sam, build_sam_seg
 from kdjax.models.sam.geometry import pad_to_square
 from kdjax.models.sam.image_encoder import ImageEncoder, period, stack_blocks, unstack_blocks
+from tests.quick import QUICK
 
 SMALL = {
     "depth": 2,
@@ -28,9 +29,7 @@ SMALL = {
 }
 
 # These programs run once: what is saved by optimising them is less than it takes.
-jit = partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+jit = partial(jax.jit, compiler_options=QUICK)
 
 
 def shapes(model):

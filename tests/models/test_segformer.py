@@ -13,6 +13,7 @@ from kdjax.config import ConfigError
 from kdjax.models import depthwise as module
 from kdjax.models.depthwise import depthwise
 from kdjax.models.segformer import PARAMETERS, VARIANTS, Block
+from tests.quick import QUICK
 
 SMALL: dict[str, Any] = {
     "dims": (6, 8, 10, 12),
@@ -22,7 +23,6 @@ SMALL: dict[str, Any] = {
     "decoder_dim": 7,
     "image_size": 32,
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # most of a test is compiling
 
 
 def build(**options):

@@ -15,6 +15,7 @@ from kdjax.models.sam.image_encoder import ImageEncoder
 from kdjax.models.sam.prompt_encoder import PromptEncoder
 from tests.parity.torch_names import to_flax
 from tests.parity.torch_sam import original
+from tests.quick import QUICK
 
 SMALL = {
     "dim": 48,
@@ -29,10 +30,7 @@ SMALL = {
     "decoder_mlp_dim": 40,
     "iou_dim": 24,
 }
-# These programs run once: what is saved by optimising them is less than it takes.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+jit = functools.partial(jax.jit, compiler_options=QUICK)
 SIZES = {"whole windows": 48, "padded windows": 64, "less than a window": 16, "not square": (40, 64)}
 
 

@@ -16,6 +16,7 @@ from kdjax import registry
 from kdjax.models.segformer import PARAMETERS, VARIANTS
 from tests.parity.test_tinyusfm import by_name, close, images, randomised, to_numpy, to_torch
 from tests.parity.torch_names import to_flax
+from tests.quick import QUICK
 
 SMALL: dict[str, Any] = {
     "dims": (8, 16, 24, 32),
@@ -24,7 +25,6 @@ SMALL: dict[str, Any] = {
     "reductions": (4, 2, 2, 1),
     "decoder_dim": 24,
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # most of a test is compiling
 STILL = {"depths": (1, 1, 1, 1), "drop_path": 0.0, "dropout": 0.0}
 
 
