@@ -130,7 +130,7 @@ def fit(
     model = Model(model.name, **{**model.options, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
         given = " ".join(f"{name}=..." for name in untold)
-        raise ConvertError(f"no tensor's shape tells {' and '.join(untold)} of this {model.name}; add --set {given}")
+        raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
 

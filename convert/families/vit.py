@@ -121,8 +121,8 @@ def model_with(name: str, variants: Mapping[str, Mapping[str, Any]], options: Ma
     nor the taps: of another depth than the variant's, features leave the blocks at a quarter, a half, ..."""
 
     def like(of: Mapping[str, Any]) -> tuple[bool, ...]:
-        wanted = {"distilled": False, "patch_size": 16} | options
-        return tuple(of.get(k, v) == wanted[k] for k, v in (("dim", 0), ("distilled", False), ("patch_size", 16)))
+        usual = {"dim": 0, "distilled": False, "patch_size": 16}
+        return tuple(of.get(name, value) == options.get(name, value) for name, value in usual.items())
 
     variant = max(variants, key=lambda v: like(variants[v]))
     options, own = dict(options), build(Model(name, variant=variant))
