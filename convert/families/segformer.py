@@ -14,6 +14,21 @@ from kdjax.config import Model
 from kdjax.models.segformer import STAGES, VARIANTS, Options
 
 ENCODER, HEAD = "segformer.encoder", "decode_head"
+# Names of version 5's modules, and those that its files, as all older ones, have for them.
+NEWER = (
+    (r"stages\.(\d+)\.blocks\.(\d+)", r"encoder.block.\1.\2"),
+    (r"stages\.(\d+)\.(patch_embeddings|layer_norm)", r"encoder.\2.\1"),
+    (r"attention\.q_proj", "attention.self.query"),
+    (r"attention\.k_proj", "attention.self.key"),
+    (r"attention\.v_proj", "attention.self.value"),
+    (r"attention\.o_proj", "attention.output.dense"),
+    (r"attention\.sequence_reduction\.sequence_reduction", "attention.self.sr"),
+    (r"attention\.sequence_reduction\.layer_norm", "attention.self.layer_norm"),
+    (r"layernorm_before", "layer_norm_1"),
+    (r"layernorm_after", "layer_norm_2"),
+    (r"mlp\.fc(\d)", r"mlp.dense\1"),
+    (r"linear_projections", "linear_c"),
+)
 
 
 def rows(model: Model) -> tuple[Row, ...]:
@@ -32,8 +47,18 @@ def rows(model: Model) -> tuple[Row, ...]:
 
 
 def prepared(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The names of an encoder that was saved alone, as they are in a whole model."""
-    return {f"segformer.{name}" if name.startswith("encoder.") else name: x for name, x in tensors.items()}
+    """Also for an encoder that was saved alone, the names that it has in a whole model."""
+    names = {name: in_files(name) for name in tensors}
+    return {f"segformer.{new}" if new.startswith("encoder.") else new: tensors[name] for name, new in names.items()}
+
+
+def in_files(name: str) -> str:
+    """A version 5 module's tensor under the name that it has in files."""
+    if not re.match(r"(segformer\.)?stages\.\d+\.|decode_head\.linear_projections\.", name):
+        return name
+    for newer, older in NEWER:
+        name = re.sub(rf"\b{newer}\b", older, name)
+    return name
 
 
 def model_of(shapes: Shapes) -> Model:

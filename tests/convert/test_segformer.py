@@ -84,6 +84,19 @@ def test_encoders_as_they_are_published(kind, tmp_path):
         assert np.array_equal(found.tensors[name].read(), x.numpy()), name
 
 
+def test_a_saved_state_dict_of_any_version_comes_in(tmp_path):
+    """Version 5's modules have other names than its files."""
+    made = theirs(Model("segformer", **MIT))
+    torch.save(made.module.state_dict(), tmp_path / "inside.pth")
+    found = fit(FAMILY, open_source(tmp_path / "inside.pth"), GIVEN)
+    for name, x in made.state_dict().items():
+        assert np.array_equal(found.tensors[name].read(), x.numpy()), name
+    alone = theirs(ENCODER)
+    torch.save({f"module.{name}": x for name, x in alone.module.state_dict().items()}, tmp_path / "alone.pth")
+    found = fit(FAMILY, open_source(tmp_path / "alone.pth"), GIVEN)
+    assert found.tensors.keys() == alone.state_dict().keys()
+
+
 def test_an_exported_file_is_one_of_transformers(tmp_path):
     """Loaded by from_pretrained, without a tensor too many or too few; of an encoder, in a whole model too."""
     for model in (Model("segformer", **MIT, num_classes=5), ENCODER):
