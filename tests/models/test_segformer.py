@@ -72,6 +72,22 @@ def test_every_variant_has_its_published_size_and_documented_endpoints(variant):
     assert model.input_spec.size == 512
 
 
+def test_the_encoder_alone_is_that_of_the_whole():
+    whole, variables, image = small()
+    alone = registry.get("models", "segformer_encoder")(**SMALL)
+    part = {"params": {"segformer": variables["params"]["segformer"]}}
+    assert jax.tree.structure(jax.eval_shape(alone.init, jax.random.key(0), image)) == jax.tree.structure(part)
+    assert alone.endpoints == tuple(name for name in whole.endpoints if name.startswith("stage_"))
+    assert (alone.inputs, alone.input_spec) == (whole.inputs, whole.input_spec)
+    found = jax.jit(alone.apply, compiler_options=QUICK)(part, image)
+    expected = jax.jit(whole.apply, compiler_options=QUICK)(variables, image)
+    assert tuple(sorted(found)) == alone.endpoints
+    for name in found:
+        close(found[name], expected[name])
+    with pytest.raises(ValueError, match="needs images of at least 17 pixels"):
+        alone.apply(part, image[:, :16])
+
+
 def test_channels_of_the_logits():
     for options, channels in [({}, 1), ({"binary_logit": False}, 2), ({"num_classes": 3}, 3)]:
         _, out = shapes(build(**SMALL, **options), (32, 32))
