@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from convert.sources import PREFIXES
 from convert.table import Row, Slot, known, slots
 from kdjax import registry
 from kdjax.config import Model
 from kdjax.weights import safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
-# What wrappers put before every name.
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "transformer.", "vit.", "deit.")
 
 
 class ConvertError(safetensors.WeightsError):

@@ -1,6 +1,5 @@
 """Foreign checkpoints as a mapping from their own names to arrays that are read on demand; nothing in them is run."""
 
-import dataclasses
 import importlib
 import io
 import json
@@ -24,7 +23,8 @@ from kdjax.weights import safetensors
 # average of them (model_ema, ema_state_dict) is taken by `entry` alone.
 PREFERRED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "params", "weights")
 BOOKKEEPING = re.compile(r".*(optim|sched|scaler|callbacks|loops|rng).*|opt", re.IGNORECASE)
-PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+# What wrappers put before every name.
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "transformer.", "vit.", "deit.")
 FOLDER_FILES = (  # in this order; safetensors first, since they need no torch
     "model.safetensors",
     "model.safetensors.index.json",
@@ -87,20 +87,12 @@ class Source(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def prefix(self, among: tuple[str, ...] = PREFIXES) -> str:
-        """What all names begin with, put together from `among`: "module._orig_mod.", or "" if there is nothing."""
+    def prefix(self) -> str:
+        """What all names begin with, put together from `PREFIXES`: "module._orig_mod.", or "" if there is nothing."""
         shared = ""
-        while found := next((p for p in among if all(name.startswith(shared + p) for name in self)), ""):
+        while found := next((p for p in PREFIXES if all(name.startswith(shared + p) for name in self)), ""):
             shared += found
         return shared
-
-    def stripped(self, prefix: str) -> "Source":
-        """A view without `prefix`, where a name has it; the others stay, so that a report can still name them."""
-        renamed = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items()}
-        if len(renamed) < len(self):
-            twice = [name for name in self if not name.startswith(prefix) and prefix + name in self]
-            raise SourceError(f"{self.path}: without {prefix!r} some names are there twice: {_few(twice)}")
-        return dataclasses.replace(self, tensors=renamed)
 
 
 def open_source(path: str | Path, entry: str = "") -> Source:

@@ -175,25 +175,15 @@ def test_lightning(tmp_path):
     assert (source.kind, source.wrappers, source.prefix()) == ("Lightning checkpoint", ("state_dict",), "model.")
     assert source.extras["hyper_parameters/lr"] == 0.1
     assert not [key for key in source.extras if "loops" in key or "callbacks" in key]
-    same(source.stripped("model."), W)
+    same({name.removeprefix("model."): x for name, x in source.items()}, W)
 
 
-def test_prefixes_nest_and_what_has_none_stays(tmp_path):
+def test_prefixes_nest_and_are_those_of_all_names(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({f"module._orig_mod.model.{key}": x for key, x in W.items()}, path)
-    source = open_source(path)
-    assert source.prefix() == "module._orig_mod.model."
-    assert source.prefix(("module.",)) == "module."
-    same(source.stripped(source.prefix()), W)
-
+    assert open_source(path).prefix() == "module._orig_mod.model."
     torch.save({"model.w": W["w"], "criterion.w": W["w"]}, path)
-    source = open_source(path)
-    assert source.prefix() == ""
-    assert list(source.stripped("model.")) == ["w", "criterion.w"]
-
-    torch.save({"model.w": W["w"], "w": W["w"]}, path)
-    with pytest.raises(SourceError, match=r"without 'model\.' some names are there twice: w$"):
-        open_source(path).stripped("model.")
+    assert open_source(path).prefix() == ""
 
 
 def folder_of_shards(folder, save, suffix="safetensors"):
