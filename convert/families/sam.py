@@ -53,19 +53,27 @@ def prompt_rows() -> tuple[Row, ...]:
     )
 
 
-def decoder_rows() -> tuple[Row, ...]:
-    at, transformer = "mask_decoder", "mask_decoder.transformer"
-    layer = f"{transformer}.layers.{{i}}"
+def transformer_rows() -> tuple[Row, ...]:
+    """What the decoder's transformer has under the same names in every kind of file."""
+    at = "mask_decoder.transformer"
+    layer = f"{at}.layers.{{i}}"
     attention = (
         f"{layer}.self_attn",
         f"{layer}.cross_attn_token_to_image",
         f"{layer}.cross_attn_image_to_token",
-        f"{transformer}.final_attn_token_to_image",
+        f"{at}.final_attn_token_to_image",
     )
     return (
         *linear(*(f"{name}.{part}" for name in attention for part in ("q_proj", "k_proj", "v_proj", "out_proj"))),
         *linear(f"{layer}.mlp.lin1", f"{layer}.mlp.lin2"),
-        *norm(f"{layer}.norm{{j}}", f"{transformer}.norm_final_attn", f"{at}.output_upscaling.1"),
+    )
+
+
+def decoder_rows() -> tuple[Row, ...]:
+    at, transformer = "mask_decoder", "mask_decoder.transformer"
+    return (
+        *transformer_rows(),
+        *norm(f"{transformer}.layers.{{i}}.norm{{j}}", f"{transformer}.norm_final_attn", f"{at}.output_upscaling.1"),
         *embed(f"{at}.iou_token", f"{at}.mask_tokens"),
         *conv_up(f"{at}.output_upscaling.0", f"{at}.output_upscaling.3"),
         *linear(f"{at}.output_hypernetworks_mlps.{{i}}.layers.{{j}}", f"{at}.iou_prediction_head.layers.{{i}}"),

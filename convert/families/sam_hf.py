@@ -1,7 +1,7 @@
 """SAM under the names of transformers' SamModel: facebook/sam-vit-base, -large, -huge, and fine-tuned ones."""
 
 from convert.families import sam
-from convert.families.sam import resize_distances, resize_positions
+from convert.families.sam import resize_distances, resize_positions, transformer_rows
 from convert.family import Family, Shapes
 from convert.table import Row, conv, conv_up, embed, linear, norm, same
 from kdjax.config import Model
@@ -61,17 +61,10 @@ def prompt_rows() -> tuple[Row, ...]:
 def decoder_rows() -> tuple[Row, ...]:
     at, transformer = "mask_decoder", "mask_decoder.transformer"
     layer = f"{transformer}.layers.{{i}}"
-    attention = (
-        f"{layer}.self_attn",
-        f"{layer}.cross_attn_token_to_image",
-        f"{layer}.cross_attn_image_to_token",
-        f"{transformer}.final_attn_token_to_image",
-    )
     heads = ((f"{at}.output_hypernetworks_mlps.{{i}}", f"{at}/output_hypernetworks_mlps_{{i}}"),)
     heads += ((f"{at}.iou_prediction_head", f"{at}/iou_prediction_head"),)
     return (
-        *linear(*(f"{name}.{part}" for name in attention for part in ("q_proj", "k_proj", "v_proj", "out_proj"))),
-        *linear(f"{layer}.mlp.lin1", f"{layer}.mlp.lin2"),
+        *transformer_rows(),
         *norm(f"{layer}.layer_norm{{j}}", target=f"{at}/transformer/layers_{{i}}/norm{{j}}"),
         *norm(f"{transformer}.layer_norm_final_attn", target=f"{at}/transformer/norm_final_attn"),
         *embed(f"{at}.iou_token", f"{at}.mask_tokens"),
