@@ -1,8 +1,10 @@
-"""What an image model expects of its input; the trainer resizes and normalises each model's own copy by it."""
+"""What a model expects of its input; the trainer makes each model's own view of the batch by it."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
@@ -22,6 +24,28 @@ class ImageInput:
     @property
     def channels(self) -> int:
         return len(self.mean)
+
+    def example(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """The shapes of the smallest batch that the model eats."""
+        return {"image": jax.ShapeDtypeStruct((batch, self.size, self.size, self.channels), jnp.float32)}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """Packs of graphs: the number of node features, and of ids (0 where the nodes have none)."""
+
+    features: int
+    num_ids: int = 0
+
+    def example(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """One graph of two nodes, the second being the padding that every pack has, and one edge."""
+        shapes = {
+            "x": ((2, self.features), jnp.float32),
+            **dict.fromkeys(("id", "graph"), ((2,), jnp.int32)),
+            **dict.fromkeys(("senders", "receivers"), ((1,), jnp.int32)),
+            "valid": ((1,), jnp.bool),
+        }
+        return {k: jax.ShapeDtypeStruct((batch, *shape), dtype) for k, (shape, dtype) in shapes.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
