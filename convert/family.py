@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from convert.example import example
 from convert.sources import PREFIXES
 from convert.table import Row, Slot, known, slots
 from kdjax import registry
@@ -32,7 +32,7 @@ class Family:
     variants: dict[str, Model]  # the model of each published form
     rows: Callable[[Model], tuple[Row, ...]]
     model_of: Callable[[Shapes], Model]  # the model that fits the tensors; may raise KeyError, IndexError, ConvertError
-    original: str = ""  # the module with `build(model)` and `outputs(module, image)`, in PyTorch
+    original: str = ""  # the module with `build(model)` and `outputs(module, *inputs)`, in PyTorch
     stacks: tuple[tuple[str, str], ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()  # (pattern of a tensor's name, why no model needs it)
     # The tensors under the table's names, where files differ among themselves; renames and repeats, reads nothing.
@@ -184,18 +184,11 @@ def leaves(model: Model) -> dict[str, Any]:
 
 @cache
 def _leaves(module: Any) -> dict[str, Any]:
-    image = jax.ShapeDtypeStruct((1, *image_hw(module), 3), jnp.float32)
-    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), image), sep="/")
+    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *example(module)), sep="/")
 
 
 def build(model: Model) -> Any:
     return registry.get("models", model.name)(**model.options)
-
-
-def image_hw(module: Any) -> tuple[int, int]:
-    """The height and width of the images that a model eats."""
-    found = getattr(getattr(module, "options", None), "image_hw", None)
-    return found or (module.input_spec.size,) * 2
 
 
 def told(model: Model) -> str:

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert.family import ConvertError, Family, build, image_hw
+from convert.family import ConvertError, Family, leaves
 from kdjax.config import Model
 from kdjax.weights import lora, safetensors
 
@@ -33,9 +32,6 @@ def read(variables: Mapping) -> dict:
 
 def random_base(model: Model) -> tuple[Model, dict]:
     """The model itself, with variables that leave nothing at zero, for a comparison without a base."""
-    module = build(model)
-    image = jax.ShapeDtypeStruct((1, *image_hw(module), 3), jnp.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), image)
     draw = np.random.default_rng(0)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -45,7 +41,7 @@ def random_base(model: Model) -> tuple[Model, dict]:
             return 1 + np.float32(0.1) * random
         return random * np.float32(np.prod(shape.shape[-4:-1]) ** -0.5 if name == "kernel" else 0.1)
 
-    return model, jax.tree.map_with_path(leaf, shapes)
+    return model, jax.tree.map_with_path(leaf, unflatten_dict(leaves(model), sep="/"))
 
 
 def check_written(path: Path, whole: Mapping) -> int:

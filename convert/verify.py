@@ -1,4 +1,4 @@
-"""Both sides on the same image: the PyTorch original with its tensors, and our model with the converted weights."""
+"""Both sides on the same input: the PyTorch original with its tensors, and our model with the converted weights."""
 
 import dataclasses
 import importlib
@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert.family import Converted, ConvertError, Family, build, image_hw
+from convert.example import example
+from convert.family import Converted, ConvertError, Family, build
 from kdjax.config import Model
 
 TOLERANCE = 1e-5  # relative to the largest value of an endpoint, in float32
@@ -30,6 +31,10 @@ class Difference:
     def allowed(self) -> float:
         return max(TOLERANCE, ROUNDING * self.rounding)
 
+    @property
+    def same(self) -> bool:
+        return self.relative <= self.allowed  # which what is not a number is not
+
     def __str__(self) -> str:
         return f"{self.endpoint:24} {list(self.shape)!s:22} {self.absolute:12.2e} {self.relative:12.2e}"
 
@@ -41,7 +46,7 @@ def verify(
     variables: Mapping,
     compiler_options: dict[str, Any] | None = None,
 ) -> list[Difference]:
-    """The differences of every endpoint that both have, of one random image.
+    """The differences of every endpoint that both have, of one random example.
 
     `arrays` are the original's tensors under its own names, and must fill it to the last.
     """
@@ -53,17 +58,17 @@ def verify(
     theirs = original.build(model).eval()
     theirs.load_state_dict({name: torch.from_numpy(np.array(x)) for name, x in arrays.items()}, strict=True)
     module = build(model)
-    image = np.random.default_rng(0).normal(size=(1, *image_hw(module), 3)).astype(np.float32)
+    inputs = example(module)
     with torch.no_grad():
-        expected = original.outputs(theirs, image)
+        expected = original.outputs(theirs, *inputs)
     with jax.default_matmul_precision("highest"):
-        found = jax.jit(module.apply, compiler_options=compiler_options)(dict(variables), image)
+        found = jax.jit(module.apply, compiler_options=compiler_options)(dict(variables), *inputs)
     made = [_difference(name, np.asarray(found[name]), expected[name]) for name in expected]
     if all(one.relative <= TOLERANCE for one in made):
         return made
     # Weights can be such that float32 does not tell more: then the original is no nearer to the truth than we are.
     with torch.no_grad():
-        exact = original.outputs(theirs.double(), image.astype(np.float64))
+        exact = original.outputs(theirs.double(), *map(_exact, inputs))
     rounding = max(_difference(name, expected[name], exact[name]).relative for name in expected)
     return [dataclasses.replace(one, rounding=rounding) for one in made]
 
@@ -79,6 +84,10 @@ def original_tensors(converted: Converted) -> dict[str, np.ndarray]:
             made = slot.apart(converted.leaf(slot))
         found |= made | slot.further(made, module)
     return found
+
+
+def _exact(x: np.ndarray) -> np.ndarray:
+    return x.astype(np.float64) if x.dtype.kind == "f" else x
 
 
 def _difference(name: str, found: np.ndarray, expected: np.ndarray) -> Difference:
