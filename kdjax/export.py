@@ -86,7 +86,7 @@ def _stablehlo(path: Path, stage: Stage, whole: dict) -> dict:
     def logits(variables: dict, image: jax.Array) -> dict[str, jax.Array]:
         return {"logits": network(variables, {"image": image})[0]["logits"].astype("float32")}
 
-    stablehlo.save(path, logits, whole, (side, side, 3))
+    stablehlo.save(path, logits, whole, [((side, side, 3), "float32")])
     loaded, ours, worst = stablehlo.load(path), jax.jit(logits), 0.0
     for b in BATCHES:
         image = np.random.default_rng(b).random((b, side, side, 3), np.float32)

@@ -120,7 +120,7 @@ def test_refusals(made, tmp_path):
 def test_weights_that_are_too_large_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(stablehlo, "LARGEST", 10)
     with pytest.raises(safetensors.WeightsError, match="12 bytes of weights"):
-        stablehlo.save(tmp_path / "x", lambda v, x: v + x, np.zeros(3, np.float32), (3,))
+        stablehlo.save(tmp_path / "x", lambda v, x: v + x, np.zeros(3, np.float32), [((3,), "float32")])
     assert not list(tmp_path.iterdir())
 
 

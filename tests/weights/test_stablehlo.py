@@ -1,0 +1,60 @@
+"""One file for any number of examples, and for sizes that are told by names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from kdjax.weights import stablehlo
+
+RANDOM = np.random.default_rng(0)
+
+
+def floats(*shape: int) -> np.ndarray:
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def pooled(variables, x, senders, receivers, graph, valid):
+    """Sums over edges and then over graphs, of which the last array tells the number."""
+
+    def one(x, senders, receivers, graph, valid):
+        found = jax.ops.segment_sum((x @ variables["w"])[senders], receivers, x.shape[0])
+        return jax.ops.segment_sum(found, graph, valid.shape[0])
+
+    return {"pooled": jax.vmap(one)(x, senders, receivers, graph, valid)}
+
+
+def test_named_sizes_may_be_any(tmp_path):
+    variables, path = {"w": floats(3, 5)}, tmp_path / "f"
+    edges = (("e",), "int32")
+    shapes = [(("n", 3), "float32"), edges, edges, (("n",), "int32"), (("g",), "bool")]
+    stablehlo.save(path, pooled, variables, shapes)
+    loaded = stablehlo.load(path)
+
+    def given(b: int, n: int, e: int, g: int, others: int = 0) -> list:
+        drawn = [(n, e), (n, e + others), (g + 1, n)]
+        return [floats(b, n, 3), *(RANDOM.integers(0, k, (b, m), np.int32) for k, m in drawn), np.ones((b, g), np.bool)]
+
+    for sizes in ((1, 2, 3, 1), (2, 7, 9, 4), (5, 3, 30, 2)):
+        arrays = given(*sizes)
+        found, expected = loaded(*arrays)["pooled"], pooled(variables, *arrays)["pooled"]
+        assert found.shape == (sizes[0], sizes[3], 5)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="Expected value: 4"):
+        loaded(*given(2, 3, 4, 1, others=1))
+
+
+def test_a_function_may_ask_for_its_batch(tmp_path):
+    def function(v, x):
+        return x + jnp.stack([v] * len(x))
+
+    weights, x = floats(2), floats(4, 2)
+    stablehlo.save(tmp_path / "f", function, weights, [((2,), "float32")])
+    np.testing.assert_array_equal(stablehlo.load(tmp_path / "f")(x), x + weights)
+
+
+def test_it_runs_on_other_platforms(tmp_path):
+    stablehlo.save(tmp_path / "f", lambda v, x: x * v[None], floats(2), [((2,), "float32")])
+    assert export.deserialize(bytearray((tmp_path / "f").read_bytes())).platforms == stablehlo.PLATFORMS
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
