@@ -28,6 +28,8 @@ from jaxtyping import Bool, Integer
 from scipy.spatial import KDTree
 
 from kdjax.config import ConfigError
+from kdjax.report import statistics
+from kdjax.report.statistics import Statistics
 
 NAMES = ("dice", "iou", "hd95", "precision", "recall", "specificity", "pixel_accuracy")
 EMPTY = ("original", "diagonal", "skip")
@@ -35,7 +37,6 @@ SUFFIXES = ("_mask", "_pred")  # of a file name, before the extension; not part 
 MASK_FILES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jpg", ".jpeg")
 
 Scores = dict[int, dict[str, float]]  # class id -> metric -> value
-Statistics = dict[str, dict[str, float | int]]  # metric -> mean, std, n -> value
 
 
 def segmentation(
@@ -99,32 +100,17 @@ def _check_empty(empty: str) -> None:
 
 def summarise(rows: list[Scores]) -> Statistics:
     """{"dice": {"mean", "std", "n"}, ...} over images; the value of an image is the mean over its classes."""
-    return _statistics([class_mean(row) for row in rows])
+    return statistics.over([class_mean(row) for row in rows], NAMES)
 
 
 def summarise_classes(rows: list[Scores]) -> dict[str, Statistics]:
     """As `summarise`, for each foreground class; the keys are its id as JSON has it, "1"."""
-    return {str(k): _statistics([row[k] for row in rows]) for k in (rows[0] if rows else ())}
+    return {str(k): statistics.over([row[k] for row in rows], NAMES) for k in (rows[0] if rows else ())}
 
 
 def class_mean(scores: Scores) -> dict[str, float]:
     """The mean of each metric over the classes of an image, nan left out."""
-    return {name: _mean([of_class[name] for of_class in scores.values()]) for name in NAMES}
-
-
-def _statistics(values: list[dict[str, float]]) -> Statistics:
-    """The standard deviation is that of these images (divided by n)."""
-    found: Statistics = {}
-    for name in NAMES:
-        kept = [v[name] for v in values if not math.isnan(v[name])]
-        spread = float(np.std(kept)) if kept else math.nan
-        found[name] = {"mean": _mean(kept), "std": spread, "n": len(kept)}
-    return found
-
-
-def _mean(values: list[float]) -> float:
-    kept = [v for v in values if not math.isnan(v)]
-    return float(np.mean(kept)) if kept else math.nan
+    return {name: statistics.mean([of_class[name] for of_class in scores.values()]) for name in NAMES}
 
 
 # -- two folders of masks --------------------------------------------------------------------------------------------
