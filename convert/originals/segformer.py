@@ -56,6 +56,11 @@ def names_in_files(module: Any) -> dict[str, str]:
 
 def build(model: Model) -> Published:
     """In eval mode."""
+    return Published(theirs(model), "segformer." if model.name == "segformer_encoder" else "").eval()
+
+
+def theirs(model: Model) -> torch.nn.Module:
+    """A model of transformers."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
 
     ours = registry.get("models", model.name)(**model.options)
@@ -74,8 +79,8 @@ def build(model: Model) -> Published:
         classifier_dropout_prob=o.dropout,
     )
     if model.name == "segformer_encoder":
-        return Published(SegformerModel(config), "segformer.").eval()
-    return Published(SegformerForSemanticSegmentation(config)).eval()
+        return SegformerModel(config)
+    return SegformerForSemanticSegmentation(config)
 
 
 def outputs(module: Published, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-import transformers
-from torch.nn import functional as F
 
+from convert.originals import segformer as plain
 from kdjax import registry
+from kdjax.config import Model
 from kdjax.models.segformer import PARAMETERS, VARIANTS
-from tests.parity.test_tinyusfm import by_name, close, images, randomised, to_numpy, to_torch
-from tests.parity.torch_names import to_flax
+from tests.parity.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_torch
 from tests.quick import QUICK
 
 SMALL: dict[str, Any] = {
@@ -28,37 +26,14 @@ SMALL: dict[str, Any] = {
 STILL = {"depths": (1, 1, 1, 1), "drop_path": 0.0, "dropout": 0.0}
 
 
-def original(variant: str, num_labels: int, options=None) -> Any:
-    """The same model of `transformers`, which names the dimensions in its own way."""
-    o = registry.get("models", "segformer")(variant, num_labels + 2, **(options or {})).options
-    config = transformers.SegformerConfig(
-        hidden_sizes=o.dims,
-        depths=o.depths,
-        num_attention_heads=o.heads,
-        sr_ratios=o.reductions,
-        decoder_hidden_size=o.decoder_dim,
-        num_labels=num_labels,
-        drop_path_rate=o.drop_path,
-        classifier_dropout_prob=o.dropout,
-    )
-    return transformers.SegformerForSemanticSegmentation(config)
-
-
-def published(module, state, folder) -> dict[str, np.ndarray]:
-    """`state` under the names of the checkpoints that people have, which are those that the library writes."""
-    module.save_pretrained(folder, state_dict={name: x.clone() for name, x in state.items()})
-    return {name: x.numpy() for name, x in safetensors.torch.load_file(folder / "model.safetensors").items()}
-
-
-def converted(module, model, folder, state=None) -> dict:
-    abstract = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    return to_flax(published(module, module.state_dict() if state is None else state, folder), abstract)
+def pair(**options) -> tuple[plain.Published, Any]:
+    return randomised(plain.build(Model("segformer", **options))), registry.get("models", "segformer")(**options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_parameters_of_every_variant(variant):
     with torch.device("meta"):
-        module = original(variant, 150)
+        module = plain.theirs(Model("segformer", variant=variant, num_classes=150))
     assert sum(x.numel() for x in module.parameters()) == PARAMETERS[variant]
 
 
@@ -67,34 +42,19 @@ def test_the_parameters_of_every_variant(variant):
     [
         ((97, 65), 1, SMALL),  # odd in every stage: 25 x 17, 13 x 9, 7 x 5, 4 x 3
         ((64, 96), 2, SMALL | {"binary_logit": False}),
-        ((128, 96), 150, {}),  # B0 as published
+        ((128, 96), 150, {"num_classes": 150}),  # B0 as published
     ],
 )
-def test_stage_by_stage(size, labels, options, tmp_path):
-    dims = {k: v for k, v in options.items() if k != "binary_logit"}
-    module = randomised(original("b0", labels, dims)).eval()
-    model = registry.get("models", "segformer")(num_classes=max(2, labels), **options)
-    image = images(size)
-    found = jax.jit(model.apply, compiler_options=QUICK)(converted(module, model, tmp_path), image)
-    head = []
-    module.decode_head.classifier.register_forward_pre_hook(lambda _, inputs: head.append(inputs[0]))
-    with torch.no_grad():
-        out = module(to_torch(image), output_hidden_states=True)
-        logits = F.interpolate(out.logits, size=size, mode="bilinear", align_corners=False)
-    expected = {f"stage_{i}": x for i, x in enumerate(out.hidden_states)}
-    expected |= {"fused": head[0], "low_res_logits": out.logits, "logits": logits}
-    assert set(expected) == set(found)
-    for name, x in expected.items():
-        close(found[name], to_numpy(x), name=name)
+def test_stage_by_stage(size, labels, options):
+    found = compared(plain, *pair(**options), images(size))
     assert found["logits"].shape == (2, *size, labels)
 
 
-def test_one_training_step(tmp_path):
+def test_one_training_step():
     """Loss, the gradient of every parameter, and the running statistics, without dropout and drop path."""
     size = (90, 71)
-    module = randomised(original("b0", 3, SMALL | STILL)).train()
-    model = registry.get("models", "segformer")(num_classes=3, remat=True, **(SMALL | STILL))
-    variables = converted(module, model, tmp_path)
+    twin, model = pair(num_classes=3, remat=True, **(SMALL | STILL))
+    module, variables = twin.module.train(), converted(twin, model)
     image = images(size, batch=3)
     mask = np.random.default_rng(1).integers(0, 3, (3, *size)).astype(np.int32)
 
@@ -111,30 +71,22 @@ def test_one_training_step(tmp_path):
 
     statistics = by_name(changed["batch_stats"])
     assert len(statistics) == 2
-    for name, wanted in by_name(converted(module, model, tmp_path)["batch_stats"]).items():
+    for name, wanted in by_name(converted(twin, model)["batch_stats"]).items():
         close(statistics[name], wanted, name=name)
 
     slopes = {name: x.grad for name, x in module.named_parameters()} | dict(module.named_buffers())
-    slopes = by_name(converted(module, model, tmp_path, slopes)["params"])
-    largest = max(np.abs(slope).max() for slope in slopes.values())
-    nothing = set()
-    for name, found in by_name(grads).items():
-        if np.abs(slopes[name]).max() < 1e-6 * largest:
-            nothing.add(name)
-            assert np.abs(found).max() < 1e-6 * largest, name
-        else:
-            close(found, slopes[name], 1e-4, name)
+    slopes = converted({name: slopes[inside] for name, inside in twin.inside.items()}, model)
+    nothing = same_slopes(by_name(grads), by_name(slopes["params"]))
     # Softmax takes out what all keys share, BatchNorm what all positions share: all that the last norm adds, too.
     constant = {f"segformer/encoder/block_{i}_0/attention/self/key/bias" for i in range(4)}
     constant |= {f"decode_head/linear_c_{i}/proj/bias" for i in range(4)}
     assert nothing == constant | {"segformer/encoder/layer_norm_3/bias"}
 
 
-def test_the_comparison_would_notice(tmp_path):
+def test_the_comparison_would_notice():
     """Each fault that a port of this model could have shows in the logits."""
-    module = randomised(original("b0", 3, SMALL)).eval()
-    model = registry.get("models", "segformer")(num_classes=3, **SMALL)
-    variables, image = converted(module, model, tmp_path), images((64, 48))
+    module, model = pair(num_classes=3, **SMALL)
+    variables, image = converted(module, model), images((64, 48))
     run = jax.jit(model.apply, compiler_options=QUICK)
     good = run(variables, image)["logits"]
     flat = dict(jax.tree_util.tree_leaves_with_path(variables))

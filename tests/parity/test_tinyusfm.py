@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax.traverse_util import flatten_dict
-from torch import nn
 from torch.nn import functional as F
 
 from convert.originals import tinyusfm as plain
@@ -14,8 +12,7 @@ from kdjax import registry
 from kdjax.config import Model
 from kdjax.models.bilinear import bilinear
 from kdjax.models.fpn import scaled
-from kdjax.models.tinyusfm import Classifier
-from tests.parity.torch_names import to_flax
+from tests.parity.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_numpy, to_torch
 
 SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}
 
@@ -26,64 +23,6 @@ BEFORE_BATCH_NORM = (
 )
 
 
-def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Nothing keeps its initial value: biases, norms, running statistics."""
-    generator = torch.Generator().manual_seed(seed)
-    random = lambda x: torch.randn(x.shape, generator=generator)  # noqa: E731
-    with torch.no_grad():
-        for name, x in module.named_parameters():
-            if x.ndim == 1:
-                x.copy_(random(x) * 0.2 + (1.0 if name.endswith("weight") else 0.0))
-            else:
-                x.copy_(random(x) * (x[0].numel() ** -0.5 if name.endswith("weight") else 0.3))
-        for name, x in module.named_buffers():
-            if name.endswith("running_mean"):
-                x.copy_(random(x))
-            elif name.endswith("running_var"):
-                x.copy_(torch.rand(x.shape, generator=generator) + 0.5)
-    return module
-
-
-def converted(module: nn.Module, model) -> dict:
-    image = jnp.zeros((1, *model.options.image_hw, 3))
-    at = "model." if isinstance(model, Classifier) else ""  # our classifier has the encoder in a module of its own
-    state = {at + name: x.detach().numpy() for name, x in module.state_dict().items()}
-    state = {name: x for name, x in state.items() if not name.endswith("relative_position_index")}
-    return to_flax(state, jax.eval_shape(model.init, jax.random.key(0), image))
-
-
-def images(size, batch=2) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(batch, *size, 3)).astype(np.float32)
-
-
-def by_name(tree: dict) -> dict[str, np.ndarray]:
-    return {"/".join(path): np.asarray(x) for path, x in flatten_dict(tree).items()}
-
-
-def to_torch(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(x).permute(0, 3, 1, 2)
-
-
-def to_numpy(x: torch.Tensor) -> np.ndarray:
-    return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).detach().numpy()
-
-
-def close(found, expected, relative=1e-5, name=""):
-    assert found.shape == expected.shape, name
-    error = np.abs(found - expected).max() / np.abs(expected).max()
-    assert error < relative, f"{name}: {error:.2e}"
-
-
-def compared(module: nn.Module, model, image: np.ndarray) -> dict:
-    """Our outputs, after every endpoint was compared with the twin's of the same weights."""
-    found = jax.jit(model.apply)(converted(module, model), image)
-    expected = plain.outputs(module, image)
-    assert set(found) == set(expected) == set(model.endpoints)
-    for name, y in expected.items():
-        close(found[name], y, name=name)
-    return found
-
-
 @pytest.mark.parametrize(
     ("size", "num_classes", "dims"),
     [((224, 224), 2, {}), ((112, 80), 4, SMALL)],  # the second has an odd grid, 7 by 5 patches
@@ -92,7 +31,7 @@ def test_segmenter_stage_by_stage(size, num_classes, dims):
     options = {"image_size": size, "num_classes": num_classes, **dims}
     module = randomised(plain.build(Model("tinyusfm_seg", **options)))
     model = registry.get("models", "tinyusfm_seg")(**options)
-    found = compared(module, model, images(size))
+    found = compared(plain, module, model, images(size))
     assert found["logits"].shape == (2, *size, 1 if num_classes == 2 else num_classes)
 
 
@@ -100,7 +39,7 @@ def test_segmenter_stage_by_stage(size, num_classes, dims):
 def test_encoder_and_classifier(name, options):
     options = {"dim": 48, "heads": 4, "depth": 3, "taps": (0, 2), "image_size": (64, 96), **options}
     module = randomised(plain.build(Model(name, **options)))
-    compared(module, registry.get("models", name)(**options), images((64, 96)))
+    compared(plain, module, registry.get("models", name)(**options), images((64, 96)))
 
 
 def test_one_training_step():
@@ -132,16 +71,8 @@ def test_one_training_step():
         close(statistics[name], wanted, name=name)
 
     slopes = {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in module.named_parameters()}
-    slopes |= dict(module.named_buffers())
-    slopes = by_name(to_flax({name: x.numpy() for name, x in slopes.items()}, variables)["params"])
-    largest = max(np.abs(slope).max() for slope in slopes.values())
-    nothing = set()
-    for name, found in by_name(grads).items():
-        if np.abs(slopes[name]).max() < 1e-6 * largest:
-            nothing.add(name)
-            assert np.abs(found).max() < 1e-6 * largest, name
-        else:
-            close(found, slopes[name], 1e-4, name)
+    slopes = converted(slopes | dict(module.named_buffers()), model)
+    nothing = same_slopes(by_name(grads), by_name(slopes["params"]))
     # What BatchNorm takes out again, and a norm that is in the checkpoint but read by nothing, have no slope.
     constant = [f"{part}_{i}{end}" for i in range(4) for part, end in BEFORE_BATCH_NORM]
     assert nothing == {"backbone/norm/scale", "backbone/norm/bias", "backbone/blocks_3/mlp/fc2/bias", *constant}

@@ -7,11 +7,11 @@ import torch
 import transformers
 
 from convert.originals import vit as plain
+from convert.originals.segformer import names_in_files
 from kdjax import registry
 from kdjax.config import Model
-from tests.parity.test_segformer import published
-from tests.parity.test_tinyusfm import close, compared, images, randomised
 from tests.parity.torch_names import to_flax
+from tests.parity.twins import close, compared, images, randomised
 
 SMALL = {"dim": 48, "heads": 4, "depth": 3, "taps": (0, 2), "num_classes": 5}
 
@@ -33,7 +33,7 @@ def pair(**options):
 )
 def test_stage_by_stage(options):
     module, model = pair(**options)
-    compared(module, model, images(model.options.image_hw))
+    compared(plain, module, model, images(model.options.image_hw))
 
 
 def test_the_comparison_would_notice():
@@ -46,7 +46,7 @@ def test_the_comparison_would_notice():
         with pytest.raises(AssertionError):
             close(plain.outputs(changed, image)["logits"], plain.outputs(module, image)["logits"])
     with pytest.raises(AssertionError):
-        compared(module, registry.get("models", "vit")(**options | {"norm_eps": 1e-3}), image)
+        compared(plain, module, registry.get("models", "vit")(**options | {"norm_eps": 1e-3}), image)
 
 
 TIMM = {  # name in timm's checkpoints -> the name or, to be stacked, names in Hugging Face's
@@ -66,7 +66,7 @@ TIMM_BLOCK = {
 }
 
 
-def hugging_face(scale: float, folder) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
+def hugging_face(scale: float) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     """A small ViTForImageClassification, and its tensors by timm's names; `scale` is that of what enters the blocks."""
     config = transformers.ViTConfig(
         hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=192, image_size=64, num_labels=5
@@ -80,7 +80,8 @@ def hugging_face(scale: float, folder) -> tuple[torch.nn.Module, dict[str, np.nd
         for block, theirs in TIMM_BLOCK.items():
             for x in ("weight", "bias"):
                 names[f"blocks.{i}.{block}.{x}"] = [f"vit.encoder.layer.{i}.{name}.{x}" for name in theirs]
-    state = published(module, module.state_dict(), folder)
+    inside = module.state_dict()
+    state = {name: inside[there].numpy() for name, there in names_in_files(module).items()}
     assert sorted(state) == sorted(name for theirs in names.values() for name in theirs)
     return module, {ours: np.concatenate([state[name] for name in theirs]) for ours, theirs in names.items()}
 
@@ -88,9 +89,9 @@ def hugging_face(scale: float, folder) -> tuple[torch.nn.Module, dict[str, np.nd
 @pytest.mark.parametrize(
     ("scale", "eps", "same"), [(1.0, 1e-12, True), (1e-3, 1e-12, True), (1e-3, 1e-6, False)], ids=str
 )
-def test_hugging_face(scale, eps, same, tmp_path):
+def test_hugging_face(scale, eps, same):
     """Where what enters the blocks is small, the epsilon of the norms shows."""
-    module, state = hugging_face(scale, tmp_path)
+    module, state = hugging_face(scale)
     model = registry.get("models", "vit")(**SMALL, image_size=64, norm_eps=eps)
     image = images((64, 64))
     variables = to_flax(state, jax.eval_shape(model.init, jax.random.key(0), image))
