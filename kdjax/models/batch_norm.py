@@ -5,32 +5,43 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 
 class BatchNorm(nn.Module):
-    """As PyTorch's, which Flax's is not: the running variance is the unbiased one."""
+    """As PyTorch's, which Flax's is not: the running variance is the unbiased one.
+
+    Where `mask` is False values are normalised, but do not count in the statistics.
+    """
 
     dtype: Any
     momentum: float = 0.9
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "*n c"], train: bool, mask: Bool[Array, "*n"] | None = None
+    ) -> Float[Array, "*n c"]:
         c = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,))
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
         mean, var = running_mean.value, running_var.value
+        row = (1,) * (x.ndim - 1) + (c,)
         if train:
+            n = x.size // c if mask is None else jnp.maximum(mask.sum(), 1)
+
+            def average(y: Float[Array, "*n c"]) -> Float[Array, " c"]:
+                y = y if mask is None else jnp.where(mask[..., None], y, 0)
+                return y.sum(axis=tuple(range(y.ndim - 1))) / n
+
             wide = x.astype(jnp.float32)
-            mean = wide.mean(axis=(0, 1, 2))
-            var = jnp.square(wide - mean[None, None, None]).mean(axis=(0, 1, 2))
+            mean = average(wide)
+            var = average(jnp.square(wide - mean.reshape(row)))
             if not self.is_initializing():
-                n = x.size // c
-                for running, new in ((running_mean, mean), (running_var, var * (n / max(1, n - 1)))):
+                for running, new in ((running_mean, mean), (running_var, var * (n / jnp.maximum(n - 1, 1)))):
                     running.value = self.momentum * running.value + (1 - self.momentum) * new
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
-        return (x * factor[None, None, None] + offset[None, None, None]).astype(self.dtype)
+        return (x * factor.reshape(row) + offset.reshape(row)).astype(self.dtype)
