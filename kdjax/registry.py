@@ -29,6 +29,9 @@ TABLES: dict[str, dict[str, str]] = {
         "ce": "kdjax.losses.labels:ce",
         "dice": "kdjax.losses.labels:dice",
         "focal": "kdjax.losses.labels:focal",
+        "normal_kl": "kdjax.losses.graphs:normal_kl",
+        "neighbour_bce": "kdjax.losses.graphs:neighbour_bce",
+        "batch_softmax_kl": "kdjax.losses.graphs:batch_softmax_kl",
     },
     "tasks": {
         "segmentation": "kdjax.tasks.segmentation:Segmentation",

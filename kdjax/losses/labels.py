@@ -72,7 +72,8 @@ def focal(
     """Lin et al. 2017 (arXiv 1708.02002): -α_y (1 - p_y)^γ log p_y, the mean over positions.
 
     α_y is `alpha` for foreground and 1 - `alpha` for background, so that two classes with logits [0, z] and one logit
-    z give the same.
+    z give the same. Implementations that weigh all ids by one α (AD-KD: α = 1, γ = 1) are `alpha=0.5` and twice α as
+    the weight of the term.
     """
     logits = _float32(logits, mask)
     log_p, log_rest = _log_likelihood(logits, mask), _log_likelihood(logits, mask, rest=True)

@@ -16,6 +16,9 @@ class Reference:
     classes: int = 0  # the target holds class ids below this; 0: it is another array like the student's
     args: tuple[dict, ...] = ({},)  # settings to try
     zero_at_equal: bool = True  # loss(x, x) = 0; only read where the target is an array like the student's
+    alone: bool = False  # there is no target
+    multi_hot: bool = False  # the target is an array of zeros and ones like the student's
+    whole: bool = False  # the formula is of the whole batch, and gives an array with a value for each example
 
 
 def softmax(z):
@@ -95,6 +98,29 @@ def focal(z, y, gamma=2.0, alpha=0.25):
     return np.mean(losses)
 
 
+def normal_kl(s):
+    """By integration instead of the closed form: ∫ q log(q / p), the trapezoidal rule over ±12 σ."""
+    total = []
+    for mean, log_variance in zip(*np.split(s, 2), strict=True):
+        sigma = np.exp(log_variance / 2)
+        x = mean + sigma * np.linspace(-12, 12, 4001)
+        log_q = -0.5 * ((x - mean) / sigma) ** 2 - np.log(sigma)
+        total.append(np.trapezoid(np.exp(log_q) / np.sqrt(2 * np.pi) * (log_q + 0.5 * x**2), x))
+    return np.mean(total)
+
+
+def neighbour_bce(z, y):
+    p = sigmoid(z)
+    return np.mean([-np.log(q) if hot else -np.log(1 - q) for q, hot in zip(p.ravel(), y.ravel() == 1, strict=True)])
+
+
+def batch_softmax_kl(s, t, temperature=5.0, clamp=10.0, where=None):
+    values, there = np.zeros(s.size), np.ones(s.size, bool) if where is None else where
+    p, q = (softmax(np.clip(z.ravel()[there], -clamp, clamp) / temperature) for z in (t, s))
+    values[there] = temperature**2 * p * np.log(p / q)
+    return values
+
+
 DIVERGENCES = ({}, {"temperature": 1}, *({"temperature": 2.5, "variant": v} for v in ("sum", "class_mean", "unscaled")))
 REFERENCES: dict[str, tuple[Reference, ...]] = {
     "kl": (Reference(kl, (5,), args=DIVERGENCES), Reference(kl, (3, 2, 4), args=DIVERGENCES)),
@@ -114,5 +140,12 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
     "focal": (
         Reference(focal, (3, 4, 1), classes=2, args=({}, {"gamma": 0.5, "alpha": 0.6}, {"gamma": 0})),
         Reference(focal, (3, 2, 4), classes=4, args=({}, {"gamma": 0.5, "alpha": 0.6})),
+    ),
+    "normal_kl": (Reference(normal_kl, (6,), alone=True),),
+    "neighbour_bce": (Reference(neighbour_bce, (9,), multi_hot=True),),
+    "batch_softmax_kl": (
+        Reference(
+            batch_softmax_kl, (1,), whole=True, zero_at_equal=False, args=({}, {"temperature": 1.0, "clamp": 1.5})
+        ),
     ),
 }
