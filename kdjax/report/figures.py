@@ -1,16 +1,13 @@
-"""Pictures of a run: masks drawn over images, and curves over the training.
-
-The colours are those of Okabe and Ito, which people with any kind of colour vision tell apart. Curves come as SVG to
-stand inside a page: they take the page's text colour and its `--series-N` colours, and refer to nothing outside.
-"""
+"""Pictures of a run: masks drawn over images, and curves over the training (`drawing` says how they look)."""
 
 import io
-import re
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer, UInt8
 from PIL import Image
+
+from kdjax.report.drawing import INK, SERIES, drawing, plain
 
 SKY, ORANGE, GREEN, YELLOW = (86, 180, 233), (230, 159, 0), (0, 158, 115), (240, 228, 66)
 BLUE, VERMILLION, PURPLE, WHITE = (0, 114, 178), (213, 94, 0), (204, 121, 167), (255, 255, 255)
@@ -18,10 +15,8 @@ CLASSES = (SKY, ORANGE, GREEN, PURPLE, VERMILLION, BLUE)  # of class 1, 2, ...; 
 TRUTH = YELLOW
 ERRORS = {"found": WHITE, "false alarm": ORANGE, "missed": PURPLE, "wrong class": GREEN}
 
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f", "#8b5cf6")
 Points = list[tuple[float, float]]
 Lines = dict[str, Points]  # name in the legend -> (x, y)
-_INK = "#010203"  # stands for the page's text colour until the SVG is written
 _POINTS = 200  # of a curve; more would only make the page heavier
 
 
@@ -120,7 +115,7 @@ def sheet(examples: list[dict[str, Any]], student: str = "") -> bytes:
         for ax, (caption, picture) in zip(axes, row.items(), strict=False):
             ax.imshow(picture)
             dice = example.get("dice", {}).get(caption)
-            ax.set_title(_plain(caption if dice is None else f"{caption}: {dice:.3f}"), fontsize=8)
+            ax.set_title(plain(caption if dice is None else f"{caption}: {dice:.3f}"), fontsize=8)
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()
@@ -164,52 +159,22 @@ def _series(records: list[dict[str, Any]], name: str) -> Points:
 
 def svg(lines: Lines, *, xlabel: str, size: tuple[float, float] = (4.4, 2.9)) -> str:
     """Lines of (x, y) with a legend; logarithmic where all y are positive and span more than a factor of 20."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, NullFormatter
 
-    style: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": repr(lines),  # ids that no other figure of the page has
-        "font.size": 8.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **{k: _INK for k in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+    def paint(figure: Any) -> None:
         ax = figure.subplots()
         for i, (name, points) in enumerate(lines.items()):
             x, y = zip(*points, strict=True)
             dash, mark = "-" if i < len(SERIES) else "--", "o" if len(points) == 1 else ""
-            ax.plot(x, y, dash, color=SERIES[i % len(SERIES)], marker=mark, label=_plain(name), linewidth=1.5)
+            ax.plot(x, y, dash, color=SERIES[i % len(SERIES)], marker=mark, label=plain(name), linewidth=1.5)
         values = [y for points in lines.values() for _, y in points]
         if min(values) > 0 and max(values) > 20 * min(values):
             ax.set_yscale("log")
             ax.yaxis.set_major_formatter("{x:g}")
             ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.grid(color=_INK, alpha=0.12, linewidth=0.6)
+        ax.grid(color=INK, alpha=0.12, linewidth=0.6)
         ax.set_xlabel(xlabel)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=3, frameon=False, handlelength=1.4)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(out.getvalue())
 
-
-def _plain(text: str) -> str:
-    """Not read as a formula, and not hidden from the legend as names with a leading underscore are."""
-    return text.replace("$", r"\$").lstrip("_") or "–"
-
-
-def _inline(document: str) -> str:
-    """An SVG document as an element of an HTML page that scales, has the page's colours, and names no address."""
-    element = document[document.index("<svg") :]
-    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
-    element = re.sub(r'\sxmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", element)
-    tag = re.sub(r'\s(width|height)="[^"]*"', "", element[: element.index(">")])
-    element = re.sub(r"\s*\n\s*", " ", tag + element[element.index(">") :])
-    element = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", element)
-    for i, colour in enumerate(SERIES):
-        element = element.replace(colour, f"var(--series-{i})")
-    return element.replace(_INK, "currentColor").strip()
+    return drawing(paint, size, salt=repr(lines))

@@ -1,0 +1,54 @@
+"""Drawings that stand inside a page as SVG elements: they take its text colour, its paper and its `--series-N` colours,
+and refer to nothing outside.
+
+The colours are those of Okabe and Ito, which people with any kind of colour vision tell apart.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from typing import Any
+
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f", "#8b5cf6")
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+PAPER = "#010204"  # ... and this for what lies behind it
+
+
+def drawing(paint: Callable[[Any], None], size: tuple[float, float], salt: str) -> str:
+    """What `paint` puts on a figure of `size` inches. Another `salt` for each drawing keeps their ids apart."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": salt,
+        "font.size": 8.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        **{k: INK for k in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")},
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(out.getvalue())
+
+
+def plain(text: str) -> str:
+    """Not read as a formula, and not hidden from the legend as names with a leading underscore are."""
+    return text.replace("$", r"\$").lstrip("_") or "–"
+
+
+def _inline(document: str) -> str:
+    """An SVG document as an element of an HTML page that scales, has the page's colours, and names no address."""
+    element = document[document.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\sxmlns(:\w+)?="[^"]*"|(?<=<g) id="[^"]*"', "", element)
+    tag = re.sub(r'\s(width|height)="[^"]*"', "", element[: element.index(">")])
+    element = re.sub(r"\s*\n\s*", " ", tag + element[element.index(">") :])
+    element = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), element)
+    element = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", element)
+    for i, colour in enumerate(SERIES):
+        element = element.replace(colour, f"var(--series-{i})")
+    return element.replace(INK, "currentColor").replace(PAPER, "var(--card)").strip()
