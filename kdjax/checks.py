@@ -95,8 +95,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         if teacher.model and not teacher.weights:
             wrong.append(f"teachers.{name}: a model needs weights=FILE, else it would teach noise")
     for name, term in stage.terms.items():
-        if bool(term.teacher) == bool(term.label):
-            wrong.append(f"terms.{name}: reads either a teacher ('name:endpoint') or a label, not both or neither")
+        if term.teacher and term.label:
+            wrong.append(f"terms.{name}: reads either a teacher ('name:endpoint') or a label, not both")
         elif term.teacher:
             teacher, colon, endpoint = term.teacher.partition(":")
             if not (colon and endpoint):

@@ -82,7 +82,8 @@ class Schedule:
 
 @dataclass(slots=True)
 class Term:
-    """One part of an objective: this endpoint of the student meets that one of a teacher, or a label.
+    """One part of an objective: this endpoint of the student meets that one of a teacher, or a label; with neither of
+    them it is a penalty on the student alone.
 
     An endpoint is a name the model documents ("logits"), or, with a slash, any module by its path
     ("image_encoder/blocks_5"). A teacher's endpoint is written "teacher:endpoint".
@@ -95,6 +96,7 @@ class Term:
     adapter: str = ""  # maps the student's features to the teacher's shape; needed where their channels differ
     weight: float = 1.0
     schedule: Optional[Schedule] = None  # multiplies the weight
+    over: str = ""  # the mask in the batch of what is averaged over ("nodes"); else the examples that may be read
     args: dict = field(default_factory=dict)
 
 

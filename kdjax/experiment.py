@@ -19,14 +19,14 @@ import numpy as np
 from kdjax import checks, config
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data import pipeline
+from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.report import tables, trackers
+from kdjax.tasks.tested import Tested
 from kdjax.train import sharding
 from kdjax.train.loop import Signals, evaluate, train
 from kdjax.train.setup import Learner, initial, prepare
 from kdjax.weights import safetensors
-
-EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
 
 
 class GateError(RuntimeError):
@@ -100,12 +100,13 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
     mesh = sharding.make_mesh(experiment.mesh)
     folder = Path(workdir)
     check_owner(folder, experiment)
-    datasets: dict[str, pipeline.Dataset] = {}
+    datasets: dict[str, Dataset] = {}
     models: dict[str, config.Model] = {}
     learners, files = {}, {}
     for name, one in stages.items():
-        key = json.dumps(config.to_dict(one.data))
-        datasets[key] = datasets.get(key) or pipeline.build(one.data)
+        parts = sharding.parts(mesh, one.data.batch_size, one.optim.accumulate, f"stages.{name}")
+        key = json.dumps([config.to_dict(one.data), parts])
+        datasets[key] = datasets.get(key) or pipeline.build(one.data, parts)
         learners[name] = prepare(name, one, experiment, mesh, datasets[key], models)
         models[name] = one.model
         for what, path, model in _outside(name, one):
@@ -224,32 +225,20 @@ def check_owner(folder: Path, experiment: Experiment) -> None:
 def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) -> dict:
     folder, stage = stage_folder(made.folder, name), learner.stage
     told = train(learner, folder, made.init(stage), made.teachers(stage), made.experiment.log, signals)
-    result = test(learner, made.weights(name), folder)
+    result = test(learner, made.weights(name), folder, told["calibrated"])
     return {"title": stage.title or name, **told, **result}
 
 
-def test(learner: Learner, whole: dict, folder: Path | None) -> dict:
-    """Scores a model on the test images; predictions and a row for each image go to `folder`."""
+def test(learner: Learner, whole: dict, folder: Path | None, calibrated: dict[str, float]) -> dict:
+    """Scores a model on the test data; predictions and a table go to `folder`."""
     whole = learner.place(whole)
-    _, predictions = evaluate(learner, whole, "test")
-    names, scores = [], []
-    for i, predicted in enumerate(predictions):
-        one = learner.dataset.resized("test", i)
-        names.append(one["name"])
-        scores.append(learner.task.score(predicted.astype(np.int32), one["mask"]))
+    predictions = cache(lambda split: evaluate(learner, whole, split)[1])
+    result, table = learner.task.test(predictions, learner.dataset, calibrated)
     if folder is not None and jax.process_index() == 0:
-        np.savez_compressed(folder / "test.npz", predicted=np.stack(predictions))
+        np.savez_compressed(folder / "test.npz", predicted=predictions("test"))
         with open(folder / "test.csv", "w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["image", "class", *next(iter(scores[0].values()))])
-            rows.writerows([n, k, *row.values()] for n, of in zip(names, scores, strict=True) for k, row in of.items())
-    primary = learner.task.primary
-    return {
-        **learner.task.summarise(scores),
-        "per_image": {primary: [float(np.nanmean([k[primary] for k in of.values()])) for of in scores]},
-        "test_images": len(scores),
-        "ms_per_image": latency(learner, whole),
-    }
+            csv.writer(file).writerows(table)
+    return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, whole)}
 
 
 def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
@@ -299,7 +288,8 @@ def summarise(made: Run) -> dict:
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "num_classes": last.stage.data.num_classes,
         "test_images": last.dataset.sizes["test"],
-        "class_names": list(last.dataset.image_classes),
+        "item": last.dataset.item,
+        **last.task.words(last.dataset),
         "rows": rows,
     }
 
@@ -315,49 +305,22 @@ def report(made: Run, summary: dict) -> None:
     }
     write(folder / "summary.json", json.dumps(summary, indent=1))
     write(folder / "test_results.txt", tables.results(summary))
-    shown = examples(made, summary["rows"])
-    write(folder / "report.html", page.render(summary, curves, shown, config.to_json(made.experiment)))
+    write(
+        folder / "report.html", page.render(summary, curves, pictures(made, summary), config.to_json(made.experiment))
+    )
 
 
-def examples(made: Run, rows: list[dict]) -> list[dict]:
-    """The test images that the last student did best, middling and worst on, with what every model made of them."""
-    tested = [row["stage"] for row in rows if (stage_folder(made.folder, row["stage"]) / "test.npz").exists()]
-    students = [row["stage"] for row in rows if row["role"] in ("student", "other") and row["stage"] in tested]
-    if not tested:
-        return []
-    of = (students or tested)[-1]
-    learner = made.learners[of]
-    same = [s for s in tested if _test_images(made.learners[s].stage) == _test_images(learner.stage)]
-    masks = {s: np.load(stage_folder(made.folder, s) / "test.npz")["predicted"].astype(np.int32) for s in same}
-    pictures = [learner.dataset.resized("test", i) for i in range(len(masks[of]))]
-    dice = {s: [_dice(learner, p, x["mask"]) for p, x in zip(masks[s], pictures, strict=True)] for s in same}
-    order = np.argsort(dice[of], kind="stable")
-    order = order[np.array([pictures[i]["mask"].any() for i in order], bool)]  # an empty mask shows nothing
-    middle = len(order) // 2
-    ranked = {"best": order[::-1][:EXAMPLES], "median": order[middle : middle + EXAMPLES], "worst": order[:EXAMPLES]}
-    titles = {row["stage"]: row["title"] for row in rows}
-    return [
-        {
-            "name": pictures[i]["name"],
-            "image": pictures[i]["image"],
-            "truth": pictures[i]["mask"],
-            "predictions": {titles[s]: masks[s][i] for s in same},
-            "dice": {titles[s]: dice[s][i] for s in same},
-            "rank": rank,
-        }
-        for rank, chosen in ranked.items()
-        for i in map(int, chosen)
-    ]
-
-
-def _test_images(stage: Stage) -> tuple:
-    """What decides which test images a stage sees, and how large."""
-    data = stage.data
-    return data.source, json.dumps(data.options), data.split, data.split_seed, data.image_size, data.num_classes
-
-
-def _dice(learner: Learner, predicted: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.nanmean([of_class["dice"] for of_class in learner.task.score(predicted, truth).values()]))
+def pictures(made: Run, summary: dict) -> dict[str, str]:
+    """What each task that was learned has to show of its finished stages: sections of the report."""
+    tested: dict[str, list[Tested]] = {}
+    for row in summary["rows"]:
+        found, learner = stage_folder(made.folder, row["stage"]) / "test.npz", made.learners[row["stage"]]
+        if found.exists():
+            tested.setdefault(learner.stage.task, []).append(Tested(row, learner.dataset, np.load(found)["predicted"]))
+    shown: dict[str, str] = {}
+    for stages in tested.values():
+        shown |= made.learners[stages[-1].row["stage"]].task.pictures(stages)
+    return shown
 
 
 def hardware() -> str:

@@ -18,12 +18,13 @@ from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import files, pipeline
 from kdjax.data.examples import resize
+from kdjax.data.images import shapes
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.report import figures, tables
 from kdjax.train import sharding
 from kdjax.train.loop import count
-from kdjax.train.setup import example, prepare
+from kdjax.train.setup import prepare
 from kdjax.weights import safetensors
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -40,16 +41,18 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     """
     checks.validate(experiment)
     name, of = chosen(experiment, stage)
-    path, whole = load(of, Path(workdir), name, weights)
-    dataset = pipeline.build(of.data)
-    learner = prepare(name, of, experiment, sharding.make_mesh(experiment.mesh), dataset, {})
+    path, whole, about = load(of, Path(workdir), name, weights)
+    mesh = sharding.make_mesh(experiment.mesh)
+    dataset = pipeline.build(of.data, sharding.parts(mesh, of.data.batch_size, 1, f"stages.{name}"))
+    learner = prepare(name, of, experiment, mesh, dataset, {})
     row = {"stage": name, "role": "other", "title": of.title or name, "parameters": count(whole["params"])}
-    row |= running.test(learner, whole, None)
+    row |= running.test(learner, whole, None, calibrated(about))
     summary = {
         "name": f"{path} on {of.data.source}",
         "num_classes": of.data.num_classes,
         "test_images": dataset.sizes["test"],
-        "class_names": list(dataset.image_classes),
+        "item": dataset.item,
+        **learner.task.words(dataset),
         "rows": [row],
     }
     if jax.process_index() == 0:
@@ -72,7 +75,7 @@ def predict(
         raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
     images, output = Path(images).expanduser(), Path(output).expanduser()
     name, of = chosen(experiment, stage)
-    _, whole = load(of, Path(workdir), name, weights)
+    _, whole, _ = load(of, Path(workdir), name, weights)
     targets = plan(images, output)
     for path, logits in logits_of(list(targets), of, experiment, whole):
         image = files.read_image(str(path))
@@ -100,16 +103,21 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
 
 
-def load(stage: Stage, workdir: Path, name: str, weights: str) -> tuple[Path, dict]:
-    """The file, and the variables in it; refused where they are not those of the stage's model."""
+def load(stage: Stage, workdir: Path, name: str, weights: str) -> tuple[Path, dict, dict[str, str]]:
+    """The file, the variables in it and its metadata; refused where they are not those of the stage's model."""
     path = Path(weights).expanduser() if weights else running.stage_folder(workdir, name) / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
-    whole, _ = safetensors.load(path)
+    whole, about = safetensors.load(path)
     try:
-        return path, safetensors.overlay(running.initial_shapes(build_model(stage.model)), whole)
+        return path, safetensors.overlay(running.initial_shapes(build_model(stage.model)), whole), about
     except safetensors.WeightsError as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
+
+
+def calibrated(about: dict[str, str]) -> dict[str, float]:
+    """What was set on validation data, as it stands in the metadata of a file of weights."""
+    return {name: float(about[name]) for name in ("threshold",) if name in about}
 
 
 def logits_of(
@@ -117,10 +125,10 @@ def logits_of(
 ) -> Iterator[tuple[Path, Float[np.ndarray, "h w k"]]]:
     """The model's logits for each image, seen as in training; batches of one shape, so that it compiles once."""
     mesh, data = sharding.make_mesh(experiment.mesh), stage.data
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = sharding.shares(mesh)
     size = -(-min(data.batch_size, len(paths)) // shares) * shares
     network = Network(build_model(stage.model, stage.dtype))
-    registry.get("tasks", stage.task).of(data).check(network.shapes(whole, example(data.image_size)))
+    registry.get("tasks", stage.task).of(data).check(network.shapes(whole, shapes(data.image_size, 1)))
     run = compiled(network)
     whole = sharding.place(whole, sharding.shardings(whole, mesh, experiment.mesh.rules))
     for begin in range(0, len(paths), size):

@@ -1,9 +1,23 @@
-"""Many graphs in flat arrays."""
+"""Graphs: many of them in flat arrays, and their batches."""
 
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Float32, Float64, Int, Int32, Int64
+
+from kdjax.config import ConfigError, Data
+from kdjax.data.dataset import Batch, Dataset
+from kdjax.data.source import SPLITS, open_source
+
+ROUND = 64  # nodes and edges of a bucket are a multiple of it
+SAMPLES = 300  # packs that are tried to choose the buckets
 
 
 @dataclass(frozen=True)
@@ -23,3 +37,216 @@ class Graphs:
 
     def __len__(self) -> int:
         return len(self.label)
+
+    def sizes(self) -> Int64[np.ndarray, "g 2"]:
+        """Nodes and edges of each graph."""
+        return np.stack([np.diff(self.first_node), np.diff(self.first_edge)], axis=1)
+
+
+def joined(parts: Sequence[Graphs]) -> Graphs:
+    """The graphs of all parts, one after the other."""
+
+    def offsets(name: str) -> Int64[np.ndarray, " g+1"]:
+        counts = [np.diff(getattr(part, name)) for part in parts]
+        return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
+
+    flat = ("x", "id", "name", "senders", "receivers", "label", "file", "begin")
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in flat}
+    return Graphs(**arrays, first_node=offsets("first_node"), first_edge=offsets("first_edge"))
+
+
+def pack(graphs: Graphs, chosen: Int[np.ndarray, " g"], nodes: int, edges: int) -> Batch:
+    """One pack of the graphs at these places, -1 being none, padded to so many nodes and edges.
+
+    x float32 [n, f]; id int32 [n]; senders, receivers int32 [e], places in the pack; graph int32 [n], g for padding;
+    nodes bool [n]. The last node is padding, and padding edges go from it to itself.
+    """
+    real = np.maximum(chosen, 0)
+    counts = np.where(chosen >= 0, np.diff(graphs.first_node)[real], 0)
+    links = np.where(chosen >= 0, np.diff(graphs.first_edge)[real], 0)
+    n, e = int(counts.sum()), int(links.sum())
+    if n >= nodes or e > edges:
+        raise ValueError(f"{n} nodes and {e} edges do not fit a pack of {nodes} (one of them padding) and {edges}")
+    at = _ranges(graphs.first_node[real], counts)
+    lines = _ranges(graphs.first_edge[real], links)
+    shift = np.repeat(np.cumsum(counts) - counts, links)
+
+    def padded(values: np.ndarray, length: int, fill: int) -> np.ndarray:
+        out = np.full((length, *values.shape[1:]), fill, values.dtype)
+        out[: len(values)] = values
+        return out
+
+    return {
+        "x": padded(graphs.x[at], nodes, 0),
+        "id": padded(graphs.id[at], nodes, 0),
+        "senders": padded((graphs.senders[lines] + shift).astype(np.int32), edges, nodes - 1),
+        "receivers": padded((graphs.receivers[lines] + shift).astype(np.int32), edges, nodes - 1),
+        "graph": padded(np.repeat(np.arange(len(chosen), dtype=np.int32), counts), nodes, len(chosen)),
+        "nodes": np.arange(nodes) < n,
+    }
+
+
+def _ranges(first: Int[np.ndarray, " g"], counts: Int[np.ndarray, " g"]) -> Int[np.ndarray, " n"]:
+    """first[0], first[0] + 1, ... (counts[0] of them), first[1], ..."""
+    return np.arange(counts.sum()) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+
+
+@runtime_checkable
+class GraphSource(Protocol):
+    """Graphs to train on, and the test sets that the data bring, by name; there may be none."""
+
+    train: Graphs
+    test: dict[str, Graphs]
+    notes: Sequence[str]
+
+
+def build(data: Data, parts: int = 1) -> "GraphSet":
+    """The data set of a reader of graphs; `buckets` and `normal_only` among the options are not for the reader."""
+    options = dict(data.options)
+    own = {k: options.pop(k) for k in ("buckets", "normal_only") if k in options}
+    try:
+        source: GraphSource = _opened(data.source, json.dumps(options, default=str))
+        part = dealt(source.train, data.split if not source.test else (*data.split[:2], 0.0), data.split_seed)
+        where = {split: np.flatnonzero(part == i) for i, split in enumerate(SPLITS)}
+        groups = ["test"] * len(where["test"])
+        if source.test:
+            ends = np.cumsum([len(source.train), *map(len, source.test.values())])
+            where["test"] = np.arange(ends[0], ends[-1])
+            groups = [name for name, graphs in source.test.items() for _ in range(len(graphs))]
+        if empty := [split for split, indices in where.items() if not len(indices)]:
+            raise ConfigError(f"no graph is left for {', '.join(empty)}: {len(source.train)} windows are too few")
+        graphs = joined([source.train, *source.test.values()])
+        return GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
+    except ConfigError as error:
+        raise ConfigError(f"the data {data.source!r} cannot be used:\n  {error}") from error
+
+
+@lru_cache(maxsize=2)
+def _opened(name: str, options: str) -> GraphSource:
+    """Stages that read the same logs share them."""
+    return open_source(name, json.loads(options))
+
+
+def dealt(graphs: Graphs, shares: tuple[float, ...], seed: int) -> Int[np.ndarray, " g"]:
+    """The split of each graph, as a place in `SPLITS`; graphs that are alike to the last bit are in the same."""
+    bounds = np.cumsum(shares) / sum(shares)
+    drawn, salt = np.empty(len(graphs)), seed.to_bytes(8, "little", signed=True)
+    for i in range(len(graphs)):
+        nodes = slice(*graphs.first_node[i : i + 2])
+        content = graphs.x[nodes].tobytes() + graphs.name[nodes].tobytes()
+        digest = hashlib.blake2b(content, digest_size=8, salt=salt)
+        drawn[i] = int.from_bytes(digest.digest(), "little") / 2**64
+    return np.minimum(np.searchsorted(bounds, drawn, side="right"), len(shares) - 1)
+
+
+class GraphSet(Dataset):
+    """Batches of `parts` packs, disjoint unions of graphs that nothing reaches across; arrays as `pack` makes them with
+    the packs as their first axis, and for each of a pack's g graphs:
+
+    class int32 [p, g], 1 for an attack, -1 where it is not labelled; labelled bool [p, g]; valid bool [p, g], False for
+    padding; index int32 [p, g], the place in the split, -1 for padding.
+
+    Packs are padded to one of a few sizes, the buckets, so that a step is compiled for each of them once.
+    """
+
+    item = "graph"
+
+    def __init__(
+        self,
+        data: Data,
+        graphs: Graphs,
+        where: Mapping[str, Int[np.ndarray, " n"]],
+        groups: Sequence[str],
+        notes: Sequence[str] = (),
+        *,
+        parts: int = 1,
+        buckets: int = 2,
+        normal_only: bool = False,
+    ):
+        """`groups` names the test set of each graph of the split "test"; with `normal_only` only graphs without an
+        attack are dealt out for training."""
+        self.data, self.graphs, self.groups, self.parts = data, graphs, tuple(groups), parts
+        self.num_classes, self._where = 2, dict(where)
+        labels = graphs.label[where["train"]]
+        known = np.random.default_rng(data.split_seed).permutation(len(labels)) < round(data.labelled * len(labels))
+        super().__init__({k: len(v) for k, v in where.items()}, known & (labels >= 0), notes)
+        if normal_only:
+            self.trained_on = np.flatnonzero(labels == 0)
+        if not len(self.trained_on):
+            raise ConfigError("no graph is left to train on: normal_only needs windows without an attack")
+        self.buckets, fill = _buckets(
+            graphs.sizes()[where["train"]][self.trained_on], data.batch_size // parts, buckets
+        )
+        told = " or ".join(f"{n} nodes and {e} edges" for n, e in self.buckets)
+        self.notes = (*self.notes, f"packs of {told}, on average {fill:.0%} full")
+
+    def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+        (n, e), g = self.buckets[0], self.data.batch_size // self.parts
+        each = {
+            "x": ((n, self.graphs.x.shape[1]), jnp.float32),
+            **dict.fromkeys(("id", "graph"), ((n,), jnp.int32)),
+            **dict.fromkeys(("senders", "receivers"), ((e,), jnp.int32)),
+            "nodes": ((n,), jnp.bool),
+            **dict.fromkeys(("valid", "labelled"), ((g,), jnp.bool)),
+            **dict.fromkeys(("class", "index"), ((g,), jnp.int32)),
+        }
+        return {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in each.items()}
+
+    def order(self, split: str) -> Int[np.ndarray, " n"]:
+        """Mixed, so that the packs of a log whose attacks come in bursts are of one size too."""
+        return np.random.default_rng(0).permutation(self.sizes[split])
+
+    def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
+        rows = indices.reshape(self.parts, -1)
+        at = np.where(rows >= 0, self._where[split][rows], -1)
+        nodes, edges = self._bucket(at)
+        first = share.start or 0
+        mine = slice(first * self.parts // len(indices), (share.stop or len(indices)) * self.parts // len(indices))
+        packs = [pack(self.graphs, row, nodes, edges) for row in at[mine]]
+        rows, at = rows[mine], at[mine]
+        labelled = (rows >= 0) & self._labelled[split][rows]
+        return {
+            **{name: np.stack([one[name] for one in packs]) for name in packs[0]},
+            "class": np.where(labelled, self.graphs.label[at], -1).astype(np.int32),
+            "labelled": labelled,
+            "valid": rows >= 0,
+            "index": rows.astype(np.int32),
+        }
+
+    def labels(self, split: str) -> Int[np.ndarray, " n"]:
+        return self.graphs.label[self._where[split]]
+
+    def begins(self, split: str) -> Float64[np.ndarray, " n"]:
+        """When each window of the split begins, in seconds."""
+        return self.graphs.begin[self._where[split]]
+
+    def graph(self, split: str, i: int) -> dict[str, np.ndarray]:
+        """One graph: "x", "name", "senders", "receivers", "label"."""
+        at, g = int(self._where[split][i]), self.graphs
+        nodes, edges = slice(*g.first_node[at : at + 2]), slice(*g.first_edge[at : at + 2])
+        found = {"x": g.x[nodes], "name": g.name[nodes], "senders": g.senders[edges], "receivers": g.receivers[edges]}
+        return {**found, "label": g.label[at]}
+
+    def _bucket(self, at: Int[np.ndarray, "p g"]) -> tuple[int, int]:
+        """The smallest bucket that every pack of the batch fits in; beyond the largest, as many times half as much
+        again as are needed."""
+        sizes = np.where((at >= 0)[..., None], self.graphs.sizes()[at], 0).sum(axis=1).max(axis=0)
+        nodes, edges = next((b for b in self.buckets if sizes[0] < b[0] and sizes[1] <= b[1]), self.buckets[-1])
+        while sizes[0] >= nodes or sizes[1] > edges:
+            nodes, edges = _up(1.5 * nodes), _up(1.5 * edges)
+        return nodes, edges
+
+
+def _buckets(sizes: Int[np.ndarray, "n 2"], g: int, count: int) -> tuple[list[tuple[int, int]], float]:
+    """(nodes, edges) of so many buckets for packs of g graphs, the largest fitting all of many that are drawn; and the
+    share of the nodes that are no padding."""
+    rng = np.random.default_rng(0)
+    totals = sizes[rng.integers(len(sizes), size=(SAMPLES, g))].sum(axis=1)
+    levels = [np.quantile(totals, (i + 1) / count, axis=0) for i in range(count)]
+    found = sorted({(_up(nodes + 1), _up(edges)) for nodes, edges in levels})
+    used = [next(n for n, e in found if nodes < n and edges <= e) for nodes, edges in totals]
+    return found, float(totals[:, 0].sum() / np.sum(used))
+
+
+def _up(size: float) -> int:
+    return int(-(-size // ROUND)) * ROUND

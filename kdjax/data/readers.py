@@ -195,7 +195,7 @@ class Union:
             options = dict(options)
             name = options.pop("source", "")
             try:
-                member = open_source(name, options, num_classes)
+                member = open_source(name, options, num_classes=num_classes)
             except ConfigError as error:
                 self.faults.append(f"{name or 'a source'}: {error}")
                 continue

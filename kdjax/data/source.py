@@ -58,12 +58,12 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
 
-def open_source(name: str, options: dict[str, Any], num_classes: int) -> Source:
-    """The reader registered as `name`, built with its options."""
+def open_source(name: str, options: dict[str, Any], **given: Any) -> Any:
+    """The reader registered as `name`, built with its options and with what every reader of its kind is given."""
     reader = registry.get("data", name)
-    known = {k: p for k, p in inspect.signature(reader).parameters.items() if k != "num_classes"}
+    known = {k: p for k, p in inspect.signature(reader).parameters.items() if k not in given}
     wrong = [f"no option {k!r} of {name!r}; {nearest(k, known)}" for k in options if k not in known]
     wrong += [f"{name!r} needs the option {k!r}" for k, p in known.items() if p.default is p.empty and k not in options]
     if wrong:
         raise ConfigError("\n  ".join(wrong))
-    return reader(num_classes=num_classes, **options)
+    return reader(**given, **options)

@@ -6,6 +6,7 @@ micro-batches, devices and hosts all give the same number.
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,12 @@ class BoundTerm:
     adapter: Any = None
 
     @property
+    def accepts(self) -> list[str]:
+        """The arguments that the loss takes by name."""
+        kinds = inspect.signature(self.loss).parameters.values()
+        return [p.name for p in kinds if p.kind == p.KEYWORD_ONLY]
+
+    @property
     def teacher(self) -> str:
         return self.term.teacher.partition(":")[0]
 
@@ -39,9 +46,13 @@ class BoundTerm:
     def endpoint(self) -> str:
         return self.term.teacher.partition(":")[2]
 
-    def readable(self, batch: dict[str, Array]) -> Float[Array, " b"]:
-        """1 for each example that this term may read: real, and labelled where it needs the label."""
-        readable = batch["valid"] & batch["labelled"] if self.term.label else batch["valid"]
+    def readable(self, batch: dict[str, Array]) -> Float[Array, "b *s"]:
+        """1 for each example that this term may read: real, and labelled where it needs the label; or what `over` says.
+
+        An example may lie deeper than on the first axis: [b] for images, [p, g] for the graphs of packs."""
+        readable = batch[self.term.over or "valid"]
+        if self.term.label and not self.term.over:
+            readable = readable & batch["labelled"]
         return readable.astype(jnp.float32)
 
     def total(
@@ -49,20 +60,25 @@ class BoundTerm:
     ) -> tuple[Float[Array, ""], dict]:
         """The sum over readable examples, and the adapter's new batch statistics."""
         student, stats = outputs[self.term.student].astype(jnp.float32), {}
-        readable = self.readable(batch) > 0
+        readable, targets = self.readable(batch) > 0, []
         if self.term.label:
             # What is no label is made a harmless one: the loss may answer with NaN, whose gradient no mask would stop.
             label = batch[self.term.label]
-            target = jnp.where(jnp.expand_dims(readable, tuple(range(1, label.ndim))), label, 0)
+            target = jnp.where(jnp.expand_dims(readable, tuple(range(readable.ndim, label.ndim))), label, 0)
             if student.ndim == 4 and target.ndim == 3:
                 student = resize(student, (target.shape[1], target.shape[2]))
-        else:
+            targets = [target]
+        elif self.term.teacher:
             target = jax.lax.stop_gradient(teachers[self.teacher][self.endpoint])
             if self.adapter is not None:
                 student, changed = self.adapter.apply(variables, student, train=True, mutable=["batch_stats"])
                 stats = changed.get("batch_stats", {})
-            target = adapters.resize_like(target, student.shape)
-        each = self.loss(student, target, **self.term.args)
+            targets = [adapters.resize_like(target, student.shape)]
+        # To a loss, examples lie on the first axis.
+        student, *targets = (x.reshape(-1, *x.shape[readable.ndim :]) for x in (student, *targets))
+        readable = readable.reshape(-1)
+        masked = {"where": readable} if "where" in self.accepts else {}
+        each = self.loss(student, *targets, **masked, **self.term.args)
         each = each.reshape(each.shape[0], -1).mean(axis=1)
         return jnp.where(readable, each, 0.0).sum(), stats
 
@@ -101,24 +117,29 @@ def _bind(
     name: str, term: Term, student: dict[str, Any], teachers: dict[str, dict[str, Any]], batch: dict
 ) -> BoundTerm:
     bound = BoundTerm(name, registry.get("losses", term.loss), term)
-    known = [p.name for p in inspect.signature(bound.loss).parameters.values() if p.kind == p.KEYWORD_ONLY]
+    known = [name for name in bound.accepts if name != "where"]
     for arg in term.args:
         if arg not in known:
             raise ConfigError(f"the loss {term.loss!r} takes no argument {arg!r}; {nearest(arg, known)}")
     if term.student not in student:
         raise ConfigError(f"the student has no endpoint {term.student!r}; {nearest(term.student, student)}")
     mine = student[term.student].shape
-    _check_batch(f"student {term.student!r}", mine, batch)
+    mask = term.over or "valid"
+    if mask not in batch or batch[mask].dtype != jnp.bool:
+        masks = [k for k, v in batch.items() if v.dtype == jnp.bool]
+        raise ConfigError(f"over={term.over!r}: the data have no such mask; {nearest(mask, masks)}")
+    examples = batch[mask].shape
+    _check_batch(f"student {term.student!r}", mine, examples)
     adapted: dict = {}
     if term.label:
         if term.label not in batch:
             raise ConfigError(f"the data have no label {term.label!r}; {nearest(term.label, batch)}")
-    else:
+    elif term.teacher:
         given = teachers[bound.teacher]
         if bound.endpoint not in given:
             raise ConfigError(f"teacher {bound.teacher!r} has no {bound.endpoint!r}; {nearest(bound.endpoint, given)}")
         theirs = given[bound.endpoint].shape
-        _check_batch(f"teacher {term.teacher!r}", theirs, batch)
+        _check_batch(f"teacher {term.teacher!r}", theirs, examples)
         if term.adapter:
             bound = dataclasses.replace(bound, adapter=adapters.build(term.adapter, mine, theirs))
             adapted = jax.eval_shape(bound.adapter.init, jax.random.key(0), student[term.student])
@@ -131,9 +152,10 @@ def _bind(
     return bound
 
 
-def _check_batch(what: str, shape: tuple[int, ...], batch: dict) -> None:
-    if shape[:1] != batch["valid"].shape:
+def _check_batch(what: str, shape: tuple[int, ...], examples: tuple[int, ...]) -> None:
+    if shape[: len(examples)] != examples:
+        axes = "the first axis is not the batch" if len(examples) == 1 else f"it does not begin with {list(examples)}"
         raise ConfigError(
-            f"{what} gives {list(shape)} for {batch['valid'].shape[0]} examples: the first axis is not the batch; a "
+            f"{what} gives {list(shape)} for {math.prod(examples)} examples: {axes}; a "
             "module inside nn.scan gives all layers at once, so read an endpoint, or build the model with scan=False"
         )

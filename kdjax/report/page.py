@@ -1,37 +1,30 @@
 """report.html: the results of a run on one page that needs nothing else, to open anywhere and to send to others."""
 
-import base64
-import io
 import math
 from html import escape
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from kdjax.report import figures, tables
 from kdjax.report.style import CSS
-
-RANKS = ("best", "median", "worst")
-_PIXELS = 8_000_000  # of all pictures together, which keeps the file below about 2 MB
+from kdjax.report.tables import table_html
 
 
 def render(
     summary: dict[str, Any],
     curves: dict[str, list[dict[str, Any]]],
-    examples: list[dict[str, Any]],
+    pictures: dict[str, str],
     config_json: str,
 ) -> str:
-    """The page. `curves` are the records of each stage's metrics.jsonl; `config_json` is shown as it is.
-
-    An example: "name", "rank" ("best" | "median" | "worst"), "image" uint8 [h, w, 3], "truth" int [h, w],
-    "predictions" {title of a row: int [h, w]}, "dice" {title of a row: float}.
+    """The page. `curves` are the records of each stage's metrics.jsonl, `pictures` the sections in HTML that the tasks
+    add; `config_json` is shown as it is.
     """
     headline, mood = verdict(summary)
     title = f"{summary['name']}, seed {summary.get('seed', 0)}"
     sections = [
         ("Results", _results(summary)),
-        ("Test images", _examples(summary, examples)),
+        *pictures.items(),
         ("Training", _training(summary, curves)),
         ("How it was made", _facts(summary)),
         (
@@ -63,9 +56,9 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
         sentences.append(f"The student is {_size(student, teacher)} {_kept(summary, student, teacher)}.")
     gain = _difference(summary, student, control)
     if gain is not None:
-        name, over = tables.heading(primary(summary)), summary.get("test_images")
+        name, over = tables.heading(primary(summary)), tables.over(summary)
         if abs(gain) < 2 * _paired_error(summary, student, control):
-            where = f"these {over} test images" if over else "the test images"
+            where = f"these {over}" if over else "the test images"
             sentences.append(
                 f"Against the control, distillation made no difference that {where} can show ({gain:+.3f} {name})."
             )
@@ -170,10 +163,10 @@ def _tiles(summary: dict[str, Any]) -> str:
 def _results(summary: dict[str, Any]) -> str:
     head = tables.header(summary)
     rows = [(row.get("role", ""), tables.cells(summary, row)) for row in summary["rows"]]
-    images = summary.get("test_images")
-    note = f"Mean ± standard deviation over {images} test images" if images else "Mean ± standard deviation"
+    over = tables.over(summary)
+    note = f"Mean ± standard deviation over {over}" if over else "Mean ± standard deviation"
     note += "; HD95 in pixels." if "hd95" in tables.shown(summary) else "."
-    return _table(head, rows) + f'<p class="note">{escape(note)}</p>' + _per_class(summary)
+    return table_html(head, rows) + f'<p class="note">{escape(note)}</p>' + _per_class(summary)
 
 
 def _per_class(summary: dict[str, Any]) -> str:
@@ -186,61 +179,10 @@ def _per_class(summary: dict[str, Any]) -> str:
         values = [tables.mean_std(name, (row.get("per_class") or {}).get(k, {}).get(name)) for k in keys]
         rows.append((row.get("role", ""), [row["title"], *values, ""]))
     head = ["model", *(tables.class_name(k, names) for k in keys), ""]
-    return f"<h3>{escape(tables.heading(name))} of each class</h3>{_table(head, rows)}"
+    return f"<h3>{escape(tables.heading(name))} of each {summary.get('group', 'class')}</h3>{table_html(head, rows)}"
 
 
-def _table(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
-    """The last column is for notes and shares its line with the name, to leave room on a narrow screen."""
-    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head[:-1])
-    lines = []
-    for role, (name, *values, note) in rows:
-        small = f"<small>{escape(note.strip('()'))}</small>" if note else ""
-        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
-        lines.append(f'<tr class="{escape(role)}"><th scope="row">{escape(name)}{small}</th>{cells}</tr>')
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-
-
-# -- pictures --------------------------------------------------------------------------------------------------------
-
-
-def _examples(summary: dict[str, Any], examples: list[dict[str, Any]]) -> str:
-    if not examples:
-        return ""
-    student = (cast(summary)[0] or {}).get("title", "")
-    count = sum(len(e["predictions"]) + 3 for e in examples)
-    side = min(288, int(math.sqrt(_PIXELS / count)))
-    ranked = sorted(examples, key=lambda e: RANKS.index(e["rank"]) if e["rank"] in RANKS else len(RANKS))
-    several = len({int(k) for e in examples for k in np.unique(e["truth"])} - {0}) > 1
-    swatches = {"truth": figures.TRUTH, **figures.ERRORS}
-    if not several:
-        swatches = {"prediction": figures.CLASSES[0], **swatches}
-        swatches.pop("wrong class")
-    legend = "".join(
-        f'<li><i style="background:rgb{colour}"></i>{"outline: truth" if kind == "truth" else kind}</li>'
-        for kind, colour in swatches.items()
-    )
-    return f'<ul class="legend">{legend}</ul>' + "".join(_example(e, side, student) for e in ranked)
-
-
-def _example(example: dict[str, Any], side: int, student: str) -> str:
-    cells = []
-    for caption, picture in figures.panels(example, side, student).items():
-        dice = example.get("dice", {}).get(caption)
-        value = "" if dice is None or math.isnan(dice) else f"<b>{dice:.3f}</b>"
-        source = _data_uri(picture)
-        shown = f"errors of {student}" if caption == "errors" and student else caption
-        alt = escape(f"{example['name']}: {shown}", quote=True)
-        cells.append(
-            f'<figure><img src="{source}" alt="{alt}"><figcaption>{escape(shown)}{value}</figcaption></figure>'
-        )
-    rank, name = escape(str(example["rank"])), escape(str(example["name"]))
-    return f'<h3><span class="rank">{rank}</span>{name}</h3><div class="panels">{"".join(cells)}</div>'
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+# -- how it was trained --------------------------------------------------------------------------------------------
 
 
 def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
@@ -248,7 +190,7 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
     named = {titles.get(stage, stage): records for stage, records in curves.items()}
     parts = []
     for name in _validated(summary, named):
-        heading = f"{tables.heading(name)} on validation images"
+        heading = f"{tables.heading(name)} on validation {summary.get('item', 'image')}s"
         parts.append(_figure(heading, figures.validation_curves(named, name), wide=True))
     for title, records in named.items():
         drawn = "".join(_figure(what, svg) for what, svg in figures.learning_curves(records).items())
@@ -279,7 +221,7 @@ def _facts(summary: dict[str, Any]) -> str:
         best = f"{row['best_epoch']} of {count}" if row.get("best_epoch") and count else str(count or tables.MISSING)
         seconds = tables.MISSING if row.get("seconds") is None else _duration(row["seconds"])
         rows.append(("", [row["title"], best, f"{trained:,}" if trained else tables.MISSING, seconds, ""]))
-    table = _table(["model", "best epoch", "trained parameters", "time", ""], rows) if rows else ""
+    table = table_html(["model", "best epoch", "trained parameters", "time", ""], rows) if rows else ""
     facts = {
         "Total time": None if summary.get("seconds") is None else _duration(summary["seconds"]),
         "Hardware": summary.get("hardware"),

@@ -5,6 +5,7 @@ ids of the masks where they begin with "background"; they may also name kinds of
 """
 
 import math
+from html import escape
 from typing import Any
 
 HEADINGS = {
@@ -35,7 +36,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def header(summary: dict[str, Any]) -> list[str]:
-    return ["model", "params", *(heading(name) for name in shown(summary)), "ms/image", ""]
+    return ["model", "params", *(heading(name) for name in shown(summary)), f"ms/{summary.get('item', 'image')}", ""]
 
 
 def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
@@ -57,6 +58,12 @@ def shown(summary: dict[str, Any]) -> list[str]:
     return [name for name in SHOWN if name in found] or found[:3]
 
 
+def over(summary: dict[str, Any]) -> str:
+    """What the means are over: "128 test images"."""
+    count = summary.get("test_images")
+    return summary.get("over") or (f"{count} test images" if count else "")
+
+
 def heading(name: str) -> str:
     return HEADINGS.get(name, name.replace("_", " "))
 
@@ -72,7 +79,7 @@ def mean_std(name: str, value: dict[str, Any] | None) -> str:
 
 def results(summary: dict[str, Any]) -> str:
     """Every metric of every model, and of every class where there are several."""
-    parts = [f"{summary['name']}: mean ± standard deviation over {summary.get('test_images', MISSING)} test images"]
+    parts = [f"{summary['name']}: mean ± standard deviation over {over(summary) or f'{MISSING} test images'}"]
     names = summary.get("class_names") or []
     for row in summary["rows"]:
         per_class = row.get("per_class") or {}
@@ -87,7 +94,21 @@ def results(summary: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def table_html(head: list[str], rows: list[tuple[str, list[str]]]) -> str:
+    """The last column is for notes and shares its line with the name, to leave room on a narrow screen."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head[:-1])
+    lines = []
+    for role, (name, *values, note) in rows:
+        small = f"<small>{escape(note.strip('()'))}</small>" if note else ""
+        cells = "".join(f"<td>{escape(value)}</td>" for value in values)
+        lines.append(f'<tr class="{escape(role)}"><th scope="row">{escape(name)}{small}</th>{cells}</tr>')
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
 def class_name(key: str, names: list[str]) -> str:
+    """The name of a class by its number; other groups, such as test sets, go by names already."""
+    if not key.isdigit():
+        return key
     named = names[:1] == ["background"] and int(key) < len(names)
     return names[int(key)] if named else f"class {key}"
 

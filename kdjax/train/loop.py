@@ -71,7 +71,7 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     folder.mkdir(parents=True, exist_ok=True)
 
     state, fixed, weights = learner.start(init, teachers)
-    outside = {"teachers and initial weights": weights, "numbers of images": learner.dataset.sizes}
+    outside = {"teachers and initial weights": weights, "numbers of examples": learner.dataset.sizes}
     progress = {"epochs": 0, "best": None, "best_epoch": 0, "best_file": "", "seconds": 0.0, "outside": outside}
     saved = checkpoint.latest(checkpoints)
     if saved is not None:
@@ -145,8 +145,11 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     best, _ = safetensors.load(folder / progress["best_file"])
     best = learner.place({"params": best["params"], "stats": best.get("batch_stats", {}).get("model", {})})
     whole = learner.whole_fn(best["params"], best["stats"], fixed["frozen"])
-    keep(folder / "model.safetensors", whole, safetensors.about(stage.model))
+    calibrated = task.calibrate(evaluate(learner, whole, "val")[1], learner.dataset)
+    about = {**safetensors.about(stage.model), **{k: repr(v) for k, v in calibrated.items()}}
+    keep(folder / "model.safetensors", whole, about)
     return {
+        "calibrated": calibrated,
         **{k: progress[k] for k in ("epochs", "best", "best_epoch", "seconds")},
         "wait": clock.waiting,
         "parameters": count(whole["params"]),
@@ -154,19 +157,21 @@ def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log
     }
 
 
-def evaluate(learner: Learner, whole: dict, split: str) -> tuple[dict[str, float], list[np.ndarray]]:
+def evaluate(learner: Learner, whole: dict, split: str) -> tuple[dict[str, float], np.ndarray]:
     """The task's measures over a split, and the prediction for each of its examples, by a model's whole variables."""
     sums: dict[str, list[float]] = {}
-    predictions: list[np.ndarray] = []
+    found: np.ndarray = np.zeros(0)
     shares = {"process": jax.process_index(), "processes": jax.process_count()}
     for local in learner.dataset.evaluate(split, learner.stage.data.batch_size, **shares):
         batch = sharding.global_batch(local, learner.mesh)
-        measures, predicted = jax.device_get(learner.evaluate_fn(whole, batch))
+        measures, predicted, index = jax.device_get(learner.evaluate_fn(whole, batch))
         for name, (total, seen) in measures.items():
             old = sums.setdefault(name, [0.0, 0.0])
             old[0], old[1] = old[0] + float(total), old[1] + float(seen)
-        predictions.extend(predicted)
-    return {k: total / max(seen, 1.0) for k, (total, seen) in sums.items()}, predictions[: learner.dataset.sizes[split]]
+        if not len(found):
+            found = np.zeros((learner.dataset.sizes[split], *predicted.shape[1:]), predicted.dtype)
+        found[index[index >= 0]] = predicted[index >= 0]
+    return {k: total / max(seen, 1.0) for k, (total, seen) in sums.items()}, found
 
 
 def averages(measures: dict) -> dict[str, float]:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from kdjax import config, registry
 from kdjax.config import ConfigError, Experiment, Stage
-from kdjax.data import augment, pipeline
+from kdjax.data import augment
+from kdjax.data.dataset import Dataset
 from kdjax.distill import teachers as teaching
 from kdjax.distill.taps import Network
 from kdjax.distill.terms import BoundTerm, bind
@@ -32,7 +33,7 @@ class Learner:
     step: Step
     mesh: Mesh
     rules: tuple[tuple[str, str], ...]
-    dataset: pipeline.Dataset
+    dataset: Dataset
     task: Any
     model: Any
     outputs: dict  # the student's outputs as shapes
@@ -101,7 +102,7 @@ def prepare(
     stage: Stage,
     experiment: Experiment,
     mesh: Mesh,
-    dataset: pipeline.Dataset,
+    dataset: Dataset,
     models: dict[str, config.Model],
 ) -> Learner:
     """Builds a stage and refuses what cannot work, before anything is trained.
@@ -109,11 +110,10 @@ def prepare(
     `models` says what the earlier stages train.
     """
     at = f"stages.{name}"
-    sharding.check_batch(mesh, stage.data.batch_size, stage.optim.accumulate, at)
     task = registry.get("tasks", stage.task).of(stage.data)
     terms = {**task.terms(), **stage.terms}
     terms = {k: term for k, term in terms.items() if term.weight != 0}
-    batch = example(stage.data.image_size)
+    batch = dataset.shapes(EXAMPLES)
     try:
         model = teaching.build_model(stage.model, stage.dtype)
         student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
@@ -168,18 +168,5 @@ def assemble(stage: Stage, terms: list[BoundTerm], outputs: dict, key: jax.Array
 
 def initial(model: Any, key: jax.Array) -> dict:
     """Fresh variables of a model; run it under `jax.jit` or `jax.eval_shape`."""
-    batch = {name: value for name, value in example(model.input_spec.size, 1).items() if name in model.inputs}
-    return model.init(key, *view(model, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch)))
-
-
-def example(image_size: int, batch_size: int = EXAMPLES) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of images as a step sees it."""
-    shapes = {
-        "image": ((image_size, image_size, 3), jnp.float32),
-        "mask": ((image_size, image_size), jnp.int32),
-        "class": ((), jnp.int32),
-        "labelled": ((), jnp.bool),
-        "valid": ((), jnp.bool),
-        "index": ((), jnp.int32),
-    }
-    return {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in shapes.items()}
+    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.input_spec.example())
+    return model.init(key, *view(model, batch))

@@ -40,15 +40,21 @@ def make_mesh(wanted: config.Mesh) -> Mesh:
     )
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulate: int, where: str) -> None:
-    """A micro-batch must divide over the devices that share the batch."""
-    shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % (shares * accumulate):
-        unit = shares * accumulate
+def shares(mesh: Mesh) -> int:
+    """Into how many parts the devices divide a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parts(mesh: Mesh, batch_size: int, accumulate: int, where: str) -> int:
+    """Into how many parts devices and micro-batches divide a batch; refused where they are not equal."""
+    unit = shares(mesh) * accumulate
+    if batch_size % unit:
         raise ConfigError(
-            f"{where}.data.batch_size {batch_size} does not divide into {accumulate} micro-batch(es) over {shares} "
-            f"devices (mesh.data x mesh.fsdp); use a multiple of {unit}, such as {math.ceil(batch_size / unit) * unit}"
+            f"{where}.data.batch_size {batch_size} does not divide into {accumulate} micro-batch(es) over "
+            f"{shares(mesh)} devices (mesh.data x mesh.fsdp); use a multiple of {unit}, such as "
+            f"{math.ceil(batch_size / unit) * unit}"
         )
+    return unit
 
 
 def shardings(tree: Any, mesh: Mesh, rules: tuple[tuple[str, str], ...]) -> Any:

@@ -149,15 +149,23 @@ class Step:
         return jax.random.fold_in(named, step)
 
 
-def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array]:
-    """The task's measures of a batch, and its predictions, with nothing random and nothing learned."""
+def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array, Array]:
+    """The task's measures of a batch, its predictions and the places in the split that they are for, with nothing
+    random and nothing learned."""
     batch = as_floats(batch)
     outputs, _ = network(whole, batch)
-    return task.measure(outputs, batch), task.predict(outputs, batch)
+    predicted, index = task.predict(outputs, batch), batch["index"]
+    return (
+        task.measure(outputs, batch),
+        predicted.reshape(index.size, *predicted.shape[index.ndim :]),
+        index.reshape(-1),
+    )
 
 
 def as_floats(batch: dict[str, Array]) -> dict[str, Array]:
     """Images travel as bytes and are read in [0, 1]; those of padding are black, whatever they were."""
+    if "image" not in batch:
+        return batch
     image = batch["image"]
     image = image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
     return {**batch, "image": jnp.where(batch["valid"][:, None, None, None], image, 0.0)}

@@ -180,7 +180,7 @@ def test_stages_with_the_same_data_share_one_copy(tmp_path):
 def test_a_set_that_does_not_fit_is_read_each_time(monkeypatch):
     whole = take(build().train(4, seed=0), 3)
     monkeypatch.setattr("kdjax.data.examples.CACHE_BYTES", 1000)
-    monkeypatch.setattr(pipeline, "_kept", {})
+    monkeypatch.setattr("kdjax.data.images._kept", {})
     dataset = build()
     assert not dataset._examples._cache
     assert all(map(same, take(dataset.train(4, seed=0), 3), whole))

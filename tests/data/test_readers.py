@@ -296,7 +296,7 @@ def test_masks_of_another_size_can_be_stretched(tmp_path):
 
 def test_large_sets_are_checked_by_their_headers(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "DECODED", 10)
-    monkeypatch.setattr(pipeline, "DECODED", 10)
+    monkeypatch.setattr("kdjax.data.images.DECODED", 10)
     options = folders.folder(tmp_path)
     dataset = build("folder", **options)
     assert "more than 10 files: only headers were checked" in dataset.notes[0]

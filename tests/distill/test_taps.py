@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Lora
+from kdjax.data.images import shapes as example
 from kdjax.distill.taps import Network, module_paths
 from kdjax.distill.teachers import taps, teach
 from kdjax.distill.terms import BoundTerm, Term
 from kdjax.models.tinyusfm import build_tinyusfm
 from kdjax.train import lora
-from kdjax.train.setup import example
 from tests.train import tiny
 
 MODEL = tiny.build(depth=2, dropout=0.5)
@@ -78,9 +78,9 @@ def test_a_tap_sees_the_low_rank_pairs():
 
 def test_an_unknown_path_names_the_nearest():
     with pytest.raises(ConfigError, match="Tiny has no module 'blocks_2/proj'; did you mean 'blocks_"):
-        Network(MODEL, ("blocks_2/proj",)).shapes(VARIABLES, example(16))
+        Network(MODEL, ("blocks_2/proj",)).shapes(VARIABLES, example(16, 5))
     with pytest.raises(ConfigError, match=r"known: Dropout_0, blocks_0, blocks_0/proj, blocks_0/qkv, blocks_1.*head"):
-        Network(MODEL, ("zzzzzz/y",)).shapes(VARIABLES, example(16))
+        Network(MODEL, ("zzzzzz/y",)).shapes(VARIABLES, example(16, 5))
 
 
 @pytest.mark.parametrize("options", [{}, {"scan": True}, {"remat": True}])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Schedule, Term
+from kdjax.data import images
 from kdjax.distill.terms import bind, factor
-from kdjax.train.setup import EXAMPLES, example
+from kdjax.train.setup import EXAMPLES
 
 B = EXAMPLES
 
@@ -18,7 +19,7 @@ def shapes(**sizes):
 
 STUDENT = shapes(logits=(8, 8, 1), neck=(4, 4, 6), tokens=(16, 6), features=(6,))
 TEACHERS = {"t": shapes(logits=(16, 16, 1), maps=(2, 2, 10), tokens=(17, 6), features=(6,), k=(16, 16, 3))}
-BATCH = example(16)
+BATCH = images.shapes(16, EXAMPLES)
 
 
 def bound(**terms):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kdjax.report import page
+from kdjax.report.examples import examples_html
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -38,9 +39,13 @@ class Outline(HTMLParser):
         self.text.append(data)
 
 
+def shown(examples):
+    return {"Test images": examples_html(examples, "student, distilled")}
+
+
 @pytest.fixture
 def whole(summary, curves, examples):
-    return page.render(summary, curves, examples, '{"name": "sam_distill"}')
+    return page.render(summary, curves, shown(examples), '{"name": "sam_distill"}')
 
 
 def test_the_page_is_whole_and_needs_no_network(whole):
@@ -82,7 +87,7 @@ def test_the_page_says_it_in_order(whole):
 
 
 def test_examples_come_best_first_whatever_their_order(summary, examples):
-    html = page.render(summary, {}, examples[::-1], "{}")
+    html = page.render(summary, {}, shown(examples[::-1]), "{}")
     assert html.index("case0") < html.index("case1") < html.index("case2")
 
 
@@ -97,7 +102,7 @@ def test_everything_that_people_name_is_escaped(summary, curves, examples):
         example["predictions"] = {bad: example["truth"]}
     curves["student"] = [{**r, f"terms/{bad}": 1.0} if r["split"] == "train" else r for r in curves["student"]]
     curves[bad] = curves["student"]
-    html = page.render(summary, curves, examples, bad)
+    html = page.render(summary, curves, shown(examples), bad)
     outline = Outline(html)
     assert "script" not in outline.tags
     assert "alert('x')" in "".join(outline.text)
@@ -107,7 +112,7 @@ def test_everything_that_people_name_is_escaped(summary, curves, examples):
 def test_missing_rows_do_not_break_it(summary, curves, examples, missing):
     curves = {"teacher": curves["teacher"][:3]}
     summary["rows"] = [row for row in summary["rows"] if missing not in (row["role"], "all")]
-    text = " ".join(Outline(page.render(summary, curves, examples, "{}")).text)
+    text = " ".join(Outline(page.render(summary, curves, shown(examples), "{}")).text)
     expected = {
         "teacher": "Distillation added +0.031 Dice over the control.",
         "student": "Trained without distillation: teacher (SAM, LoRA), student, no teacher.",
@@ -120,7 +125,7 @@ def test_missing_rows_do_not_break_it(summary, curves, examples, missing):
 def test_bare_rows_and_no_curves_do_not_break_it():
     row = {"stage": "a", "role": "student", "title": "a"}
     bare = {"name": "x", "rows": [row, {**row, "role": "teacher"}, {**row, "role": "control"}]}
-    Outline(page.render(bare, {}, [], ""))
+    Outline(page.render(bare, {}, {}, ""))
 
 
 def with_dice(summary, student, control, per_image=None):
@@ -172,5 +177,5 @@ def test_classes_have_their_table(summary, metrics_of):
     for row in summary["rows"]:
         row["per_class"] = {"1": metrics_of(0.9), "2": metrics_of(0.7)}
     summary["class_names"] = ["background", "benign", "malignant"]
-    text = " ".join(Outline(page.render(summary, {}, [], "{}")).text)
+    text = " ".join(Outline(page.render(summary, {}, {}, "{}")).text)
     assert text.index("Dice of each class") < text.index("malignant") < text.index("0.700 ± 0.034")

@@ -1,3 +1,5 @@
+import types
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -84,6 +86,9 @@ def test_a_model_without_the_right_logits_is_refused(outputs):
 def test_scores_agree_with_the_measure():
     outputs, batch = inputs(1)
     predicted = np.asarray(task().predict(outputs, batch)).astype(np.int32)
-    scores = [task().score(p, t) for p, t in zip(predicted, np.asarray(batch["mask"]), strict=True)]
+    masks = types.SimpleNamespace(resized=lambda _, i: {"name": f"image {i}", "mask": np.asarray(batch["mask"][i])})
+    result, table = task().test(lambda _: predicted, masks, {})
     total, count = task().measure(outputs, batch)["dice"]
-    assert task().summarise(scores)["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
+    assert result["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
+    assert table[0][:3] == ["image", "class", "dice"]
+    assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted))]

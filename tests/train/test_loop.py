@@ -109,7 +109,7 @@ def test_other_teachers_or_weights_or_images_are_refused_another_mesh_is_not(tmp
     with pytest.raises(ConfigError, match="began with other teachers and initial weights than"):
         train(learner(), tmp_path, init=tiny.weights(tiny.model()))
     fewer = type(tiny.DATA)("ultrasound", image_size=16, batch_size=8, size=32, train=16, val=7, test=8)
-    with pytest.raises(ConfigError, match=r"began with other numbers of images than.*another --workdir"):
+    with pytest.raises(ConfigError, match=r"began with other numbers of examples than.*another --workdir"):
         train(learner(data=fewer), tmp_path)
     assert checkpoint.latest(tmp_path / "checkpoints") == 3
     assert train(learner(mesh=Mesh(data=2, fsdp=2)), tmp_path)["epochs"] == 2

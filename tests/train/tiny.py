@@ -94,7 +94,9 @@ def dataset(data: Data) -> pipeline.Dataset:
 
 def learner(of: Stage, mesh: config.Mesh | None = None, seed: int = 0, earlier: dict | None = None) -> Learner:
     experiment = Experiment(name="tiny", stages={"student": of}, seed=seed, mesh=mesh or config.Mesh(data=1))
-    return prepare("student", of, experiment, sharding.make_mesh(experiment.mesh), dataset(of.data), earlier or {})
+    made = sharding.make_mesh(experiment.mesh)
+    sharding.parts(made, of.data.batch_size, of.optim.accumulate, "stages.student")
+    return prepare("student", of, experiment, made, dataset(of.data), earlier or {})
 
 
 def weights(of: Model, seed: int = 0) -> dict:

@@ -1,0 +1,102 @@
+"""What every kind of data has in common: which examples come when, found by the number of the step."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Bool, Int
+
+from kdjax.config import ConfigError
+
+Batch = dict[str, np.ndarray]
+
+
+class Dataset:
+    """Examples in the splits train, val and test, dealt out in batches by global step.
+
+    With `processes` > 1 each process reads its own contiguous share of the same global batch. A kind of data says what
+    a batch is (`batch`, `shapes`) and what one of its examples is called (`item`).
+    """
+
+    item: ClassVar[str]
+
+    def __init__(self, sizes: dict[str, int], labelled: Bool[np.ndarray, " n"], notes: Sequence[str], workers: int = 0):
+        self.sizes, self.notes, self.workers = sizes, tuple(notes), workers
+        self.trained_on = np.arange(sizes["train"])  # the examples of the training split that are dealt out
+        self._labelled = {split: np.ones(n, bool) for split, n in sizes.items()} | {"train": labelled}
+
+    def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice) -> Batch:
+        """That share of the batch of the examples at these places of the split; -1 gives padding."""
+        raise NotImplementedError
+
+    def order(self, split: str) -> Int[np.ndarray, " n"]:
+        """The order in which a split is evaluated."""
+        return np.arange(self.sizes[split])
+
+    def shapes(self, batch_size: int) -> dict[str, Any]:
+        """The shapes of a batch as a step sees it; `batch_size` is the length of the axis that devices share."""
+        raise NotImplementedError
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return max(1, len(self.trained_on) // batch_size)
+
+    def train(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        labelled_only: bool = False,
+        pool: Int[np.ndarray, " m"] | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Iterator[Batch]:
+        """Batches of step `start`, `start` + 1, ... without end, shuffled anew in each pass.
+
+        `labelled_only` leaves out the examples that have no label: a stage without teachers can learn nothing of them.
+        `pool` names the examples to choose from, where it is not all of them.
+        """
+        share = _share(batch_size, process, processes)
+        chosen = self.trained_on if pool is None else pool
+        chosen = chosen[self._labelled["train"][chosen]] if labelled_only else chosen
+        order = grain.MapDataset.source(chosen.tolist()).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
+        return self._read(order.map(_Reader(self, "train", share)))
+
+    def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """The split once; the last batch is padded."""
+        share = _share(batch_size, process, processes)
+        order = self.order(split)
+        rows = np.pad(order, (0, -len(order) % batch_size), constant_values=-1).reshape(-1, batch_size)
+        return self._read(grain.MapDataset.source(list(rows)).map(_Reader(self, split, share)))
+
+    def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which nobody has parsed in a notebook
+            options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+            return iter(batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(options))
+        threads = min(4, os.cpu_count() or 1)
+        return iter(batches.to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
+
+
+class _Reader:
+    """Reads one process's share of a global batch of indices."""
+
+    def __init__(self, dataset: Dataset, split: str, share: slice):
+        self.dataset, self.split, self.share = dataset, split, share
+
+    def __call__(self, indices: Int[np.ndarray, " b"]) -> Batch:
+        return self.dataset.batch(self.split, indices, self.share)
+
+
+def _share(batch_size: int, process: int, processes: int) -> slice:
+    if batch_size % processes:
+        raise ConfigError(
+            f"batch_size {batch_size} does not divide over {processes} processes; "
+            f"use a multiple, such as {-(-batch_size // processes) * processes}"
+        )
+    local = batch_size // processes
+    return slice(process * local, (process + 1) * local)
