@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdjax.models.dense import dense
+
 JUMPINGS = ("cat", "lstm")
 
 
@@ -22,7 +24,7 @@ class LstmJumping(nn.Module):
         count, p, n, c = x.shape
         x = x.reshape(count, p * n, c)
         said = Lstm(count * c // 2, self.dtype, name="lstm")(x)
-        scores = nn.Dense(1, dtype=self.dtype, name="att")(said)
+        scores = dense(1, dtype=self.dtype, name="att")(said)
         return (x * nn.softmax(scores, axis=0)).sum(axis=0).reshape(p, n, c)
 
 
