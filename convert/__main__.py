@@ -166,7 +166,7 @@ def run_verify(args: argparse.Namespace) -> int:
         print(
             f"With these weights float32 does not tell more: the original is {found[0].rounding:.1e} from its float64."
         )
-    worst = min(found, key=lambda one: (one.same, -one.relative))
+    worst = verify.worst(found)
     if not worst.same:
         raise ConvertError(
             f"{worst.endpoint} differs by {worst.relative:.1e}, allowed is {worst.allowed:.0e}: not the same weights"

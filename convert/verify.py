@@ -73,6 +73,11 @@ def verify(
     return [dataclasses.replace(one, rounding=rounding) for one in made]
 
 
+def worst(found: list[Difference]) -> Difference:
+    """That which is the furthest from what is allowed; what is not a number is further than any."""
+    return max(found, key=lambda one: (not one.same, one.relative / one.allowed))
+
+
 def original_tensors(converted: Converted) -> dict[str, np.ndarray]:
     """What fills the original: the checkpoint's own tensors; of those that were resized, what became of them."""
     resized, module = set(converted.resized), build(converted.model)
@@ -93,6 +98,7 @@ def _exact(x: np.ndarray) -> np.ndarray:
 def _difference(name: str, found: np.ndarray, expected: np.ndarray) -> Difference:
     if found.shape != expected.shape:
         raise ConvertError(f"endpoint {name}: ours is {list(found.shape)}, the original's {list(expected.shape)}")
-    absolute = float(np.abs(found - expected).max())
+    with np.errstate(invalid="ignore"):  # infinite on both sides
+        absolute = float(np.abs(found - expected).max())
     largest = float(np.abs(expected).max())
     return Difference(name, found.shape, absolute, absolute / largest if largest else absolute)
