@@ -12,7 +12,7 @@ is only the last target has zeros.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from jaxtyping import Int32, Int64
 
 from kdjax.config import ConfigError, nearest
 from kdjax.data.can_messages import Messages
-from kdjax.data.graphs import Graphs
+from kdjax.data.graphs import Graphs, joined
 
 WINDOWS = {"A": 50, "B": 100, "C": 100}
 FEATURES = 10
@@ -58,7 +58,7 @@ class Mapping:
         B: in order of appearance the ids of messages that are no attack, then the ids that follow such messages (which
         may be an attack's). C: all ids, sorted.
         """
-        _known(generation)
+        check(generation)
         if generation == "A":
             return Mapping(())
         if generation == "C":
@@ -77,17 +77,20 @@ class Mapping:
 
 
 def graphs(
-    messages: Messages, generation: str = "B", window: int = 0, stride: int = 0, mapping: Mapping | None = None
+    messages: Messages,
+    generation: str = "B",
+    window: int = 0,
+    stride: int = 0,
+    mapping: Mapping | None = None,
+    file: int = 0,
 ) -> Graphs:
-    """The graphs of one log; 0 is the generation's own window, and a stride of one window.
+    """The graphs of one log, which has the number `file`; 0 is the generation's own window, and a stride of one window.
 
     A log of up to `window` messages has no graph, since the last message is only a target.
     """
-    _known(generation)
+    check(generation, window, stride)
     window = window or WINDOWS[generation]
     stride = stride or window
-    if window < 1 or stride < 1:
-        raise ConfigError(f"expected a window and a stride of at least 1, found {window} and {stride}")
     if generation != "A" and mapping is None:
         raise ConfigError(f"generation {generation} needs a mapping of ids; build it from the training logs")
     index = mapping(messages.id) if mapping is not None and generation != "A" else None
@@ -96,38 +99,16 @@ def graphs(
     parts = []
     for first in range(0, max(count, 1), per_block):
         starts = np.arange(first, min(first + per_block, count)) * stride
-        parts.append(_block(messages, index, starts, window, generation))
+        parts.append(_block(messages, index, starts, window, generation, file))
     return joined(parts)
 
 
-def joined(parts: Sequence[Graphs], files: Iterable[int] = ()) -> Graphs:
-    """The graphs of all parts; `files` numbers the parts anew."""
-    file = [np.full(len(part), k, np.int32) for part, k in zip(parts, files, strict=True)] if files else None
-
-    def along(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    def offsets(name: str) -> np.ndarray:
-        sizes = np.concatenate([np.diff(getattr(part, name)) for part in parts])
-        return np.concatenate([[0], np.cumsum(sizes)])
-
-    return Graphs(
-        x=along("x"),
-        id=along("id"),
-        name=along("name"),
-        senders=along("senders"),
-        receivers=along("receivers"),
-        label=along("label"),
-        file=np.concatenate(file) if file is not None else along("file"),
-        begin=along("begin"),
-        first_node=offsets("first_node"),
-        first_edge=offsets("first_edge"),
-    )
-
-
-def _known(generation: str) -> None:
-    if generation not in WINDOWS:
-        raise ConfigError(f"no generation {generation!r}; {nearest(generation, WINDOWS)}")
+def check(generation: str, window: int = 0, stride: int = 0) -> None:
+    wrong = [] if generation in WINDOWS else [f"no generation {generation!r}; {nearest(generation, WINDOWS)}"]
+    sizes = {"window": window, "stride": stride}
+    wrong += [f"{k}: expected messages, or 0 for the generation's own, found {n}" for k, n in sizes.items() if n < 0]
+    if wrong:
+        raise ConfigError("\n  ".join(wrong))
 
 
 def _block(
@@ -136,6 +117,7 @@ def _block(
     starts: Int64[np.ndarray, " g"],
     window: int,
     generation: str,
+    number: int,
 ) -> Graphs:
     """The graphs of the windows that begin at `starts`; g windows of w messages have g x (w + 1) places."""
     g, w = len(starts), window
@@ -192,7 +174,7 @@ def _block(
         senders=senders.astype(np.int32),
         receivers=receivers.astype(np.int32),
         label=label,
-        file=np.zeros(g, np.int32),
+        file=np.full(g, number, np.int32),
         begin=messages.time[starts],
         first_node=first_node,
         first_edge=np.concatenate([[0], np.cumsum(new_pair.sum(axis=1))]),
