@@ -116,6 +116,7 @@ def run_convert(args: argparse.Namespace) -> int:
     refuse_existing(dst, args.overwrite)
     source = open_source(args.src, args.entry)
     about = {"family": family.name, "source": source.path.name}
+    about |= {name: str(source.extras[name]) for name in family.kept if name in source.extras}
     if getattr(args, "base", ""):
         base = load(Path(args.base), options(args.set))
         converted = matched(family, source, options_of(base[0]))

@@ -35,7 +35,7 @@ class Family:
     original: str = ""  # the module with `build(model)` and `outputs(module, *inputs)`, in PyTorch
     stacks: tuple[tuple[str, str], ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()  # (pattern of a tensor's name, why no model needs it)
-    # The tensors under the table's names, where files differ among themselves; renames and repeats, reads nothing.
+    # The tensors under the table's names, where files differ among themselves; of names alone the tensors are None.
     prepared: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     # Where files hold a part of a model, with pairs in "lora": the family of the weights that it is put on, the leaves
     # of a file with these tensors, and (model, variables, base's model, base's variables) -> the whole, not merged.
@@ -44,6 +44,7 @@ class Family:
     onto: Callable[[Model, Mapping, Model, Mapping], tuple[Model, dict]] | None = None
     # Names that an exported file gets before them, where the usual ones have such a prefix.
     prefix: Callable[[Model], str] = lambda model: ""
+    kept: tuple[str, ...] = ()  # numbers and texts beside the weights that go into the written file's metadata
 
     def known(self, model: Model) -> re.Pattern:
         dropped = [pattern for pattern, _ in self.dropped]
@@ -189,6 +190,17 @@ def _leaves(module: Any) -> dict[str, Any]:
 
 def build(model: Model) -> Any:
     return registry.get("models", model.name)(**model.options)
+
+
+def nearest(name: str, variants: Iterable[str], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a model of that name: the variant that has the most of what is told, and the rest of it."""
+
+    def others(variant: str) -> dict[str, Any]:
+        own = build(Model(name, variant=variant)).options
+        return {option: value for option, value in told.items() if getattr(own, option) != value}
+
+    variant = min(variants, key=lambda variant: len(others(variant)))
+    return {"variant": variant, **others(variant)}
 
 
 def told(model: Model) -> str:

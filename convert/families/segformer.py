@@ -8,10 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from convert.family import Family, Shapes
+from convert.family import Family, Shapes, nearest
 from convert.table import Row, batch_norm, conv, linear, norm
 from kdjax.config import Model
-from kdjax.models.segformer import STAGES, VARIANTS, Options
+from kdjax.models.segformer import STAGES, VARIANTS
 
 ENCODER, HEAD = "segformer.encoder", "decode_head"
 # Names of version 5's modules, and those that its files, as all older ones, have for them.
@@ -63,13 +63,7 @@ def in_files(name: str) -> str:
 
 def model_of(shapes: Shapes) -> Model:
     """A published variant, and what differs from it. One label is a foreground, two are two channels."""
-    told, published = options_of(shapes), {name: Options(**of) for name, of in VARIANTS.items()}
-
-    def others(variant: str) -> dict[str, Any]:
-        return {name: value for name, value in told.items() if getattr(published[variant], name) != value}
-
-    variant = min(published, key=lambda name: len(others(name)))
-    options = {"variant": variant, **others(variant)}
+    options = nearest("segformer", VARIANTS, options_of(shapes))
     if "dims" in options:
         options["heads"] = None  # which no shape tells
     if not any(name.startswith(f"{HEAD}.") for name in shapes):

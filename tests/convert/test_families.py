@@ -83,7 +83,14 @@ VIT: dict[str, Any] = {"given": ("heads",), "resized": vit_resized, "image_size"
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
 MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
+GAT: dict[str, Any] = {"hidden": 6, "heads": 2, "features": 7}
 CASES = {
+    "can_gat a": Case("can_gat", Model("can_gat", **GAT, variant="a_student")),
+    "can_gat b": Case("can_gat", Model("can_gat", **GAT, layers=3, embed_dim=4, num_ids=9)),
+    "can_gat c": Case(
+        "can_gat", Model("can_gat", **GAT, variant="c_small", conv="gatv2", num_ids=9, binary_logit=False)
+    ),
+    "can_gat of four": Case("can_gat", Model("can_gat", **GAT, variant="c_teacher", num_ids=5, num_classes=4)),
     "sam": Case("sam", Model("sam", **TINY, image_size=(40, 64)), image_size=(64, 32), scan=True, **SAM),
     "sam with classes": Case("sam", Model("sam_seg", **TINY, image_size=64, num_classes=3), image_size=96, **SAM),
     "sam_hf": Case("sam_hf", Model("sam", **TINY, image_size=56), image_size=32, scan=True, **SAM),
@@ -250,12 +257,12 @@ def test_another_image_size_resizes_as_the_original_does(made, name):
             assert np.array_equal(array, expected.numpy()), key
 
 
-@pytest.mark.parametrize("name", [next(iter(CASES))])
-def test_the_comparison_would_notice(made, name):
+@pytest.mark.parametrize(("name", "end"), [("sam", "blocks.1.attn.qkv.weight"), ("can_gat b", "convs.1.att_dst")])
+def test_the_comparison_would_notice(made, name, end):
     it = made(name)
     model, variables = load(it.weights)
     arrays = dict(verify.original_tensors(it.converted))
-    key = next(key for key in arrays if "blocks.1" in key and "qkv.weight" in key)
+    key = next(key for key in arrays if key.endswith(end))
     arrays[key] = arrays[key] * np.float32(1.001)
     found = verify.verify(it.family, model, arrays, variables, QUICK)
     assert any(one.relative > 3 * one.allowed for one in found)
