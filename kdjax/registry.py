@@ -8,6 +8,7 @@ from kdjax.config import ConfigError, nearest
 TABLES: dict[str, dict[str, str]] = {
     "models": {
         "can_gat": "kdjax.models.can_gat:build_can_gat",
+        "can_vgae": "kdjax.models.can_vgae:build_can_vgae",
         "sam": "kdjax.models.sam:build_sam",
         "sam_seg": "kdjax.models.sam:build_sam_seg",
         "segformer": "kdjax.models.segformer:build_segformer",
