@@ -56,6 +56,11 @@ def summarise(sets: dict[str, Measures]) -> statistics.Statistics:
     return statistics.over(list(sets.values()), NAMES)
 
 
+def as_statistics(measures: Measures) -> statistics.Statistics:
+    """One set's measures in the form of `summarise`: no spread, which one value does not have."""
+    return {name: {"mean": value, "std": math.nan, "n": int(not math.isnan(value))} for name, value in measures.items()}
+
+
 def confusion(scores: Scores, labels: Labels, threshold: float) -> Int64[np.ndarray, "2 2"]:
     """Counts [truth, alarm]: [[tn, fp], [fn, tp]]. A score that is nan is counted nowhere."""
     _check_labels(labels)

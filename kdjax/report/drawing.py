@@ -4,10 +4,13 @@ and refer to nothing outside.
 The colours are those of Okabe and Ito, which people with any kind of colour vision tell apart.
 """
 
+import hashlib
 import io
 import re
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7f7f7f", "#8b5cf6")
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -33,6 +36,14 @@ def drawing(paint: Callable[[Any], None], size: tuple[float, float], salt: str) 
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _inline(out.getvalue())
+
+
+def salt_of(*parts: Any) -> str:
+    """A salt that differs wherever one of these does: arrays, or what repr() tells apart."""
+    digest = hashlib.sha1(usedforsecurity=False)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
 
 
 def plain(text: str) -> str:

@@ -109,6 +109,9 @@ def test_means_over_sets_count_each_set_once_and_leave_out_what_it_cannot_tell()
     auc = [measured["a"]["auc"], measured["b"]["auc"]]
     assert found["auc"] == {"mean": pytest.approx(np.mean(auc)), "std": pytest.approx(np.std(auc)), "n": 2}
     assert found["accuracy"]["n"] == 3
+    one = detection.as_statistics(measured["quiet"])
+    assert tables.mean_std("accuracy", one["accuracy"]) == "1.000"
+    assert tables.mean_std("auc", one["auc"]) == tables.MISSING
     assert tables.mean_std("auc", found["auc"]) == f"{np.mean(auc):.3f} ± {np.std(auc):.3f}"
 
 
