@@ -9,6 +9,8 @@ TABLES: dict[str, dict[str, str]] = {
     "models": {
         "can_gat": "kdjax.models.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.can_vgae:build_can_vgae",
+        "node_gat": "kdjax.models.node_gat:build_node_gat",
+        "node_mlp": "kdjax.models.mlp:build_node_mlp",
         "sam": "kdjax.models.sam:build_sam",
         "sam_seg": "kdjax.models.sam:build_sam_seg",
         "segformer": "kdjax.models.segformer:build_segformer",

@@ -10,6 +10,7 @@ import torch
 from convert.originals import can_gat as plain_gat
 from convert.originals import can_vgae as plain_vgae
 from convert.originals import gat_conv as plain_conv
+from convert.originals import node_gat as plain_node
 from convert.originals import packs
 from kdjax import registry
 from kdjax.config import Model
@@ -59,11 +60,19 @@ def test_the_twin_attends_as_pyg_does():
             close(twin(x, *edges).detach().numpy(), original(x, edges).detach().numpy(), 1e-6, name)
 
 
+NAMES = {"gat_net": "convs", "linear_proj": "lin", "scoring_fn_source": "att_src", "scoring_fn_target": "att_dst"}
+
+
+def renamed(module):
+    """pytorch-GAT's names become PyG's."""
+    return {".".join(NAMES.get(part, part) for part in k.split(".")): x for k, x in module.state_dict().items()}
+
+
 def compared(plain, name, options):
     model = registry.get("models", name)(**options)
     module = randomised(plain.build(Model(name, **options)))
     inputs = eaten(model)
-    found = jax.jit(model.apply, compiler_options=QUICK)(converted(module, model), *inputs)
+    found = jax.jit(model.apply, compiler_options=QUICK)(converted(renamed(module), model), *inputs)
     expected = plain.outputs(module, *inputs)
     assert set(found) == set(expected) == set(model.endpoints)
     for name, y in expected.items():
@@ -78,6 +87,12 @@ def test_gat(options):
 @pytest.mark.parametrize("options", VGAES, ids=str)
 def test_vgae(options):
     compared(plain_vgae, "can_vgae", options)
+
+
+@pytest.mark.parametrize("options", [{"variant": "cora"}, {"variant": "cora_pyg"}, {"conv": "gatv2"}], ids=str)
+def test_node_gat(options):
+    options |= {"features": 6, "hidden": (4, 3), "heads": (2, 3, 2), "num_classes": 5}
+    compared(plain_node, "node_gat", options)
 
 
 def slopes_alike(plain, name, options, read):
