@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,9 +43,12 @@ class Can:
     files and settings.
     """
 
+    kind: ClassVar[str] = "graphs"
+
     train: Graphs
     test: dict[str, Graphs]
     mapping: Mapping
+    num_ids: int  # rows of an embedding, the last for ids that training did not see; 0 where ids are features (A)
     notes: tuple[str, ...]
     files: tuple[str, ...]  # `file` of the graphs counts them
     ids: str  # how ids are written: "hex", "decimal" or "number"
@@ -86,6 +90,7 @@ class Can:
     def _end(self, sets: dict[str, Graphs], notes: Iterable[str]) -> None:
         self.train = joined([graphs for name, graphs in sets.items() if _is_train(name)])
         self.test = {name: graphs for name, graphs in sets.items() if not _is_train(name)}
+        self.num_ids = self.mapping.num_ids if self.mapping.ids else 0
         self.notes = tuple(notes)
         if not len(self.train):
             raise ConfigError(f"no training log is longer than a window: {', '.join(self.files)}; use a smaller window")
@@ -205,7 +210,7 @@ def _save(path: Path, sets: dict[str, Graphs], about: dict) -> None:
 def _load(path: Path) -> tuple[dict[str, Graphs], dict] | None:
     """What was kept; nothing where the file is missing or damaged (zip has a checksum for every array)."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
             return {
                 name: Graphs(**{f.name: kept[f"{name}/{f.name}"] for f in fields(Graphs)}) for name in about["sets"]

@@ -78,7 +78,7 @@ class Signs:
         """
         if self.hex + self.padded:
             return "hex" if self.hex + self.padded > self.rows / 100 else ""
-        if int(can_fields.decimal(np.array(self.largest))) <= STANDARD < self.largest:
+        if can_fields.decimal(np.array([self.largest]))[0] <= STANDARD < self.largest:
             return "decimal"
         return "hex" if self.largest < 10 else ""  # below ten both say the same
 
@@ -166,7 +166,7 @@ class Rows:
         """Which rows pass all checks; the others are counted, each for the first that it fails."""
         good = np.logical_and.reduce([mask for mask, _ in checks])
         bad = np.flatnonzero(~good)
-        self.skip(line[bad], lambda i: next(reason(bad[i]) for mask, reason in checks if not mask[bad[i]]))
+        self.skip(line[bad], lambda i: next(reason(int(bad[i])) for mask, reason in checks if not mask[bad[i]]))
         return good
 
     def skip(self, line: Int64[np.ndarray, " n"], reason: Callable[[int], str]) -> None:
