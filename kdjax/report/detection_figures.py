@@ -195,11 +195,11 @@ def policy(
 
     Alpha 0 believes the anomaly score alone, 1 the probability alone. The line is where the fused score is 0.5.
     """
-    if not len(alpha):
-        return ""
     bins, outer = 20, [(0.0, 1.0), (0.0, 1.0)]
     some, _, _ = np.histogram2d(probability, anomaly, bins, outer)
     total, _, _ = np.histogram2d(probability, anomaly, bins, outer, weights=alpha)
+    if not some.any():
+        return ""
     mean = np.where(some > 0, total / np.maximum(some, 1), math.nan)
     centres = (np.arange(bins) + 0.5) / bins
     fused = (1 - mean) * centres[None, :] + mean * centres[:, None]

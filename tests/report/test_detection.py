@@ -115,6 +115,24 @@ def test_means_over_sets_count_each_set_once_and_leave_out_what_it_cannot_tell()
     assert tables.mean_std("auc", found["auc"]) == f"{np.mean(auc):.3f} ± {np.std(auc):.3f}"
 
 
+PUBLISHED = {  # graphs, attacks, accuracy, precision, recall, F1 of the authors' GAT with LSTM, alarms above logit 0.5
+    "test01": (7989, 3848, 0.9867, 0.9968, 0.9756, 0.9861),
+    "test02": (3724, 1503, 0.6874, 0.5636, 1.0, 0.7209),
+    "test03": (6121, 2310, 0.6306, 0.9804, 0.0216, 0.0424),
+    "test04": (1595, 620, 0.5498, 0.3833, 0.2597, 0.3096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_authors_numbers_on_real_traffic(reference, name):
+    with np.load(reference / "goldens" / "can_hcrl_sa.npz") as file:
+        labels, logits = file[f"{name}_w50_labels"], file[f"{name}_w50_gat_lstm_student_genA_logits"].ravel()
+    found = detection.measure(logits, labels, 0.5)
+    rounded = [round(found[m], 4) for m in ("accuracy", "precision", "recall", "f1")]
+    assert (len(labels), int(labels.sum()), *rounded) == PUBLISHED[name]
+    assert found["auc"] == pytest.approx(sklearn.roc_auc_score(labels, logits), rel=1e-12)
+
+
 def test_accuracy_of_several_classes_leaves_out_the_unlabelled():
     assert detection.accuracy(np.array([2, 0, 1, 5]), np.array([2, 1, 1, -1])) == pytest.approx(2 / 3)
     assert math.isnan(detection.accuracy(np.array([2]), np.array([-1])))

@@ -114,12 +114,12 @@ def test_every_point_is_a_dot_in_the_colour_of_its_group():
     svg = figures.embedding(points, groups, np.array([0.5, 0.25]))
     said = texts(svg)
     assert {"normal (39)", "attack (20)", "other (1)", "component 1 (50 % of the variance)"} <= set(said)
-    assert [max(d.count("M") for d in strokes(svg, i)) for i in range(3)] == [39, 20, 1]
+    assert [max(d.count("L") for d in strokes(svg, i)) for i in range(3)] == [39, 20, 1]
 
 
 def test_of_many_points_a_part_is_drawn():
     svg = figures.embedding(np.random.default_rng(0).normal(size=(9000, 2)), ["a"] * 9000)
-    assert max(d.count("M") for d in strokes(svg, 0)) == 700
+    assert max(d.count("L") for d in strokes(svg, 0)) == 700
     assert "a (9000)" in texts(svg)
 
 
@@ -135,6 +135,8 @@ def test_where_there_is_nothing_there_is_no_picture():
     assert figures.confusions({"a": np.zeros((2, 2), int)}) == ""
     assert figures.likeness(np.zeros((0, 3)), [], ["a", "b", "c"]) == ""
     assert figures.policy(none, none, none) == ""
+    assert figures.policy(np.full(2, 1.5), np.zeros(2), np.zeros(2)) == ""
+    assert figures.policy(np.full(2, 0.5), np.zeros(2), np.zeros(2))
     assert figures.embedding(np.zeros((0, 2)), []) == ""
 
 
