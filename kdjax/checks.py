@@ -89,6 +89,11 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     for reference in references(stage):
         if reference not in earlier:
             wrong.append(f"refers to stage {reference!r}, which does not come before it; {nearest(reference, earlier)}")
+    if stage.agent is not None and stage.teachers:
+        wrong.append(
+            "teachers: an agent is not distilled, it reads models that are: name teachers in the stages of its parts "
+            f"({', '.join(stage.parts.values())}), and none here"
+        )
     for name, teacher in stage.teachers.items():
         if bool(teacher.stage) == bool(teacher.model):
             wrong.append(f"teachers.{name}: name either a stage or a model, not both or neither")

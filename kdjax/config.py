@@ -21,7 +21,10 @@ class ConfigError(ValueError):
 
 @dataclass(slots=True, init=False)
 class Model:
-    """A registered model and what to build it with: `Model("tinyusfm_seg", image_size=128)`."""
+    """A registered model and what to build it with: `Model("tinyusfm_seg", image_size=128)`.
+
+    An option that is None is told by the data: the number of ids, of features.
+    """
 
     name: str
     options: dict
@@ -148,6 +151,37 @@ class Optim:
 
 
 @dataclass(slots=True)
+class Curriculum:
+    """Trains on all attacks and a growing number of normal examples, those first that another stage finds strangest.
+
+    To each attack come `start` normal examples at first and `end` after `warmup` epochs; more where the model is sure
+    on validation data, fewer where it is not, and all that smoothed by `momentum`.
+    """
+
+    scorer: str = ""  # the stage whose anomaly says how hard an example is
+    start: float = 1.0
+    end: float = 4.0
+    warmup: float = 10.0
+    momentum: float = 0.9
+    sure: float = 0.75  # mean probability of the chosen side above which the ratio grows
+    unsure: float = 0.6  # ... and below which it shrinks
+
+
+@dataclass(slots=True)
+class Agent:
+    """How an agent learns from episodes: double Q-learning with a target network and a memory of what it did."""
+
+    gamma: float = 0.9  # what the next reward is worth now
+    explore: float = 0.2  # share of actions at random, at first
+    explore_end: float = 0.01
+    explore_decay: float = 0.995  # for each episode
+    replay: int = 50_000  # transitions in memory
+    batch_size: int = 128  # transitions that an update reads
+    acts: int = 8  # actions between two updates
+    target_every: int = 100  # updates between two copies of the network to its target
+
+
+@dataclass(slots=True)
 class Gate:
     """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts."""
 
@@ -170,13 +204,17 @@ class Stage:
     epochs: int  # passes over as many images as the training set has, labelled or not, so that budgets compare
     title: str = ""  # the row's name in the report
     init: str = ""  # "stage:NAME" or a file of weights to start from
-    init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from there
+    init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from a file
+    adopt: bool = False  # a file in `init` also says with which options the model is built
+    parts: dict[str, str] = field(default_factory=dict)  # submodule -> the stage whose model it is from the start
     teachers: dict[str, Teacher] = field(default_factory=dict)
     terms: dict[str, Term] = field(default_factory=dict)  # a term named like one of the task's replaces it
     optim: Optim = field(default_factory=Optim)
     lora: Optional[Lora] = None
     gate: Optional[Gate] = None
     stop: Optional[Stop] = None
+    curriculum: Optional[Curriculum] = None
+    agent: Optional[Agent] = None  # for tasks that act
     dtype: str = "float32"  # of the computation; parameters stay float32
     auxiliary: bool = False  # run only if another stage starts from it or learns from it
     save_every: int = 0  # steps between checkpoints; 0 saves at the end of each epoch
@@ -236,9 +274,41 @@ def needed(experiment: Experiment) -> list[str]:
 
 
 def references(stage: Stage) -> list[str]:
-    """The stages that this one starts from or learns from."""
+    """The stages that this one starts from, learns from or is guided by."""
     start = [stage.init.removeprefix("stage:")] if stage.init.startswith("stage:") else []
-    return start + [t.stage for t in stage.teachers.values() if t.stage]
+    guides = [stage.curriculum.scorer] if stage.curriculum else []
+    return start + [*stage.parts.values(), *guides] + [t.stage for t in stage.teachers.values() if t.stage]
+
+
+def resolved(stage: Stage, facts: dict[str, Any], file: Model | None = None) -> Stage:
+    """The stage with all options of its model known: from the data, or, where it adopts them, from its file."""
+    options = stage.model.options
+    if stage.adopt and file is not None:
+        options = {**file.options, **{k: v for k, v in options.items() if k == "num_classes"}}
+    model = _filled("model", Model(stage.model.name, **options), facts)
+    teachers = {
+        k: dataclasses.replace(t, model=_filled(f"teachers.{k}.model", t.model, facts)) if t.model else t
+        for k, t in stage.teachers.items()
+    }
+    return dataclasses.replace(stage, model=model, teachers=teachers)
+
+
+def _filled(what: str, model: Model, facts: dict[str, Any]) -> Model:
+    """Also in the models that are options of this one."""
+
+    def fill(options: dict) -> dict:
+        if untold := [k for k, v in options.items() if v is None and k not in facts]:
+            raise ConfigError(f"{what}.options: the data do not tell {', '.join(untold)}; {nearest(untold[0], facts)}")
+        return {
+            k: facts[k] if v is None else {**v, "options": fill(v["options"])} if _is_model(v) else v
+            for k, v in options.items()
+        }
+
+    return Model(model.name, **fill(model.options))
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) == {"name", "options"}
 
 
 def without_teachers(stage: Stage) -> Stage:

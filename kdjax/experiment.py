@@ -25,7 +25,7 @@ from kdjax.report import tables, trackers
 from kdjax.tasks.tested import Tested
 from kdjax.train import sharding
 from kdjax.train.loop import Signals, evaluate, train
-from kdjax.train.setup import Learner, initial, prepare
+from kdjax.train.setup import Learner, initial, part_of, prepare
 from kdjax.weights import safetensors
 
 
@@ -49,9 +49,10 @@ class Run:
             raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
         return safetensors.load(path)[0]
 
-    def init(self, stage: Stage) -> dict | None:
-        name = stage.init.removeprefix("stage:")
-        return self.files.get(stage.init) if name == stage.init else self.weights(name)
+    def init(self, stage: Stage) -> dict[str, dict]:
+        """What a stage is from the start, by submodule; "" is all of it."""
+        found = {part: self.weights(source) for _, source, part in _stages_inside(stage)}
+        return found | ({"": self.files[stage.init]} if stage.init in self.files else {})
 
     def teachers(self, stage: Stage) -> dict[str, dict]:
         return {k: self.weights(t.stage) if t.stage else self.files[t.weights] for k, t in stage.teachers.items()}
@@ -107,16 +108,21 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         parts = sharding.parts(mesh, one.data.batch_size, one.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(one.data), parts])
         datasets[key] = datasets.get(key) or pipeline.build(one.data, parts)
+        read = {path: safetensors.load(path) for path in _files(one)}
+        files |= {path: variables for path, (variables, _) in read.items()}
+        made_for = {path: safetensors.model_in(about) for path, (_, about) in read.items()}
+        try:
+            one = config.resolved(one, datasets[key].facts, made_for.get(one.init))
+        except ConfigError as error:
+            raise ConfigError(f"stages.{name}.{error}") from error
         learners[name] = prepare(name, one, experiment, mesh, datasets[key], models)
         models[name] = one.model
-        for what, path, model in _outside(name, one):
-            files[path], about = safetensors.load(path)
-            _check_fits(
-                what, model, files[path], one.init_skip if path == one.init else (), safetensors.model_in(about)
-            )
-        if one.init.startswith("stage:"):
-            source = initial_shapes(build_model(models[one.init.removeprefix("stage:")]))
-            _check_fits(f"stages.{name}.init", build_model(one.model), source, one.init_skip)
+        for path, (what, model) in _files(one).items():
+            skip = one.init_skip if path == one.init else ()
+            _check_fits(f"stages.{name}.{what}", initial_shapes(model), files[path], skip, made_for[path])
+        for what, stage, part in _stages_inside(one):
+            mine, theirs = (initial_shapes(build_model(m)) for m in (one.model, models[stage]))
+            _check_fits(f"stages.{name}.{what}", part_of(mine, part), theirs, made_for=models[stage])
     claim(folder, experiment)
     return Run(experiment, folder, learners, files)
 
@@ -159,27 +165,32 @@ def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
     return {name: one for name, one in known.items() if name in keep}
 
 
-def _outside(name: str, stage: Stage) -> list[tuple[str, str, Any]]:
-    """(where in the config, path, model) of each file of weights that a stage reads."""
-    found = [(f"stages.{name}.init", stage.init, build_model(stage.model))] if stage.init else []
-    found += [
-        (f"stages.{name}.teachers.{k}.weights", teacher.weights, build_model(teacher.model))
-        for k, teacher in stage.teachers.items()
-        if teacher.model is not None
-    ]
-    return [(what, path, model) for what, path, model in found if not path.startswith("stage:")]
+def _files(stage: Stage) -> dict[str, tuple[str, Any]]:
+    """Each file of weights that a stage reads: where the config names it, and the model that it is for."""
+    found = {stage.init: ("init", stage.model)} if stage.init and not stage.init.startswith("stage:") else {}
+    return found | {t.weights: (f"teachers.{k}.weights", t.model) for k, t in stage.teachers.items() if t.model}
+
+
+def _stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
+    """(where in the config, stage, submodule) of each stage whose model a stage is from the start; "" is all of it."""
+    start = [("init", stage.init.removeprefix("stage:"), "")] if stage.init.startswith("stage:") else []
+    return start + [(f"parts.{part}", source, part) for part, source in stage.parts.items()]
 
 
 @cache
-def initial_shapes(model: Any) -> dict:
+def _shapes(model: Any) -> dict:
     return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
 
 
+def initial_shapes(model: config.Model) -> dict:
+    return _shapes(build_model(model))
+
+
 def _check_fits(
-    what: str, model: Any, source: dict, skip: tuple[str, ...], made_for: config.Model | None = None
+    what: str, target: dict, source: dict, skip: tuple[str, ...] = (), made_for: config.Model | None = None
 ) -> None:
     try:
-        safetensors.check(initial_shapes(model), source, skip=skip)
+        safetensors.check(target, source, skip=skip)
     except ValueError as error:
         of = f" (they are of {made_for.name} with {made_for.options})" if made_for else ""
         raise ConfigError(f"{what}: the weights are of another shape than the model{of}:\n{error}") from error
@@ -251,7 +262,7 @@ def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
         began = time.perf_counter()
         jax.block_until_ready(learner.evaluate_fn(whole, batch))
         times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times)) / len(batch["valid"])
+    return 1e3 * float(np.median(times)) / batch["valid"].size
 
 
 def _gate(name: str, learner: Learner, result: dict) -> None:

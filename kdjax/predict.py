@@ -110,7 +110,7 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> tuple[Path, di
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
     whole, about = safetensors.load(path)
     try:
-        return path, safetensors.overlay(running.initial_shapes(build_model(stage.model)), whole), about
+        return path, safetensors.overlay(running.initial_shapes(stage.model), whole), about
     except safetensors.WeightsError as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
 

@@ -7,8 +7,10 @@ from kdjax.config import ConfigError, nearest
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
+        "can_fusion": "kdjax.models.can_fusion:build_can_fusion",
         "can_gat": "kdjax.models.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.can_vgae:build_can_vgae",
+        "dqn": "kdjax.models.dqn:build_dqn",
         "node_gat": "kdjax.models.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.mlp:build_node_mlp",
         "sam": "kdjax.models.sam:build_sam",
@@ -32,15 +34,20 @@ TABLES: dict[str, dict[str, str]] = {
         "bce": "kdjax.losses.labels:bce",
         "ce": "kdjax.losses.labels:ce",
         "dice": "kdjax.losses.labels:dice",
+        "value": "kdjax.losses.penalties:value",
         "focal": "kdjax.losses.labels:focal",
         "normal_kl": "kdjax.losses.graphs:normal_kl",
         "neighbour_bce": "kdjax.losses.graphs:neighbour_bce",
         "batch_softmax_kl": "kdjax.losses.graphs:batch_softmax_kl",
     },
     "tasks": {
+        "autoencoder": "kdjax.tasks.autoencoder:Autoencoder",
+        "classification": "kdjax.tasks.classification:Classification",
+        "detection": "kdjax.tasks.detection:Detection",
         "segmentation": "kdjax.tasks.segmentation:Segmentation",
     },
     "data": {
+        "can": "kdjax.data.can:Can",
         "ultrasound": "kdjax.data.ultrasound:Ultrasound",
         "busi": "kdjax.data.readers:Busi",
         "bus_bra": "kdjax.data.readers:BusBra",

@@ -22,6 +22,7 @@ class Dataset:
     """
 
     item: ClassVar[str]
+    facts: dict[str, Any] = {}  # what options of models may ask of the data
 
     def __init__(self, sizes: dict[str, int], labelled: Bool[np.ndarray, " n"], notes: Sequence[str], workers: int = 0):
         self.sizes, self.notes, self.workers = sizes, tuple(notes), workers

@@ -97,6 +97,7 @@ class GraphSource(Protocol):
 
     train: Graphs
     test: dict[str, Graphs]
+    num_ids: int  # 0 where `id` says nothing
     notes: Sequence[str]
 
 
@@ -116,7 +117,9 @@ def build(data: Data, parts: int = 1) -> "GraphSet":
         if empty := [split for split, indices in where.items() if not len(indices)]:
             raise ConfigError(f"no graph is left for {', '.join(empty)}: {len(source.train)} windows are too few")
         graphs = joined([source.train, *source.test.values()])
-        return GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
+        found = GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
+        found.facts = {"num_ids": source.num_ids, "features": graphs.x.shape[1]}
+        return found
     except ConfigError as error:
         raise ConfigError(f"the data {data.source!r} cannot be used:\n  {error}") from error
 

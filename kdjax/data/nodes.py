@@ -51,6 +51,7 @@ class NodeSet(Dataset):
         self.data, self.num_classes = data, data.num_classes
         self._where, self._classes = source.where, source.classes
         n, e = len(source.x), len(source.senders)
+        self.facts = {"features": source.x.shape[1], "num_classes": data.num_classes}
         self._graph = {
             "x": np.pad(source.x, ((0, 1), (0, 0)))[None],
             "id": np.zeros((1, n + 1), np.int32),

@@ -60,7 +60,7 @@ class Signals:
         return self.asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
 
-def train(learner: Learner, folder: Path, init: dict | None, teachers: dict, log: Log, signals: Signals) -> dict:
+def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict, log: Log, signals: Signals) -> dict:
     """Trains a stage, or goes on where it stopped, and leaves the best epoch's `model.safetensors` in `folder`.
 
     Returns what there is to tell: epochs, the best one and its measure, seconds, the share spent waiting for data.

@@ -47,18 +47,19 @@ class Learner:
     def steps_per_epoch(self) -> int:
         return self.dataset.steps_per_epoch(self.stage.data.batch_size)
 
-    def start(self, init: dict | None, teachers: dict[str, dict]) -> tuple[State, dict, str]:
+    def start(self, init: dict[str, dict], teachers: dict[str, dict]) -> tuple[State, dict, str]:
         """The first state, what the steps read besides it, and a fingerprint of all that came from outside.
 
-        `init` and `teachers` hold whole variables, as numpy arrays.
+        `init`, by submodule with "" for all of the model, and `teachers` hold whole variables, as numpy arrays.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
-        if init is not None and not self.stage.init_skip:  # nothing fresh is left of the model
-            variables = safetensors.overlay(jax.eval_shape(partial(initial, self.model), key), init)
+        skip = self.stage.init_skip if self.stage.init and not self.stage.init.startswith("stage:") else ()
+        if "" in init and not skip:  # nothing fresh is left of the model
+            variables = jax.eval_shape(partial(initial, self.model), key)
         else:
             variables = initialiser(self.model)(key)
-            if init is not None:
-                variables = safetensors.overlay(variables, init, skip=self.stage.init_skip)
+        for part, given in init.items():
+            variables = with_part(variables, part, safetensors.overlay(part_of(variables, part), given, skip=skip))
         params, stats = jax.jit(partial(assemble, self.stage, self.step.terms, self.outputs))(key, variables)
         trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
         state = State(
@@ -69,7 +70,7 @@ class Learner:
             ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
         )
         fixed = {"frozen": frozen, "teachers": teachers}
-        outside = {"init": init or {}, "teachers": teachers}
+        outside = {"init": init, "teachers": teachers}
         return self.place(state), self.place(fixed), safetensors.fingerprint(outside)
 
     def place(self, tree: Any) -> Any:
@@ -82,6 +83,15 @@ class Learner:
         if self.stage.lora is not None:
             model = lora.merge(model, params["lora"], self.stage.lora)
         return {"params": model, **({"batch_stats": stats} if stats else {})}
+
+
+def part_of(variables: dict, part: str) -> dict:
+    """The variables of a submodule; "" is the whole model."""
+    return {k: v[part] for k, v in variables.items() if part in v} if part else variables
+
+
+def with_part(variables: dict, part: str, given: dict) -> dict:
+    return {k: {**v, part: given[k]} if k in given else v for k, v in variables.items()} if part else given
 
 
 @cache

@@ -28,7 +28,7 @@ def learner(**fields):
 
 def train(one, folder, init=None, teacher=1, signals=None):
     with signals or loop.Signals() as signals:
-        return loop.train(one, folder, init, {"t": tiny.weights(TEACHER, teacher)}, LOG, signals)
+        return loop.train(one, folder, {"": init} if init else {}, {"t": tiny.weights(TEACHER, teacher)}, LOG, signals)
 
 
 class StopsAfter(loop.Signals):

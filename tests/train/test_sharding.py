@@ -44,7 +44,7 @@ def everything():
 def run(mesh):
     """Parameters, statistics, averages and measures after some steps."""
     learner = tiny.learner(everything(), MESHES.get(mesh, Mesh(data=1)))
-    state, fixed, _ = learner.start(tiny.weights(learner.stage.model, 1), {"t": tiny.weights(TEACHER, 2)})
+    state, fixed, _ = learner.start({"": tiny.weights(learner.stage.model, 1)}, {"t": tiny.weights(TEACHER, 2)})
     placed = jax.tree.map(lambda x: x.sharding, state)
     step = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(learner.mesh)))
     seen = []
@@ -68,7 +68,7 @@ def test_every_mesh_computes_the_same(mesh):
 def test_the_steps_did_something():
     state, _, seen = run("one")
     learner = tiny.learner(everything())
-    first, _, _ = learner.start(tiny.weights(learner.stage.model, 1), {"t": tiny.weights(TEACHER, 2)})
+    first, _, _ = learner.start({"": tiny.weights(learner.stage.model, 1)}, {"t": tiny.weights(TEACHER, 2)})
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.params, first.params)
     assert min(jax.tree.leaves(moved)) > 1e-5
     assert seen[-1]["loss"][0] < seen[0]["loss"][0]

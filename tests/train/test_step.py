@@ -31,7 +31,7 @@ PLAIN = {k: TERMS[k] for k in ("bce", "dice", "kl", "tap")}
 
 
 def start(learner, teachers=None, init=None):
-    state, fixed, _ = learner.start(init, teachers or {})
+    state, fixed, _ = learner.start({"": init} if init else {}, teachers or {})
     return state, fixed
 
 
