@@ -141,6 +141,7 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
         Reference(focal, (3, 4, 1), classes=2, args=({}, {"gamma": 0.5, "alpha": 0.6}, {"gamma": 0})),
         Reference(focal, (3, 2, 4), classes=4, args=({}, {"gamma": 0.5, "alpha": 0.6})),
     ),
+    "value": (Reference(np.mean, (3, 2, 4), alone=True),),
     "normal_kl": (Reference(normal_kl, (6,), alone=True),),
     "neighbour_bce": (Reference(neighbour_bce, (9,), multi_hot=True),),
     "batch_softmax_kl": (
