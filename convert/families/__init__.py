@@ -4,7 +4,19 @@ import importlib
 
 from convert.family import Family
 
-NAMES = ("can_gat", "can_vgae", "sam", "sam_hf", "samed_lora", "segformer", "tinyusfm", "usfm", "vit", "vit_hf")
+NAMES = (
+    "can_gat",
+    "can_vgae",
+    "pyg_gat",
+    "sam",
+    "sam_hf",
+    "samed_lora",
+    "segformer",
+    "tinyusfm",
+    "usfm",
+    "vit",
+    "vit_hf",
+)
 
 
 def get(name: str) -> Family:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convert.families.pyg_gat import geometric
 from convert.originals.gat_conv import CONVS
 from convert.originals.packs import outputs
 from kdjax import registry
@@ -75,5 +76,4 @@ class GeometricGat(Gat):
 
 def build(model: Model) -> nn.Module:
     ours = registry.get("models", model.name)(**model.options)
-    o = ours.options
-    return (GeometricGat if o.self_loops or o.conv != "gat" else Gat)(o, ours.num_classes).eval()
+    return (GeometricGat if geometric(model) else Gat)(ours.options, ours.num_classes).eval()
