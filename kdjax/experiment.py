@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from kdjax.distill.teachers import build_model
 from kdjax.report import tables, trackers
 from kdjax.tasks.tested import Tested
 from kdjax.train import sharding
+from kdjax.train.curriculum import Ranked
 from kdjax.train.loop import Signals, evaluate, train
 from kdjax.train.setup import Learner, initial, part_of, prepare
 from kdjax.weights import safetensors
@@ -235,9 +236,20 @@ def check_owner(folder: Path, experiment: Experiment) -> None:
 
 def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) -> dict:
     folder, stage = stage_folder(made.folder, name), learner.stage
-    told = train(learner, folder, made.init(stage), made.teachers(stage), made.experiment.log, signals)
+    given = made.init(stage), made.teachers(stage), made.experiment.log, signals
+    told = train(learner, folder, *given, ranked(made, learner))
     result = test(learner, made.weights(name), folder, told["calibrated"])
     return {"title": stage.title or name, **told, **result}
+
+
+def ranked(made: Run, learner: Learner) -> Ranked | None:
+    """The training examples of a stage with a curriculum, ranked by the stage that scores them."""
+    plan = learner.stage.curriculum
+    if plan is None:
+        return None
+    scorer = replace(made.learners[plan.scorer], dataset=learner.dataset, stage=learner.stage)
+    _, predicted = evaluate(scorer, scorer.place(made.weights(plan.scorer)), "train")
+    return Ranked.by(plan, predicted[:, 0], learner.dataset.labels("train"))
 
 
 def test(learner: Learner, whole: dict, folder: Path | None, calibrated: dict[str, float]) -> dict:
@@ -288,7 +300,9 @@ def summarise(made: Run) -> dict:
             continue
         control = name.endswith("_control")
         role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
-        rows.append({"stage": name, "role": role, **json.loads(found.read_text())})
+        row = {"stage": name, "role": role, **json.loads(found.read_text())}
+        rows.append(row)
+        rows += [{"stage": name, "role": "baseline", **one} for one in row.pop("beside", [])]
     last = next(reversed(made.learners.values()))
     told = [stage_folder(made.folder, name) / "result.json" for name in stages]
     return {
@@ -325,6 +339,8 @@ def pictures(made: Run, summary: dict) -> dict[str, str]:
     """What each task that was learned has to show of its finished stages: sections of the report."""
     tested: dict[str, list[Tested]] = {}
     for row in summary["rows"]:
+        if row["role"] == "baseline":
+            continue
         found, learner = stage_folder(made.folder, row["stage"]) / "test.npz", made.learners[row["stage"]]
         if found.exists():
             tested.setdefault(learner.stage.task, []).append(Tested(row, learner.dataset, np.load(found)["predicted"]))

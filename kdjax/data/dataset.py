@@ -33,6 +33,10 @@ class Dataset:
         """That share of the batch of the examples at these places of the split; -1 gives padding."""
         raise NotImplementedError
 
+    def labels(self, split: str) -> Int[np.ndarray, " n"]:
+        """The class of each example."""
+        raise NotImplementedError
+
     def order(self, split: str) -> Int[np.ndarray, " n"]:
         """The order in which a split is evaluated."""
         return np.arange(self.sizes[split])

@@ -118,6 +118,9 @@ class Images(Dataset):
         image, mask, label = self._examples[at]
         return {"image": image, "mask": mask.astype(np.int32), "class": label, "name": self._facts[at].name}
 
+    def labels(self, split: str) -> Int[np.ndarray, " n"]:
+        return np.array([self._facts[i].label for i in self._where[split]], np.int64)
+
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
         indices = indices[share]
         s, valid = self.data.image_size, indices >= 0

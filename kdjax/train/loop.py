@@ -21,6 +21,7 @@ from kdjax.config import ConfigError, Log, Stage
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
 from kdjax.train import checkpoint, sharding
+from kdjax.train.curriculum import Ranked
 from kdjax.train.setup import Learner
 from kdjax.train.step import eval_params
 from kdjax.weights import safetensors
@@ -60,7 +61,15 @@ class Signals:
         return self.asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
 
 
-def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict, log: Log, signals: Signals) -> dict:
+def train(
+    learner: Learner,
+    folder: Path,
+    init: dict[str, dict],
+    teachers: dict,
+    log: Log,
+    signals: Signals,
+    ranked: Ranked | None = None,
+) -> dict:
     """Trains a stage, or goes on where it stopped, and leaves the best epoch's `model.safetensors` in `folder`.
 
     Returns what there is to tell: epochs, the best one and its measure, seconds, the share spent waiting for data.
@@ -72,7 +81,15 @@ def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict,
 
     state, fixed, weights = learner.start(init, teachers)
     outside = {"teachers and initial weights": weights, "numbers of examples": learner.dataset.sizes}
-    progress = {"epochs": 0, "best": None, "best_epoch": 0, "best_file": "", "seconds": 0.0, "outside": outside}
+    progress = {
+        "epochs": 0,
+        "best": None,
+        "best_epoch": 0,
+        "best_file": "",
+        "seconds": 0.0,
+        "ratio": 0.0,
+        "outside": outside,
+    }
     saved = checkpoint.latest(checkpoints)
     if saved is not None:
         progress = checkpoint.progress(checkpoints, saved)
@@ -85,8 +102,16 @@ def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict,
     step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     norms_fn = jax.jit(learner.step.grad_norms)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
-    dealt = {"seed": learner.seed, "start": start, "labelled_only": not learner.step.teachers, **share}
-    batches = learner.dataset.train(stage.data.batch_size, **dealt)
+    dealt = {"seed": learner.seed, "labelled_only": not learner.step.teachers, **share}
+
+    def deal() -> Iterator[dict[str, np.ndarray]]:
+        """Batches from this step on: to the end, or, under a curriculum, of this epoch."""
+        pool = ranked.pool(progress["ratio"]) if ranked else None
+        return learner.dataset.train(stage.data.batch_size, start=step, pool=pool, **dealt)
+
+    if ranked and not step:
+        progress["ratio"] = ranked.plan.start  # of normal examples to attacks
+    batches = deal()
     clock = Clock(stage.data.batch_size, progress["seconds"])
     pending: list[tuple[int, dict]] = []  # the measures of the last step, read while the next one runs
 
@@ -95,8 +120,9 @@ def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict,
             values = averages(measures)
             refuse_non_finite(values, at, checkpoints)
             bar.update(at, {"loss": values["loss"]}, clock.rate, clock.waiting)
+            told = {"ratio": progress["ratio"]} if ranked else {}
             if at % log.every == 0 or at % per_epoch in (0, 1):
-                tracked.write(at, "train", values, {"images_per_s": clock.rate, "wait": clock.waiting})
+                tracked.write(at, "train", values | told, {"images_per_s": clock.rate, "wait": clock.waiting})
         pending.clear()
 
     def save() -> None:
@@ -126,6 +152,9 @@ def train(learner: Learner, folder: Path, init: dict[str, dict], teachers: dict,
                 measured, _ = evaluate(learner, whole, "val")
                 refuse_non_finite({f"validation {k}": v for k, v in measured.items()}, step, checkpoints)
                 progress["epochs"] += 1
+                if ranked:
+                    progress["ratio"] = ranked.next_ratio(progress["epochs"], progress["ratio"], measured["confidence"])
+                    batches = deal()
                 tracked.write(step, "val", measured)
                 bar.update(step, {task.primary: measured[task.primary]}, clock.rate, clock.waiting)
                 least = stage.stop.min_delta if stage.stop else 0.0

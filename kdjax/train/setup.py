@@ -18,6 +18,7 @@ from kdjax.distill.taps import Network
 from kdjax.distill.terms import BoundTerm, bind
 from kdjax.distill.views import view
 from kdjax.train import lora, optim, sharding
+from kdjax.train.episodes import EpisodeStep
 from kdjax.train.step import State, Step, evaluate
 from kdjax.weights import safetensors
 
@@ -30,7 +31,7 @@ class Learner:
 
     name: str
     stage: Stage
-    step: Step
+    step: Step | EpisodeStep
     mesh: Mesh
     rules: tuple[tuple[str, str], ...]
     dataset: Dataset
@@ -68,6 +69,7 @@ class Learner:
             batch_stats=stats,
             opt_state=self.step.tx.init(trainable),
             ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
+            memory=self.step.memory(trainable),
         )
         fixed = {"frozen": frozen, "teachers": teachers}
         outside = {"init": init, "teachers": teachers}
@@ -130,6 +132,8 @@ def prepare(
         abstract = jax.eval_shape(partial(initial, model), jax.random.key(0))
         outputs = student.shapes(abstract, batch)
         task.check(outputs)
+        if getattr(task, "acts", False) != (stage.agent is not None):
+            raise ConfigError("agent: the tasks that act, and no others, need an Agent")
         networks, taught = {}, {}
         for key, teacher in stage.teachers.items():
             built = teaching.build_model(teacher.model or models[teacher.stage], teacher.dtype)
@@ -141,22 +145,27 @@ def prepare(
         if not jax.tree.leaves(trainable):
             raise ConfigError("optim.trainable leaves nothing to train")
         steps = dataset.steps_per_epoch(stage.data.batch_size)
-        tx, rate = optim.build(stage.optim, trainable, steps, stage.epochs)
+        updates = steps * (stage.data.batch_size // stage.agent.acts if stage.agent else 1)
+        tx, rate = optim.build(stage.optim, trainable, updates, stage.epochs)
         transform = partial(augment.augment, probabilities=stage.data.augment) if stage.data.augment else None
     except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{at}: {error}") from error
-    step = Step(
-        student,
-        networks,
-        bound,
-        tx,
-        rate,
-        task,
-        transform,
-        seed=experiment.seed,
-        steps_per_epoch=steps,
-        accumulate=stage.optim.accumulate,
-        ema=stage.optim.ema,
+    step = (
+        EpisodeStep(model, stage.agent, tx, rate, task, experiment.seed)
+        if stage.agent
+        else Step(
+            student,
+            networks,
+            bound,
+            tx,
+            rate,
+            task,
+            transform,
+            seed=experiment.seed,
+            steps_per_epoch=steps,
+            accumulate=stage.optim.accumulate,
+            ema=stage.optim.ema,
+        )
     )
     return Learner(name, stage, step, mesh, experiment.mesh.rules, dataset, task, model, outputs, experiment.seed)
 

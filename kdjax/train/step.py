@@ -31,6 +31,7 @@ class State:
     batch_stats: Any  # {"model": ..., "adapters": {term: ...}}
     opt_state: Any
     ema: Any  # averaged params, or {} where averaging is off
+    memory: Any  # what an agent remembers, else {}
 
 
 def eval_params(state: State) -> dict:
@@ -87,7 +88,7 @@ class Step:
         rate = self.rate(state.step) * optim.plateau_scale(state.opt_state)
         one_number = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
         measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in one_number.items()}
-        return State(state.step + 1, params, stats, opt_state, ema), measures  # type: ignore[arg-type]
+        return State(state.step + 1, params, stats, opt_state, ema, state.memory), measures  # type: ignore[arg-type]
 
     def loss(
         self, params: dict, stats: dict, fixed: dict, batch: dict, counts: dict, weights: dict, key: Array
@@ -135,18 +136,23 @@ class Step:
         """The batch as the models read it: floats, padding blanked, augmented."""
         batch = as_floats(batch)
         if self.augment is not None:
-            key = self._key("augment", step)
+            key = folded_key(self.seed, "augment", step)
             batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
         return batch
 
     def dropout_key(self, step: Array, part: Array | int) -> Array:
         """The key of a micro-batch."""
-        return jax.random.fold_in(self._key("dropout", step), part)
+        return jax.random.fold_in(folded_key(self.seed, "dropout", step), part)
 
-    def _key(self, use: str, step: Array) -> Array:
-        """Folded from what it is for and the step, so that no key is saved and no two uses share one."""
-        named = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(use.encode()))
-        return jax.random.fold_in(named, step)
+    def memory(self, params: dict) -> dict:
+        """A step of terms remembers nothing."""
+        return {}
+
+
+def folded_key(seed: int, use: str, step: Array) -> Array:
+    """Folded from what it is for and the step, so that no key is saved and no two uses share one."""
+    named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(use.encode()))
+    return jax.random.fold_in(named, step)
 
 
 def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array, Array]:

@@ -9,7 +9,7 @@ import pytest
 
 from kdjax.config import ConfigError, Lora, Schedule, Teacher, Term
 from kdjax.train import optim
-from kdjax.train.step import eval_params
+from kdjax.train.step import eval_params, folded_key
 from tests.train import tiny
 
 TEACHERS = {  # sizes, widths and normalisations of their own
@@ -329,7 +329,7 @@ def test_bfloat16_computes_so_and_keeps_float32():
 def test_every_use_and_step_has_a_key_of_its_own():
     learner, *_ = compiled_full()
     step = learner.step
-    keys = [step._key(use, jnp.asarray(at)) for use in ("augment", "dropout") for at in range(3)]
+    keys = [folded_key(step.seed, use, jnp.asarray(at)) for use in ("augment", "dropout") for at in range(3)]
     keys += [step.dropout_key(jnp.asarray(at), part) for at in range(3) for part in range(3)]
     assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
 
