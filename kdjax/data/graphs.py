@@ -46,7 +46,7 @@ class Graphs:
 def joined(parts: Sequence[Graphs]) -> Graphs:
     """The graphs of all parts, one after the other."""
 
-    def offsets(name: str) -> Int64[np.ndarray, " g+1"]:
+    def offsets(name: str) -> Int64[np.ndarray, " n"]:
         counts = [np.diff(getattr(part, name)) for part in parts]
         return np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
 
