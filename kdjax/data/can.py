@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -51,6 +51,7 @@ class Can:
     num_ids: int  # rows of an embedding, the last for ids that training did not see; 0 where ids are features (A)
     notes: tuple[str, ...]
     files: tuple[str, ...]  # `file` of the graphs counts them
+    keepsake: dict[str, Any]  # how other logs are cut as these were
     ids: str  # how ids are written: "hex", "decimal" or "number"
 
     def __init__(
@@ -70,6 +71,7 @@ class Can:
         cutting = {"generation": generation, "window": window, "stride": stride}
         windows.check(**cutting)
         self.files = tuple(str(file.path) for file in found)
+        self._settings = cutting | {"ids": ids, "payload": payload}
         kept = None
         if cache:
             kept = _folder(cache) / f"{_key(where, found, reading | cutting)}.npz"
@@ -91,6 +93,7 @@ class Can:
         self.train = joined([graphs for name, graphs in sets.items() if _is_train(name)])
         self.test = {name: graphs for name, graphs in sets.items() if not _is_train(name)}
         self.num_ids = self.mapping.num_ids if self.mapping.ids else 0
+        self.keepsake = windows.keepsake(self.mapping, **self._settings)
         self.notes = tuple(notes)
         if not len(self.train):
             raise ConfigError(f"no training log is longer than a window: {', '.join(self.files)}; use a smaller window")

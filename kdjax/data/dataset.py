@@ -23,6 +23,7 @@ class Dataset:
 
     item: ClassVar[str]
     facts: dict[str, Any] = {}  # what options of models may ask of the data
+    keepsakes: dict[str, Any] = {}  # file name -> what a model's users must know of its data, left beside its weights
 
     def __init__(self, sizes: dict[str, int], labelled: Bool[np.ndarray, " n"], notes: Sequence[str], workers: int = 0):
         self.sizes, self.notes, self.workers = sizes, tuple(notes), workers
@@ -36,6 +37,10 @@ class Dataset:
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         """The class of each example."""
         raise NotImplementedError
+
+    def axis(self, batch_size: int) -> int:
+        """The length of the axis that devices share, in a batch of so many examples."""
+        return batch_size
 
     def order(self, split: str) -> Int[np.ndarray, " n"]:
         """The order in which a split is evaluated."""

@@ -16,6 +16,7 @@ from kdjax.config import ConfigError, Data
 from kdjax.data.dataset import Batch, Dataset
 from kdjax.data.source import SPLITS, open_source
 
+KEEPSAKE = "windows.json"  # beside a model's weights: how logs become its graphs
 ROUND = 64  # nodes and edges of a bucket are a multiple of it
 SAMPLES = 300  # packs that are tried to choose the buckets
 
@@ -119,6 +120,7 @@ def build(data: Data, parts: int = 1) -> "GraphSet":
         graphs = joined([source.train, *source.test.values()])
         found = GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
         found.facts = {"num_ids": source.num_ids, "features": graphs.x.shape[1]}
+        found.keepsakes = {KEEPSAKE: kept} if (kept := getattr(source, "keepsake", None)) else {}
         return found
     except ConfigError as error:
         raise ConfigError(f"the data {data.source!r} cannot be used:\n  {error}") from error
@@ -183,8 +185,12 @@ class GraphSet(Dataset):
         told = " or ".join(f"{n} nodes and {e} edges" for n, e in self.buckets)
         self.notes = (*self.notes, f"packs of {told}, on average {fill:.0%} full")
 
+    def axis(self, batch_size: int) -> int:
+        return self.parts
+
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        (n, e), g = self.buckets[0], self.data.batch_size // self.parts
+        """Of the largest bucket."""
+        (n, e), g = self.buckets[-1], self.data.batch_size // self.parts
         each = {
             "x": ((n, self.graphs.x.shape[1]), jnp.float32),
             **dict.fromkeys(("id", "graph"), ((n,), jnp.int32)),

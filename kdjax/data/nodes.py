@@ -65,6 +65,9 @@ class NodeSet(Dataset):
     def steps_per_epoch(self, batch_size: int) -> int:
         return 1
 
+    def axis(self, batch_size: int) -> int:
+        return 1
+
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype) for k, v in self._batches["val"].items()}
 

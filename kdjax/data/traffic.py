@@ -86,6 +86,7 @@ class Traffic:
         self.files = tuple(self.logs)
         self.mapping = Mapping.build([log for name, log in self.logs.items() if name.startswith("train")], generation)
         self.num_ids = self.mapping.num_ids if self.mapping.ids else 0
+        self.keepsake = windows.keepsake(self.mapping, generation, window, stride)
         sets: dict[str, list[Graphs]] = {}
         for k, (name, log) in enumerate(self.logs.items()):
             part = windows.graphs(log, generation, window, stride, self.mapping, file=k)

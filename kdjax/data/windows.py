@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
@@ -101,6 +102,14 @@ def graphs(
         starts = np.arange(first, min(first + per_block, count)) * stride
         parts.append(_block(messages, index, starts, window, generation, file))
     return joined(parts)
+
+
+def keepsake(mapping: Mapping, generation: str, window: int = 0, stride: int = 0, **reading: str) -> dict[str, Any]:
+    """What it takes to cut other logs as these were cut, as JSON has it: the arguments of `graphs`, the known ids in
+    the order of their indices, and how logs are read."""
+    window = window or WINDOWS[generation]
+    cut = {"generation": generation, "window": window, "stride": stride or window}
+    return {**cut, "reading": reading, "ids": list(mapping.ids)}
 
 
 def check(generation: str, window: int = 0, stride: int = 0) -> None:

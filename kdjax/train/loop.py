@@ -4,6 +4,7 @@ Killed at any moment and started again, the loop ends in the same bits: batches 
 are folded from it, and what is written is written whole or not at all.
 """
 
+import json
 import math
 import signal
 import threading
@@ -177,6 +178,8 @@ def train(
     calibrated = task.calibrate(evaluate(learner, whole, "val")[1], learner.dataset)
     about = {**safetensors.about(stage.model), **{k: repr(v) for k, v in calibrated.items()}}
     keep(folder / "model.safetensors", whole, about)
+    for name, told in learner.dataset.keepsakes.items() if primary else ():
+        (folder / name).write_text(json.dumps(told))
     return {
         "calibrated": calibrated,
         **{k: progress[k] for k in ("epochs", "best", "best_epoch", "seconds")},
