@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any
 
-from kdjax.config import ConfigError, Experiment, Stage, nearest, references
+from kdjax.config import ConfigError, Experiment, Stage, nearest, references, teacher_folders
 
 
 def validate(experiment: Experiment) -> None:
@@ -95,8 +95,13 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
             f"({', '.join(stage.parts.values())}), and none here"
         )
     for name, teacher in stage.teachers.items():
-        if bool(teacher.stage) == bool(teacher.model):
-            wrong.append(f"teachers.{name}: name either a stage or a model, not both or neither")
+        if teacher.stage and teacher.model:
+            wrong.append(f"teachers.{name}: name either a stage or a model, not both")
+        if not teacher.stage and not teacher.model and not teacher_folders(stage.folder):
+            wrong.append(
+                f"teachers.{name}: name a stage, or a model with a file of weights; only a stage whose folder is "
+                "MODALITY/DATASET/LEARNING/MODEL/SIZE/with-kd/MODE finds its teacher by itself"
+            )
         if teacher.model and not teacher.weights:
             wrong.append(f"teachers.{name}: a model needs weights=FILE, else it would teach noise")
     for name, term in stage.terms.items():

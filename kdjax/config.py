@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -105,7 +106,10 @@ class Term:
 
 @dataclass(slots=True)
 class Teacher:
-    """A frozen model to learn from: an earlier stage, or a registered model with a file of weights."""
+    """A frozen model to learn from: an earlier stage, or a registered model with a file of weights.
+
+    Where none is named it is found by the student's folder: the finished stage of another size without distillation.
+    """
 
     stage: str = ""
     model: Optional[Model] = None
@@ -203,6 +207,7 @@ class Stage:
     model: Model
     epochs: int  # passes over as many images as the training set has, labelled or not, so that budgets compare
     title: str = ""  # the row's name in the report
+    folder: str = ""  # where it lies below the working directory: stages/NAME if left out, else as `layout` says
     init: str = ""  # "stage:NAME" or a file of weights to start from
     init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from a file
     adopt: bool = False  # a file in `init` also says with which options the model is built
@@ -314,8 +319,24 @@ def _is_model(value: Any) -> bool:
 def without_teachers(stage: Stage) -> Stage:
     """The control of a distilled stage: same data, labels and budget, but nothing of a teacher."""
     terms = {k: t for k, t in stage.terms.items() if not t.teacher}
-    title = f"{stage.title.split(',')[0]}, no teacher" if stage.title else ""
-    return dataclasses.replace(stage, teachers={}, terms=terms, title=title, grad_norms_every=0)
+    title = f"{stage.title.removesuffix(', distilled')}, no teacher" if stage.title else ""
+    folder = re.sub(r"(^|/)with-kd(/|$)", r"\1no-kd\2", stage.folder)
+    if stage.folder and folder == stage.folder:
+        folder += "_control"
+    return dataclasses.replace(stage, teachers={}, terms=terms, title=title, folder=folder, grad_norms_every=0)
+
+
+def layout(
+    modality: str, dataset: str, learning_type: str, model: str, size: str, mode: str, *, distilled: bool = False
+) -> str:
+    """The folder of a stage among many others."""
+    return "/".join([modality, dataset, learning_type, model, size, "with-kd" if distilled else "no-kd", mode])
+
+
+def teacher_folders(folder: str) -> str:
+    """A pattern of the folders in which a student in `folder` looks for its teacher; "" where it is no `layout`."""
+    parts = folder.split("/")
+    return "/".join([*parts[:4], "*", "no-kd", parts[6]]) if len(parts) == 7 else ""
 
 
 # -- saving and comparing --------------------------------------------------------------------------------------------

@@ -20,14 +20,18 @@ from kdjax import checks, config
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.dataset import Dataset
+from kdjax.data.graphs import GraphSet
+from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
-from kdjax.report import tables, trackers
+from kdjax.report import cka, tables, trackers
 from kdjax.tasks.tested import Tested
 from kdjax.train import sharding
 from kdjax.train.curriculum import Ranked
-from kdjax.train.loop import Signals, evaluate, train
+from kdjax.train.loop import Signals, count, evaluate, train
 from kdjax.train.setup import Learner, initial, part_of, prepare
 from kdjax.weights import safetensors
+
+WIDEST = 512  # channels of a layer that is compared with others: more say little of as few nodes
 
 
 class GateError(RuntimeError):
@@ -43,9 +47,13 @@ class Run:
     learners: dict[str, Learner]  # controls included, in order
     files: dict[str, dict]  # weights from outside, by path
 
+    def of(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return stage_folder(self.folder, stage, self.learners[stage].stage)
+
     def weights(self, stage: str) -> dict:
         """The variables that a finished stage left."""
-        path = stage_folder(self.folder, stage) / "model.safetensors"
+        path = self.of(stage) / "model.safetensors"
         if not path.exists():
             raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
         return safetensors.load(path)[0]
@@ -69,7 +77,7 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
         if jax.process_index() == 0:
             print(overview(made), flush=True)
         for name, learner in made.learners.items():
-            finished = stage_folder(made.folder, name) / "result.json"
+            finished = made.of(name) / "result.json"
             if finished.exists():
                 result = json.loads(finished.read_text())
             else:
@@ -109,6 +117,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         parts = sharding.parts(mesh, one.data.batch_size, one.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(one.data), parts])
         datasets[key] = datasets.get(key) or pipeline.build(one.data, parts)
+        one = replace(one, teachers={k: found_teacher(folder, name, one, k) for k in one.teachers})
         read = {path: safetensors.load(path) for path in _files(one)}
         files |= {path: variables for path, (variables, _) in read.items()}
         made_for = {path: safetensors.model_in(about) for path, (_, about) in read.items()}
@@ -122,7 +131,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
             skip = one.init_skip if path == one.init else ()
             _check_fits(f"stages.{name}.{what}", initial_shapes(model), files[path], skip, made_for[path])
         for what, stage, part in _stages_inside(one):
-            mine, theirs = (initial_shapes(build_model(m)) for m in (one.model, models[stage]))
+            mine, theirs = (initial_shapes(m) for m in (one.model, models[stage]))
             _check_fits(f"stages.{name}.{what}", part_of(mine, part), theirs, made_for=models[stage])
     claim(folder, experiment)
     return Run(experiment, folder, learners, files)
@@ -132,7 +141,7 @@ def overview(made: Run) -> str:
     """What is about to run and on what, a line each, with what a person should know about the data."""
     mesh = next(iter(made.learners.values())).mesh
     used = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    done = [name for name in made.learners if (stage_folder(made.folder, name) / "result.json").exists()]
+    done = [name for name in made.learners if (made.of(name) / "result.json").exists()]
     lines = [
         f"workdir  {made.folder}",
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({used})' if used else ''}",
@@ -144,9 +153,22 @@ def overview(made: Run) -> str:
         data, counts = learner.stage.data, ", ".join(f"{n} {split}" for split, n in learner.dataset.sizes.items())
         read.setdefault(f"{data.source}, {counts}; {data.labelled:.0%} of train labelled", []).append(name)
         notes |= dict.fromkeys(f"note     {data.source}: {note}" for note in learner.dataset.notes)
+        notes |= dict.fromkeys(f"warning  {name}: {text}" for text in oversized(made, learner))
     lines += [f"data     {line}" + (f" ({', '.join(names)})" if len(read) > 1 else "") for line, names in read.items()]
     lines += notes
     return "\n".join(lines) + "\n"
+
+
+def oversized(made: Run, learner: Learner) -> list[str]:
+    """What to say of a student that is as large as its teacher."""
+    mine = count(initial_shapes(learner.stage.model)["params"])
+    told = []
+    for key, teacher in learner.stage.teachers.items():
+        model = teacher.model or made.learners[teacher.stage].stage.model
+        theirs = count(initial_shapes(model)["params"])
+        if mine >= theirs:
+            told.append(f"with {mine:,} parameters it is no smaller than its teacher {key!r} with {theirs:,}")
+    return told
 
 
 def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
@@ -164,6 +186,24 @@ def _stages(experiment: Experiment, only: str) -> dict[str, Stage]:
     for name in keep:
         keep += [r for r in config.references(known[name]) if r not in keep]
     return {name: one for name, one in known.items() if name in keep}
+
+
+def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Teacher:
+    """The teacher, looked for by the student's folder where none is named."""
+    teacher = stage.teachers[key]
+    if teacher.stage or teacher.model:
+        return teacher
+    pattern = config.teacher_folders(stage.folder)
+    own = folder / config.without_teachers(stage).folder
+    found = [path for path in sorted(folder.glob(f"{pattern}/model.safetensors")) if path.parent != own]
+    if len(found) != 1:
+        what = " and ".join(map(str, found)) or "none"
+        raise ConfigError(
+            f"stages.{name}.teachers.{key}: no teacher is named; expected one finished stage in {folder / pattern}, "
+            f"found {what}: train it first, or name a stage or a file of weights"
+        )
+    model = safetensors.model_in(safetensors.load(found[0])[1])
+    return replace(teacher, model=model, weights=str(found[0]))
 
 
 def _files(stage: Stage) -> dict[str, tuple[str, Any]]:
@@ -200,8 +240,8 @@ def _check_fits(
 # -- the working directory -------------------------------------------------------------------------------------------
 
 
-def stage_folder(folder: Path, stage: str) -> Path:
-    return folder / "stages" / stage
+def stage_folder(folder: Path, name: str, stage: Stage) -> Path:
+    return folder / (stage.folder or f"stages/{name}")
 
 
 def write(path: Path, text: str) -> None:
@@ -235,11 +275,12 @@ def check_owner(folder: Path, experiment: Experiment) -> None:
 
 
 def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) -> dict:
-    folder, stage = stage_folder(made.folder, name), learner.stage
+    folder, stage = made.of(name), learner.stage
     given = made.init(stage), made.teachers(stage), made.experiment.log, signals
     told = train(learner, folder, *given, ranked(made, learner))
-    result = test(learner, made.weights(name), folder, told["calibrated"])
-    return {"title": stage.title or name, **told, **result}
+    whole = made.weights(name)
+    result = test(learner, whole, folder, told["calibrated"])
+    return {"title": stage.title or name, **told, **result, **likeness(made, learner, whole)}
 
 
 def ranked(made: Run, learner: Learner) -> Ranked | None:
@@ -262,6 +303,24 @@ def test(learner: Learner, whole: dict, folder: Path | None, calibrated: dict[st
         with open(folder / "test.csv", "w", newline="") as file:
             csv.writer(file).writerows(table)
     return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, whole)}
+
+
+def likeness(made: Run, learner: Learner, whole: dict) -> dict:
+    """How alike the layers of a student and its teacher see the validation data, where both give rows of one kind."""
+    if not learner.stage.teachers or not isinstance(learner.dataset, GraphSet):
+        return {}
+    key, taught = next(iter(learner.step.teachers.items()))
+    sides = {"teacher": (taught, made.teachers(learner.stage)[key]), "student": (Network(learner.model), whole)}
+    batch = next(iter(learner.dataset.evaluate("val", learner.stage.data.batch_size)))
+    seen: dict[str, dict[str, np.ndarray]] = {}
+    for side, (network, variables) in sides.items():
+        outputs = jax.device_get(jax.jit(lambda v, b, n=network: n(v, b)[0])(variables, batch))
+        rows = {k: x for k, x in outputs.items() if x.ndim == 3 and x.shape[:2] == batch["nodes"].shape}
+        seen[side] = {k: x[batch["nodes"]] for k, x in rows.items() if 2 < x.shape[2] <= WIDEST}
+    if not all(seen.values()):
+        return {}
+    alike = cka.similarities(seen["teacher"], seen["student"])
+    return {"likeness": {"cka": alike.tolist(), **{side: list(layers) for side, layers in seen.items()}}}
 
 
 def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
@@ -295,7 +354,7 @@ def summarise(made: Run) -> dict:
     taught_by = {t.stage for s in stages.values() for t in s.teachers.values()}
     rows = []
     for name, stage in stages.items():
-        found = stage_folder(made.folder, name) / "result.json"
+        found = made.of(name) / "result.json"
         if stage.auxiliary or not found.exists():
             continue
         control = name.endswith("_control")
@@ -304,7 +363,7 @@ def summarise(made: Run) -> dict:
         rows.append(row)
         rows += [{"stage": name, "role": "baseline", **one} for one in row.pop("beside", [])]
     last = next(reversed(made.learners.values()))
-    told = [stage_folder(made.folder, name) / "result.json" for name in stages]
+    told = [made.of(name) / "result.json" for name in stages]
     return {
         "name": made.experiment.name,
         "seed": made.experiment.seed,
@@ -325,7 +384,7 @@ def report(made: Run, summary: dict) -> None:
 
     folder = made.folder
     curves = {
-        learner.stage.title or name: trackers.read(stage_folder(folder, name) / "metrics.jsonl")
+        learner.stage.title or name: trackers.read(made.of(name) / "metrics.jsonl")
         for name, learner in made.learners.items()
     }
     write(folder / "summary.json", json.dumps(summary, indent=1))
@@ -341,7 +400,7 @@ def pictures(made: Run, summary: dict) -> dict[str, str]:
     for row in summary["rows"]:
         if row["role"] == "baseline":
             continue
-        found, learner = stage_folder(made.folder, row["stage"]) / "test.npz", made.learners[row["stage"]]
+        found, learner = made.of(row["stage"]) / "test.npz", made.learners[row["stage"]]
         if found.exists():
             tested.setdefault(learner.stage.task, []).append(Tested(row, learner.dataset, np.load(found)["predicted"]))
     shown: dict[str, str] = {}

@@ -105,7 +105,7 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
 
 def load(stage: Stage, workdir: Path, name: str, weights: str) -> tuple[Path, dict, dict[str, str]]:
     """The file, the variables in it and its metadata; refused where they are not those of the stage's model."""
-    path = Path(weights).expanduser() if weights else running.stage_folder(workdir, name) / "model.safetensors"
+    path = Path(weights).expanduser() if weights else running.stage_folder(workdir, name, stage) / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
     whole, about = safetensors.load(path)

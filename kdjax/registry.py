@@ -44,10 +44,12 @@ TABLES: dict[str, dict[str, str]] = {
         "autoencoder": "kdjax.tasks.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
         "detection": "kdjax.tasks.detection:Detection",
+        "fusion": "kdjax.tasks.fusion:Fusion",
         "segmentation": "kdjax.tasks.segmentation:Segmentation",
     },
     "data": {
         "can": "kdjax.data.can:Can",
+        "can_traffic": "kdjax.data.traffic:Traffic",
         "ultrasound": "kdjax.data.ultrasound:Ultrasound",
         "busi": "kdjax.data.readers:Busi",
         "bus_bra": "kdjax.data.readers:BusBra",

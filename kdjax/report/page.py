@@ -174,12 +174,16 @@ def _per_class(summary: dict[str, Any]) -> str:
     keys = list(dict.fromkeys(k for row in summary["rows"] for k in row.get("per_class") or {}))
     if len(keys) < 2:
         return ""
-    rows = []
-    for row in summary["rows"]:
-        values = [tables.mean_std(name, (row.get("per_class") or {}).get(k, {}).get(name)) for k in keys]
-        rows.append((row.get("role", ""), [row["title"], *values, ""]))
     head = ["model", *(tables.class_name(k, names) for k in keys), ""]
-    return f"<h3>{escape(tables.heading(name))} of each {summary.get('group', 'class')}</h3>{table_html(head, rows)}"
+    parts = []
+    for measure in [name, *summary.get("group_measures", [])]:
+        rows = []
+        for row in summary["rows"]:
+            values = [tables.mean_std(measure, (row.get("per_class") or {}).get(k, {}).get(measure)) for k in keys]
+            rows.append((row.get("role", ""), [row["title"], *values, ""]))
+        heading = f"{tables.heading(measure)} of each {summary.get('group', 'class')}"
+        parts.append(f"<h3>{escape(heading)}</h3>{table_html(head, rows)}")
+    return "".join(parts)
 
 
 # -- how it was trained --------------------------------------------------------------------------------------------
@@ -191,9 +195,9 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
     parts = []
     for name in _validated(summary, named):
         heading = f"{tables.heading(name)} on validation {summary.get('item', 'image')}s"
-        parts.append(_figure(heading, figures.validation_curves(named, name), wide=True))
+        parts.append(figure(heading, figures.validation_curves(named, name), wide=True))
     for title, records in named.items():
-        drawn = "".join(_figure(what, svg) for what, svg in figures.learning_curves(records).items())
+        drawn = "".join(figure(what, svg) for what, svg in figures.learning_curves(records).items())
         if drawn:
             parts.append(f'<h3>{escape(title)}</h3><div class="curves">{drawn}</div>')
     return "".join(parts)
@@ -206,7 +210,7 @@ def _validated(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]])
     return [primary(summary)] if primary(summary) in found else found[:1]
 
 
-def _figure(heading: str, svg: str, wide: bool = False) -> str:
+def figure(heading: str, svg: str, wide: bool = False) -> str:
     kind = ' class="wide"' if wide else ""
     return f"<figure{kind}><figcaption>{escape(heading)}</figcaption>{svg}</figure>" if svg else ""
 

@@ -15,7 +15,10 @@ class Progress:
     last value.
     """
 
-    def __init__(self, title: str, total_steps: int, start: int = 0, *, epochs: int = 1, enabled: bool = True):
+    def __init__(
+        self, title: str, total_steps: int, start: int = 0, *, epochs: int = 1, unit: str = "image", enabled: bool = True
+    ):
+        self.unit = {"image": "img"}.get(unit, unit)
         self.title, self.total, self.epochs = title, total_steps, epochs
         self.enabled = enabled
         self._seen: dict[str, float] = {}
@@ -41,7 +44,7 @@ class Progress:
         self,
         step: int,
         values: dict[str, SupportsFloat],
-        images_per_s: SupportsFloat | None = None,
+        per_second: SupportsFloat | None = None,
         wait: SupportsFloat | None = None,
     ) -> None:
         """`step` steps are done. The second update at the end of an epoch, its validation, prints its line."""
@@ -54,7 +57,7 @@ class Progress:
         if self._clock is None:
             self._clock, self._start = self._now, step
         self._seen |= {k: float(v) for k, v in values.items()}
-        self._rate = self._rate if images_per_s is None else float(images_per_s)
+        self._rate = self._rate if per_second is None else float(per_second)
         self._wait = self._wait if wait is None else float(wait)
         if self._bar is not None:
             self._bar.set_description_str(self._text(), refresh=False)
@@ -94,7 +97,7 @@ class Progress:
         parts = [self.title, f"{epoch}{current}/{self.epochs}"]
         parts += [f"{_label(k)} {v:.3g}" for k, v in self._seen.items()]
         if self._rate is not None:
-            parts.append(f"{self._rate:.{1 if self._rate < 10 else 0}f} img/s")
+            parts.append(f"{self._rate:.{1 if self._rate < 10 else 0}f} {self.unit}/s")
         if self._wait is not None:
             parts.append(f"wait {100 * self._wait:.0f}%")
         return gap.join([*parts, self._left()])

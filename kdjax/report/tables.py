@@ -9,6 +9,9 @@ from html import escape
 from typing import Any
 
 HEADINGS = {
+    "f1": "F1",
+    "auc": "AUC",
+    "false_positive_rate": "false positives",
     "dice": "Dice",
     "iou": "IoU",
     "hd95": "HD95",

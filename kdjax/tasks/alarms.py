@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from kdjax.report import detection
+from kdjax.report import detection, detection_figures, graph_figures
+from kdjax.report.page import figure
+from kdjax.report.pca import pca
 from kdjax.tasks.tested import Tested
+
+POINTS = 1500  # graphs in the picture of embeddings
 
 
 def measured(logits: Float[Array, "*b"], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
@@ -40,10 +44,7 @@ def tested(scores: np.ndarray, dataset: Any, limit: float) -> tuple[dict, list[l
         found[name] = detection.measure(scores[some], labels[some], limit)
     result = {
         "metrics": detection.summarise(found),
-        "per_class": {
-            name: {k: {"mean": v, "std": float("nan"), "n": int((groups == name).sum())} for k, v in of.items()}
-            for name, of in found.items()
-        },
+        "per_class": {name: detection.as_statistics(of) for name, of in found.items()},
         "per_image": {"f1": [of["f1"] for of in found.values()]},
         "threshold": limit,
     }
@@ -53,9 +54,59 @@ def tested(scores: np.ndarray, dataset: Any, limit: float) -> tuple[dict, list[l
 
 
 def words(dataset: Any) -> dict[str, Any]:
+    """How the report calls the test sets."""
     count = len(dict.fromkeys(dataset.groups))
-    return {"group": "test set", "over": f"{count} test sets" if count > 1 else ""}
+    return {"group": "test set", "group_measures": ["auc"], "over": f"{count} test sets" if count > 1 else ""}
 
 
-def pictures(heading: str, tested: list[Tested]) -> dict[str, str]:
+def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
+    """Scores with the threshold, what they tell apart, and how the last student (else the last model) knows graphs."""
+    of = ([one for one in stages if one.role == "student"] or stages)[-1]
+    labels, groups = of.dataset.labels("test"), np.array(of.dataset.groups)
+    known, limit = labels >= 0, of.row["threshold"]
+    scores = of.predicted[:, 0]
+    sets = {name: (groups == name) & known for name in dict.fromkeys(of.dataset.groups)}
+    drawn = {
+        f"scores of {of.title}": detection_figures.score_histograms(
+            {name: (scores[some], labels[some]) for name, some in sets.items()}, limit, xlabel=xlabel
+        ),
+        f"alarms of {of.title}": detection_figures.confusions(
+            {name: detection.confusion(scores[some], labels[some], limit) for name, some in sets.items()}
+        ),
+        "all test sets together": detection_figures.roc_curves(
+            {one.title: (one.predicted[known, 0], labels[known]) for one in stages}
+        ),
+    }
+    wide = "".join(figure(title, svg, wide=True) for title, svg in drawn.items())
+    return {heading: wide + embedding(of, groups, labels)}
+
+
+def embedding(of: Tested, groups: np.ndarray, labels: np.ndarray) -> str:
+    """What the model knows graphs by, where its predictions hold it: a plane of some graphs of every set."""
+    if of.predicted.shape[1] < 3:
+        return ""
+    chosen = np.random.default_rng(0).permutation(len(labels))[:POINTS]
+    points, share = pca(of.predicted[chosen, 1:])
+    names = [f"{groups[i]}, {'attack' if labels[i] == 1 else 'normal'}" for i in chosen]
+    title = f"embeddings of {of.title}, {len(chosen)} test graphs"
+    return figure(title, detection_figures.embedding(points, names, share), wide=True)
+
+
+def graphs(of: Tested) -> dict[str, str]:
+    """A normal graph and an attack from the first test set that has both."""
+    labels, groups = of.dataset.labels("test"), np.array(of.dataset.groups)
+    for name in dict.fromkeys(of.dataset.groups):
+        pair = [np.flatnonzero((groups == name) & (labels == label)) for label in (0, 1)]
+        if all(map(len, pair)):
+            shown = [_graph(of, name, label, int(where[0])) for label, where in enumerate(pair)]
+            return {"Example graphs": figure("", graph_figures.example_graphs(shown), wide=True)}
     return {}
+
+
+def _graph(of: Tested, group: str, label: int, i: int) -> dict[str, Any]:
+    found = of.dataset.graph("test", i)
+    kind = "attack" if label else "normal"
+    links = np.bincount(found["senders"], minlength=len(found["name"]))
+    links += np.bincount(found["receivers"], minlength=len(found["name"]))
+    told = {"title": f"{group}, {kind}", "names": found["name"], "counts": links}
+    return {**told, "senders": found["senders"], "receivers": found["receivers"]}

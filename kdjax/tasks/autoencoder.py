@@ -62,4 +62,4 @@ class Autoencoder:
         return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
-        return alarms.pictures("Anomalies", tested)
+        return alarms.pictures("Anomalies", tested, "anomaly") | alarms.graphs(tested[-1])

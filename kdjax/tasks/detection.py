@@ -52,7 +52,7 @@ class Detection:
         return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
-        return alarms.pictures("Detection", tested)
+        return alarms.pictures("Detection", tested, "logit of an attack")
 
 
 def logit(logits: Float[Array, "p g k"]) -> Float[Array, "p g"]:

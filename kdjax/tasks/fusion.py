@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, Data, Term
+from kdjax.report import detection_figures
+from kdjax.report.page import figure
 from kdjax.tasks import alarms, fusing
 from kdjax.tasks.detection import logit
 from kdjax.tasks.tested import Predictions, Tested
@@ -69,7 +71,10 @@ class Fusion:
         return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
-        return alarms.pictures("Fusion", tested)
+        last = tested[-1].predicted
+        shown = detection_figures.policy(*last[:, 1:4].T)
+        policy = figure("weight of the classifier over what both models say", shown, wide=True)
+        return {"Fusion": alarms.pictures("Fusion", tested, "logit of the fused score")["Fusion"] + policy}
 
 
 def _seen(predicted: np.ndarray, labels: np.ndarray) -> fusing.Seen:
