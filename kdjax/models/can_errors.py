@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from kdjax.models.pooling import graph_max, graph_mean
+from kdjax.models.pooling import Count, graph_max, graph_mean
 
 
 def node_errors(
@@ -16,7 +16,7 @@ def node_errors(
     senders: Int[Array, "p e"],
     receivers: Int[Array, "p e"],
     graph: Int[Array, "p n"],
-    g: int,
+    g: Count,
 ) -> dict[str, Array]:
     """`feature_error` [p, n], the mean square over features; `id_error` [p, n], cross-entropy of the id;
     `neighbour_error` [p, n], binary cross-entropy of which ids the node sends to, the mean over all ids; each 0 for
@@ -37,4 +37,4 @@ def node_errors(
 
 def sent_to(id: Int[Array, " n"], senders: Int[Array, " e"], receivers: Int[Array, " e"], num_ids: int) -> Array:
     """[n, num_ids], True where the node sends to one of that id; several of them, as the unknown ones, are one."""
-    return jnp.zeros((len(id), num_ids), bool).at[senders, id[receivers]].set(True)
+    return jnp.zeros((id.shape[0], num_ids), bool).at[senders, id[receivers]].set(True)

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from jax import export
 
+from kdjax import registry
 from kdjax.weights import stablehlo
+from tests.models.graph_packs import packed, random_graphs
+from tests.models.test_graph_models import CASES
+from tests.quick import QUICK
 
 RANDOM = np.random.default_rng(0)
 
@@ -43,6 +47,24 @@ def test_named_sizes_may_be_any(tmp_path):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match=r"inconsistency .* specification 'e'"):
         loaded(*given(2, 3, 4, 1, others=1))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_model_of_graphs_takes_any_number_of_nodes_edges_and_graphs(case, tmp_path):
+    name, options = CASES[case]
+    model = registry.get("models", name)(**options)
+    batches = [packed([random_graphs(count, 5, 9, seed)], nodes) for count, seed, nodes in ((3, 0, 0), (5, 1, 70))]
+    variables = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), *batches[0])
+    nodes, edges = (("n",), "int32"), (("e",), "int32")
+    shapes = [(("n", 5), "float32"), nodes, edges, edges, nodes, (("g",), "bool")]
+    assert len(shapes) == len(model.inputs)
+    stablehlo.save(tmp_path / "f", model.apply, variables, shapes)
+    loaded = stablehlo.load(tmp_path / "f")
+    for batch in batches:
+        found, expected = loaded(*batch), jax.jit(model.apply, compiler_options=QUICK)(variables, *batch)
+        assert found.keys() == expected.keys()
+        for endpoint, x in expected.items():
+            np.testing.assert_allclose(found[endpoint], x, rtol=0, atol=1e-5 * np.abs(x).max(), err_msg=endpoint)
 
 
 def test_a_function_may_ask_for_its_batch(tmp_path):
