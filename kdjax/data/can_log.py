@@ -73,24 +73,52 @@ def stream(
 ) -> Iterator[Messages]:
     """The messages of a CSV log that may still be growing, `chunk` lines at a time; `told` hears of the bad ones.
 
-    The header comes first. How ids are written must show in the first chunk, or be said.
+    The header comes first. How ids are written must show in the first chunk, or be said. What stands for a line may be
+    several whole ones.
     """
-    _known(ids=ids, payload=payload)
     rows = Rows(name, strict=strict)
-    csv, source, bases = _Csv(rows), iter(lines), None
-    while held := list(islice(source, chunk)):
-        text = [line.encode() if isinstance(line, str) else line for line in held]
-        csv.feed(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in text))
+
+    def fed() -> Iterator[None]:
+        csv, source = _Csv(rows), iter(lines)
+        while held := list(islice(source, chunk)):
+            text = [line.encode() if isinstance(line, str) else line for line in held]
+            csv.feed(b"".join(line if line.endswith(b"\n") else line + b"\n" for line in text))
+            yield
+        csv.end()
+
+    return _in_turn(rows, fed(), ids, payload, told)
+
+
+def stream_parquet(
+    path: str | Path,
+    *,
+    ids: str = "auto",
+    payload: str = "auto",
+    strict: bool = False,
+    chunk: int = 1 << 14,
+    told: Callable[[Faults], None] = lambda faults: None,
+) -> Iterator[Messages]:
+    """As `stream`, of a parquet file, `chunk` rows at a time."""
+    rows = Rows(str(path), "row", strict)
+    return _in_turn(rows, _parquet(rows, chunk), ids, payload, told)
+
+
+def _in_turn(
+    rows: Rows, fed: Iterator[None], ids: str, payload: str, told: Callable[[Faults], None]
+) -> Iterator[Messages]:
+    """What `rows` hold after each step of `fed`."""
+    _known(ids=ids, payload=payload)
+    bases = None
+    for _ in fed:
         if len(rows):
             bases = bases or (
-                _base("ids", ids, {name: rows.id_signs}, Signs.of_ids),
-                _base("payload", payload, {name: rows.byte_signs}, Signs.of_bytes),
+                _base("ids", ids, {rows.name: rows.id_signs}, Signs.of_ids),
+                _base("payload", payload, {rows.name: rows.byte_signs}, Signs.of_bytes),
             )
             yield rows.taken(*bases)
         if rows.faults.count:
             told(rows.faults)
             rows.faults = Faults()
-    csv.end()
 
 
 def _known(**bases: str) -> None:
@@ -124,7 +152,8 @@ def _scan(path: str, strict: bool) -> Rows:
         raise ConfigError(f"{path}: expected a log ({' or '.join(SUFFIXES)}), found no such file; see to the path")
     if path.lower().endswith(".parquet"):
         rows = Rows(path, "row", strict)
-        _parquet(rows)
+        for _ in _parquet(rows):
+            pass
         return rows
     rows = Rows(path, strict=strict)
     csv = _Csv(rows)
@@ -280,23 +309,33 @@ class _Csv:
 # -- parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _parquet(rows: Rows) -> None:
+def _parquet(rows: Rows, chunk: int = 1 << 20) -> Iterator[None]:
+    """Adds all rows, up to `chunk` of them at a step."""
     try:
         import pyarrow
         import pyarrow.compute as compute
         import pyarrow.parquet as parquet
     except ImportError:
         raise ConfigError(f"{rows.name}: parquet needs pyarrow; pip install 'kdjax[parquet]'") from None
+
+    def unreadable(error: Exception) -> ConfigError:
+        return ConfigError(f"{rows.name}: expected parquet, but it cannot be read ({error}); replace the file")
+
+    def batches() -> Iterator[Any]:
+        try:
+            yield from file.iter_batches(chunk, columns=[names[k] for k in wanted], use_threads=False)
+        except pyarrow.ArrowException as error:
+            raise unreadable(error) from None
+
     try:
         file = parquet.ParquetFile(rows.name)
-        names = file.schema_arrow.names
-        at = _places(rows.name, names)
-        payload, label = at["payload"], at["label"]
-        wanted = [at["time"], at["id"], *([payload] if isinstance(payload, int) else payload)]
-        wanted += [] if label is None else [label]
-        table = file.read(columns=[names[k] for k in wanted], use_threads=False)
     except pyarrow.ArrowException as error:
-        raise ConfigError(f"{rows.name}: expected parquet, but it cannot be read ({error}); replace the file") from None
+        raise unreadable(error) from None
+    names = file.schema_arrow.names
+    at = _places(rows.name, names)
+    payload, label = at["payload"], at["label"]
+    payloads = [payload] if isinstance(payload, int) else payload
+    wanted = [at["time"], at["id"], *payloads, *([] if label is None else [label])]
 
     def column(place: int) -> Column:
         chunks = table.column(names[place])
@@ -320,12 +359,18 @@ def _parquet(rows: Rows) -> None:
         expected = "text" if place == payload else "numbers or text" if place == at["time"] else "whole numbers or text"
         raise ConfigError(f"{rows.name}: column {names[place]!r}: expected {expected}, found {kind}; convert it")
 
-    if not table.num_rows:
+    seen = 0
+    for batch in batches():
+        table = pyarrow.Table.from_batches([batch])
+        line = np.arange(seen + 1, seen + table.num_rows + 1)
+        seen += table.num_rows
+        rows.add(
+            line,
+            column(at["time"]),
+            column(at["id"]),
+            [column(k) for k in payloads],
+            None if label is None else column(label),
+        )
+        yield
+    if not seen:
         raise ConfigError(f"{rows.name}: expected messages, found columns without rows")
-    rows.add(
-        np.arange(1, table.num_rows + 1),
-        column(at["time"]),
-        column(at["id"]),
-        [column(k) for k in ([payload] if isinstance(payload, int) else payload)],
-        None if label is None else column(label),
-    )
