@@ -41,7 +41,11 @@ def get_config(variant: str = "") -> Experiment:
     smoke, real = variant == "smoke", variant not in ("", "smoke")
     data, normal = logs(variant, folder)
     large, small = sizes(smoke, real)
-    epochs = {"vgae": 1 if smoke else 10, "gat": 1 if smoke else 12, "dqn": 1 if smoke else 6}
+    epochs = {"vgae": 10, "gat": 12, "dqn": 6}
+    if real:
+        epochs = {"vgae": 6, "gat": 5, "dqn": 4}
+    if smoke:
+        epochs = {"vgae": 1, "gat": 1, "dqn": 1}
 
     def stage(task: str, kind: str, size: str, title: str, **fields: Any) -> Stage:
         mode = {"autoencoder": "autoencoder", "detection": "curriculum", "fusion": "fusion"}[task]
@@ -127,7 +131,7 @@ def logs(variant: str, folder: str) -> tuple[Data, Data]:
     """All windows, and those without an attack."""
     options: dict[str, Any] = {"batch_size": 64, "split": (0.7, 0.15, 0.15)}
     if variant == "smoke":
-        options |= {"source": "can_traffic", "train_windows": 128, "test_windows": 32, "batch_size": 32}
+        options |= {"source": "can_traffic", "train_windows": 128, "test_windows": 32, "batch_size": 32, "buckets": 1}
     elif not variant:
         options |= {"source": "can_traffic", "train_windows": 4000, "batch_size": 32}
     else:

@@ -319,6 +319,7 @@ def _is_model(value: Any) -> bool:
 def without_teachers(stage: Stage) -> Stage:
     """The control of a distilled stage: same data, labels and budget, but nothing of a teacher."""
     terms = {k: t for k, t in stage.terms.items() if not t.teacher}
+    terms = terms if any(t.weight for t in terms.values()) else {}  # it heard teachers alone: now it hears the task
     title = f"{stage.title.removesuffix(', distilled')}, no teacher" if stage.title else ""
     folder = re.sub(r"(^|/)with-kd(/|$)", r"\1no-kd\2", stage.folder)
     if stage.folder and folder == stage.folder:
@@ -372,9 +373,15 @@ def _from(kind: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(kind):
         made = object.__new__(typing.cast(type, kind))
         for f in dataclasses.fields(kind):
-            setattr(made, f.name, _from(f.type, value[f.name]))
+            known = f.name in value or (f.default is f.default_factory is dataclasses.MISSING)
+            setattr(made, f.name, _from(f.type, value[f.name]) if known else _default(f))
         return made
     return value
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """Of a field that a config lacks which was saved before there was that field."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _tuples(value: Any) -> Any:

@@ -359,7 +359,8 @@ def summarise(made: Run) -> dict:
             continue
         control = name.endswith("_control")
         role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
-        row = {"stage": name, "role": role, **json.loads(found.read_text())}
+        row = {"stage": name, "role": role, "teachers": [t.stage for t in stage.teachers.values() if t.stage]}
+        row |= json.loads(found.read_text())
         rows.append(row)
         rows += [{"stage": name, "role": "baseline", **one} for one in row.pop("beside", [])]
     last = next(reversed(made.learners.values()))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,7 +115,7 @@ def build(data: Data, parts: int = 1) -> "GraphSet":
         if source.test:
             ends = np.cumsum([len(source.train), *map(len, source.test.values())])
             where["test"] = np.arange(ends[0], ends[-1])
-            groups = [name for name, graphs in source.test.items() for _ in range(len(graphs))]
+            groups = [_spoken(name) for name, graphs in source.test.items() for _ in range(len(graphs))]
         if empty := [split for split, indices in where.items() if not len(indices)]:
             raise ConfigError(f"no graph is left for {', '.join(empty)}: {len(source.train)} windows are too few")
         graphs = joined([source.train, *source.test.values()])
@@ -124,6 +125,11 @@ def build(data: Data, parts: int = 1) -> "GraphSet":
         return found
     except ConfigError as error:
         raise ConfigError(f"the data {data.source!r} cannot be used:\n  {error}") from error
+
+
+def _spoken(name: str) -> str:
+    """ "test_01_known_vehicle_known_attack" -> "known vehicle known attack" """
+    return re.sub(r"^test_?\d*_?", "", name).replace("_", " ") or name
 
 
 @lru_cache(maxsize=2)

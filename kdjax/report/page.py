@@ -53,7 +53,9 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
         return (f"Trained without distillation: {names}." if names else "Nothing was trained."), "plain"
     sentences, mood = [], "plain"
     if teacher is not None:
-        sentences.append(f"The student is {_size(student, teacher)} {_kept(summary, student, teacher)}.")
+        several = sum(row.get("role") == "student" for row in summary["rows"]) > 1
+        who = f"Of several students the best is {student['title']}: it" if several else "The student"
+        sentences.append(f"{who} is {_size(student, teacher)} {_kept(summary, student, teacher)}.")
     gain = _difference(summary, student, control)
     if gain is not None:
         name, over = tables.heading(primary(summary)), tables.over(summary)
@@ -76,14 +78,15 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
 def cast(summary: dict[str, Any]) -> tuple[dict | None, dict | None, dict | None]:
     """The best student, the best teacher, and the control of that student; None for who is missing."""
 
-    def best(role: str) -> dict | None:
-        rows = [row for row in summary["rows"] if row.get("role") == role]
+    def best(role: str, among: list[str] | None = None) -> dict | None:
+        rows = [row for row in summary["rows"] if row.get("role") == role and (not among or row["stage"] in among)]
         return max(rows, key=lambda row: _value(row, primary(summary), -math.inf), default=None)
 
     student = best("student")
     controls = [row for row in summary["rows"] if row.get("role") == "control"]
     own = [row for row in controls if student and row["stage"] == f"{student['stage']}_control"]
-    return student, best("teacher"), next(iter(own or (controls if len(controls) == 1 else [])), None)
+    named = (student or {}).get("teachers")
+    return student, best("teacher", named), next(iter(own or (controls if len(controls) == 1 else [])), None)
 
 
 def primary(summary: dict[str, Any]) -> str:

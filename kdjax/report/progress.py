@@ -16,9 +16,9 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, total_steps: int, start: int = 0, *, epochs: int = 1, unit: str = "image", enabled: bool = True
+        self, title: str, total_steps: int, start: int = 0, *, epochs: int = 1, unit: str = "img", enabled: bool = True
     ):
-        self.unit = {"image": "img"}.get(unit, unit)
+        self.unit = unit
         self.title, self.total, self.epochs = title, total_steps, epochs
         self.enabled = enabled
         self._seen: dict[str, float] = {}

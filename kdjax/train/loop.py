@@ -123,7 +123,9 @@ def train(
             bar.update(at, {"loss": values["loss"]}, clock.rate, clock.waiting)
             told = {"ratio": progress["ratio"]} if ranked else {}
             if at % log.every == 0 or at % per_epoch in (0, 1):
-                tracked.write(at, "train", values | told, {f"{learner.dataset.item}s_per_s": clock.rate, "wait": clock.waiting})
+                tracked.write(
+                    at, "train", values | told, {f"{learner.dataset.item}s_per_s": clock.rate, "wait": clock.waiting}
+                )
         pending.clear()
 
     def save() -> None:
@@ -131,9 +133,12 @@ def train(
         progress["seconds"] = clock.seconds
         checkpoint.save(checkpoints, step, state, progress)
 
+    unit = {"image": "img"}.get(learner.dataset.item, learner.dataset.item)
     with (
         closing(Trackers(folder, log, name=learner.name, steps_done=start, primary=primary)) as tracked,
-        closing(Progress(title, per_epoch * stage.epochs, start, epochs=stage.epochs, unit=learner.dataset.item, enabled=primary)) as bar,
+        closing(
+            Progress(title, per_epoch * stage.epochs, start, epochs=stage.epochs, unit=unit, enabled=primary)
+        ) as bar,
     ):
         while progress["epochs"] < stage.epochs and not stop_early(stage, progress):
             with clock.wait():
