@@ -50,6 +50,8 @@ TABLES: dict[str, dict[str, str]] = {
     "data": {
         "can": "kdjax.data.can:Can",
         "can_traffic": "kdjax.data.traffic:Traffic",
+        "citations": "kdjax.data.citations:Citations",
+        "cora": "kdjax.data.cora:Cora",
         "ultrasound": "kdjax.data.ultrasound:Ultrasound",
         "busi": "kdjax.data.readers:Busi",
         "bus_bra": "kdjax.data.readers:BusBra",
