@@ -163,5 +163,5 @@ def started(experiment: Experiment, converted: Converted, path: Path, skipped: t
     teacher = replace(experiment.stages["teacher"], init=str(path), init_skip=skipped)
     run = open_run(replace(experiment, stages={"teacher": teacher}, control=False), path.parent / "run")
     learner = run.learners["teacher"]
-    state, fixed, _ = learner.start(run.files[str(path)], {})
+    state, fixed, _ = learner.start({"": run.files[str(path)]}, {})
     return flatten_dict(learner.whole(state.params, state.batch_stats["model"], fixed["frozen"]), sep="/")
