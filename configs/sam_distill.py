@@ -51,7 +51,8 @@ def get_config(variant: str = "") -> Experiment:
         data=target,
         model=sam_model,
         init="weights/sam_vit_b.safetensors" if published else "stage:sam",
-        init_skip=MASKS if published else (),
+        init_skip=MASKS,
+        adopt=True,  # a file of weights may be of another size
         terms=labels(0.5),
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
         optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),

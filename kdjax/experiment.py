@@ -129,9 +129,9 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         models[name] = one.model
         for path, (what, model) in _files(one).items():
             skip = one.init_skip if path == one.init else ()
-            _check_fits(f"stages.{name}.{what}", initial_shapes(model), files[path], skip, made_for[path])
+            _check_fits(f"stages.{name}.{what}", initial_shapes(build_model(model)), files[path], skip, made_for[path])
         for what, stage, part in _stages_inside(one):
-            mine, theirs = (initial_shapes(m) for m in (one.model, models[stage]))
+            mine, theirs = (initial_shapes(build_model(m)) for m in (one.model, models[stage]))
             _check_fits(f"stages.{name}.{what}", part_of(mine, part), theirs, made_for=models[stage])
     claim(folder, experiment)
     return Run(experiment, folder, learners, files)
@@ -161,11 +161,11 @@ def overview(made: Run) -> str:
 
 def oversized(made: Run, learner: Learner) -> list[str]:
     """What to say of a student that is as large as its teacher."""
-    mine = count(initial_shapes(learner.stage.model)["params"])
+    mine = count(initial_shapes(learner.model)["params"])
     told = []
     for key, teacher in learner.stage.teachers.items():
         model = teacher.model or made.learners[teacher.stage].stage.model
-        theirs = count(initial_shapes(model)["params"])
+        theirs = count(initial_shapes(build_model(model))["params"])
         if mine >= theirs:
             told.append(f"with {mine:,} parameters it is no smaller than its teacher {key!r} with {theirs:,}")
     return told
@@ -219,12 +219,8 @@ def _stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
 
 
 @cache
-def _shapes(model: Any) -> dict:
+def initial_shapes(model: Any) -> dict:
     return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
-
-
-def initial_shapes(model: config.Model) -> dict:
-    return _shapes(build_model(model))
 
 
 def _check_fits(
