@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from kdjax.report import tables
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -22,7 +24,8 @@ def main() -> None:
     )
     given, more = parser.parse_known_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    name = Path(given.config.split(":")[0]).stem + given.config.partition(":")[2].join(("-", "")).rstrip("-")
+    file, _, variant = given.config.partition(":")
+    name = "-".join(filter(None, [Path(file).stem, variant.partition("=")[0]]))
     summaries = []
     for seed in seeds:
         folder = Path(given.workdir) / name / str(seed)
@@ -36,34 +39,38 @@ def main() -> None:
 
 
 def aggregate(summaries: list[dict], seeds: list[int]) -> dict:
-    """Every model's test metrics for each seed, their mean and spread, and the paired gain over the control."""
-    rows = [
-        {
-            "stage": row["stage"],
-            "title": row["title"],
-            "role": row["role"],
-            "parameters": row["parameters"],
-            **{
-                metric: spread(
-                    [
-                        next(r for r in s["rows"] if r["stage"] == row["stage"])["metrics"][metric]["mean"]
-                        for s in summaries
-                    ]
-                )
-                for metric in ("dice", "iou", "hd95")
-            },
-        }
-        for row in summaries[0]["rows"]
+    """Every model's test metrics for each seed, their mean and spread, of each test set too where there are several,
+    and the paired gain over the control in the first measure of the table."""
+    shown = tables.shown(summaries[0])
+    columns = [
+        [next(row for row in s["rows"] if _key(row) == _key(first)) for s in summaries]
+        for first in summaries[0]["rows"]
     ]
-    dice = {row["stage"]: row["dice"]["values"] for row in rows}
+    rows = []
+    for of_seeds in columns:
+        first = of_seeds[0]
+        groups = first["per_class"] if summaries[0].get("group") else {}
+        rows.append(
+            {
+                **{k: first.get(k) for k in ("stage", "title", "role", "parameters")},
+                **{metric: spread([row["metrics"][metric]["mean"] for row in of_seeds]) for metric in shown},
+                **{
+                    f"{metric} of {group}": spread([row["per_class"][group][metric]["mean"] for row in of_seeds])
+                    for group in groups
+                    for metric in shown
+                },
+            }
+        )
+    values = {row["stage"]: row[shown[0]]["values"] for row in rows if row["role"] != "baseline"}
     gains = {
-        stage: spread([a - b for a, b in zip(dice[stage], dice[f"{stage}_control"], strict=True)])
-        for stage in dice
-        if f"{stage}_control" in dice
+        stage: spread([a - b for a, b in zip(values[stage], values[f"{stage}_control"], strict=True)])
+        for stage in values
+        if f"{stage}_control" in values
     }
     return {
         "name": summaries[0]["name"],
         "seeds": seeds,
+        "measures": shown,
         "test_images": summaries[0]["test_images"],
         "hardware": summaries[0]["hardware"],
         "versions": summaries[0]["versions"],
@@ -73,18 +80,33 @@ def aggregate(summaries: list[dict], seeds: list[int]) -> dict:
     }
 
 
+def _key(row: dict) -> tuple:
+    return row["stage"], row["title"]
+
+
 def spread(values: list[float]) -> dict:
     return {"mean": mean(values), "std": stdev(values) if len(values) > 1 else 0.0, "values": values}
 
 
 def markdown(found: dict) -> str:
-    lines = ["| model | params | Dice | IoU | HD95 |", "|---|---:|---:|---:|---:|"]
-    for row in found["rows"]:
-        metrics = [f"{row[m]['mean']:.{d}f} ± {row[m]['std']:.{d}f}" for m, d in (("dice", 3), ("iou", 3), ("hd95", 1))]
-        lines.append(f"| {row['title']} | {row['parameters']:,} | {' | '.join(metrics)} |")
+    lines = []
+    groups = list(dict.fromkeys(key.partition(" of ")[2] for row in found["rows"] for key in row if " of " in key))
+    for group in ["", *groups]:
+        measures = [f"{m} of {group}" if group else m for m in found["measures"]]
+        heads = " | ".join(tables.heading(m) for m in found["measures"])
+        lines += [
+            f"\n{group}\n" * bool(group) + f"| model | params | {heads} |",
+            f"|---|---:|{'---:|' * len(measures)}",
+        ]
+        for row in found["rows"]:
+            told = " | ".join(tables.mean_std(m.partition(" of ")[0], row[m]) for m in measures)
+            lines.append(
+                f"| {row['title']} | {f'{row['parameters']:,}' if row['parameters'] else tables.MISSING} | {told} |"
+            )
     for stage, gain in found["gain_over_control"].items():
         each = ", ".join(f"{value:+.3f}" for value in gain["values"])
-        lines.append(f"\n{stage} over its control: {gain['mean']:+.3f} ± {gain['std']:.3f} Dice (each seed: {each})")
+        what = tables.heading(found["measures"][0])
+        lines.append(f"\n{stage} over its control: {gain['mean']:+.3f} ± {gain['std']:.3f} {what} (each seed: {each})")
     return "\n".join(lines)
 
 
