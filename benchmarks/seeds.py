@@ -100,9 +100,8 @@ def markdown(found: dict) -> str:
         ]
         for row in found["rows"]:
             told = " | ".join(tables.mean_std(m.partition(" of ")[0], row[m]) for m in measures)
-            lines.append(
-                f"| {row['title']} | {f'{row['parameters']:,}' if row['parameters'] else tables.MISSING} | {told} |"
-            )
+            size = f"{row['parameters']:,}" if row["parameters"] else tables.MISSING
+            lines.append(f"| {row['title']} | {size} | {told} |")
     for stage, gain in found["gain_over_control"].items():
         each = ", ".join(f"{value:+.3f}" for value in gain["values"])
         what = tables.heading(found["measures"][0])
