@@ -1,8 +1,8 @@
 """A graph attention network distilled into an MLP that needs no graph: the fields of papers, from words and citations.
 
-    python -m kdjax.launch --config=configs/cora_distill.py                a generated graph, nothing to download
-    python -m kdjax.launch --config=configs/cora_distill.py:smoke          the same, tiny
-    python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR       Cora: the folder of cora.npz
+python -m kdjax.launch --config=configs/cora_distill.py                a generated graph, nothing to download
+python -m kdjax.launch --config=configs/cora_distill.py:smoke          the same, tiny
+python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR       Cora: the folder of cora.npz
 """
 
 from kdjax.config import ConfigError, Data, Experiment, Mesh, Model, Optim, Stage, Stop, Teacher, Term, nearest
@@ -18,32 +18,25 @@ def get_config(variant: str = "") -> Experiment:
     smoke = variant == "smoke"
     data = papers(variant, folder or "data/cora")
     told = {"features": None, "num_classes": None}
-    rate = {"schedule": "constant", "lr": 5e-3}
+    shared = {"task": "classification", "data": data, "stop": Stop(patience=100), "grad_norms_every": 0}
+    shared |= {"epochs": 3 if smoke else 300}  # of one step each: a batch is the whole graph
 
     teacher = Stage(
-        task="classification",
         title="GAT",
-        data=data,
         model=Model("node_gat", **told),
-        optim=Optim("adam", weight_decay=5e-4, decay=((r".*", 1.0),), **rate),
-        epochs=3 if smoke else 300,
-        stop=Stop(patience=100),
-        grad_norms_every=0,
+        optim=Optim("adam", lr=5e-3, schedule="constant", weight_decay=5e-4, decay=((r".*", 1.0),)),
+        **shared,
     )
     student = Stage(
-        task="classification",
         title="MLP, distilled",
-        data=data,
         model=Model("node_mlp", **told),
         teachers={"gat": Teacher(stage="teacher")},
         terms={
             "ce": Term("ce", label="class", weight=0.1 if variant == "cora_labels" else 0.0),
             "soft": Term("kl", teacher="gat:logits", args={"temperature": 1.0}),
         },
-        optim=Optim("adam", weight_decay=5e-4, decay=((r".*", 1.0),), **rate),
-        epochs=3 if smoke else 300,
-        stop=Stop(patience=100),
-        grad_norms_every=0,
+        optim=Optim("adam", lr=1e-2, schedule="constant"),
+        **shared,
     )
     stages = {"teacher": teacher, "student": student}
     return Experiment(name="cora_distill", stages=stages, mesh=Mesh(data=1), quick_compile=smoke)

@@ -38,9 +38,10 @@ class Cora:
 
 def _read(path: Path) -> tuple[Float32[np.ndarray, "n f"], Int32[np.ndarray, " n"], Int32[np.ndarray, "2 e"]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in ("features", "labels", "edge_index")}
-    except (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        with open(path, "rb") as file:
+            held = np.load(file, allow_pickle=False)
+            found = {name: held[name] for name in ("features", "labels", "edge_index")}
+    except (KeyError, IndexError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: expected arrays features, labels and edge_index, but: {error}") from error
     features, classes, edges = found.values()
     least, wrong = LABELLED + VALIDATION + TEST, []
@@ -65,9 +66,7 @@ def sum_to_one(features: Float32[np.ndarray, "n f"]) -> Float32[np.ndarray, "n f
     return features / np.where(total > 0, total, 1)
 
 
-def with_loops(
-    edges: Int[np.ndarray, "2 e"], n: int
-) -> tuple[Int32[np.ndarray, " m"], Int32[np.ndarray, " m"]]:
+def with_loops(edges: Int[np.ndarray, "2 e"], n: int) -> tuple[Int32[np.ndarray, " m"], Int32[np.ndarray, " m"]]:
     """Senders and receivers: every edge once and both ways, and one from each node to itself; sorted by receiver."""
     both = np.concatenate([edges, edges[::-1], np.tile(np.arange(n), (2, 1))], axis=1)
     receivers, senders = np.unique(both[::-1], axis=1).astype(np.int32)

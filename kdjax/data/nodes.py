@@ -46,6 +46,8 @@ class NodeSet(Dataset):
     item = "node"
 
     def __init__(self, data: Data, source: NodeSource):
+        if (most := int(source.classes.max())) >= data.num_classes:
+            raise ConfigError(f"classes 0 to {most} do not fit num_classes={data.num_classes}; set {most + 1}")
         sizes = {split: len(nodes) for split, nodes in source.where.items()}
         super().__init__(sizes, np.ones(sizes["train"], bool), source.notes)
         self.data, self.num_classes = data, data.num_classes
