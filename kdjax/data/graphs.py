@@ -64,8 +64,8 @@ def pack(graphs: Graphs, chosen: Int[np.ndarray, " g"], nodes: int, edges: int) 
     nodes bool [n]. The last node is padding, and padding edges go from it to itself.
     """
     real = np.maximum(chosen, 0)
-    counts = np.where(chosen >= 0, np.diff(graphs.first_node)[real], 0)
-    links = np.where(chosen >= 0, np.diff(graphs.first_edge)[real], 0)
+    counts = np.where(chosen >= 0, graphs.first_node[real + 1] - graphs.first_node[real], 0)
+    links = np.where(chosen >= 0, graphs.first_edge[real + 1] - graphs.first_edge[real], 0)
     n, e = int(counts.sum()), int(links.sum())
     if n >= nodes or e > edges:
         raise ValueError(f"{n} nodes and {e} edges do not fit a pack of {nodes} (one of them padding) and {edges}")
@@ -185,9 +185,9 @@ class GraphSet(Dataset):
             self.trained_on = np.flatnonzero(labels == 0)
         if not len(self.trained_on):
             raise ConfigError("no graph is left to train on: normal_only needs windows without an attack")
-        self.buckets, fill = _buckets(
-            graphs.sizes()[where["train"]][self.trained_on], data.batch_size // parts, buckets
-        )
+        self._sizes = graphs.sizes()
+        sizes = self._sizes[where["train"]][self.trained_on]
+        self.buckets, fill = _buckets(sizes, data.batch_size // parts, buckets)
         told = " or ".join(f"{n} nodes and {e} edges" for n, e in self.buckets)
         self.notes = (*self.notes, f"packs of {told}, on average {fill:.0%} full")
 
@@ -245,7 +245,7 @@ class GraphSet(Dataset):
     def _bucket(self, at: Int[np.ndarray, "p g"]) -> tuple[int, int]:
         """The smallest bucket that every pack of the batch fits in; beyond the largest, as many times half as much
         again as are needed."""
-        sizes = np.where((at >= 0)[..., None], self.graphs.sizes()[at], 0).sum(axis=1).max(axis=0)
+        sizes = np.where((at >= 0)[..., None], self._sizes[at], 0).sum(axis=1).max(axis=0)
         nodes, edges = next((b for b in self.buckets if sizes[0] < b[0] and sizes[1] <= b[1]), self.buckets[-1])
         while sizes[0] >= nodes or sizes[1] > edges:
             nodes, edges = _up(1.5 * nodes), _up(1.5 * edges)
