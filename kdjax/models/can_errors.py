@@ -27,7 +27,7 @@ def node_errors(
     own = jnp.take_along_axis(logits, id[:, :, None], axis=-1)[:, :, 0]
     missed = jax.nn.logsumexp(logits, axis=-1) - own
     sent = jax.vmap(sent_to, in_axes=(0, 0, 0, None))(id, senders, receivers, logits.shape[-1])
-    binary = (jax.nn.softplus(neighbours) - jnp.where(sent, neighbours, 0)).mean(axis=-1)
+    binary = jax.nn.softplus(jnp.where(sent, -neighbours, neighbours)).mean(axis=-1)
     errors = {"feature_error": squares, "neighbour_error": binary, "id_error": missed}
     errors = {name: jnp.where(graph < g, error, 0) for name, error in errors.items()}
     wrong = (jnp.argmax(logits, axis=-1) != id).astype(jnp.float32)

@@ -36,12 +36,8 @@ class GATConv(nn.Module):
         self, x: Float[Array, "p n c"], senders: Int[Array, "p e"], receivers: Int[Array, "p e"], train: bool = False
     ) -> Float[Array, "p n d"]:
         values = _heads(self, "lin", use_bias=False)(x)
-
-        def scores(name: str) -> Float[Array, "p n h"]:
-            vector = self.param(name, GLOROT, (1, self.heads, self.features))
-            return (values * vector[None]).sum(axis=-1)
-
-        source, target = scores("att_src"), scores("att_dst")
+        vectors = jnp.concatenate([_by_head(self, name) for name in ("att_src", "att_dst")], axis=1)
+        source, target = jnp.split(jnp.matmul(values, vectors, precision="highest"), 2, axis=-1)
         links = _leaky(_at(source, senders) + _at(target, receivers), self.slope)
         own = _leaky(source + target, self.slope)
         return _attended(self, values, links, own, senders, receivers, train)
@@ -65,23 +61,25 @@ class GATv2Conv(nn.Module):
     ) -> Float[Array, "p n d"]:
         values = _heads(self, "lin_l")(x)
         targets = values if self.share_weights else _heads(self, "lin_r")(x)
-        vector = self.param("att", GLOROT, (1, self.heads, self.features))
-
-        def scores(pairs: Float[Array, "p m h c"]) -> Float[Array, "p m h"]:
-            return (_leaky(pairs, self.slope) * vector[None]).sum(axis=-1)
-
-        links = scores(_at(values, senders) + _at(targets, receivers))
-        return _attended(self, values, links, scores(values + targets), senders, receivers, train)
+        vectors = _by_head(self, "att")
+        score = lambda pairs: jnp.matmul(_leaky(pairs, self.slope), vectors, precision="highest")  # noqa: E731
+        links, own = score(_at(values, senders) + _at(targets, receivers)), score(values + targets)
+        return _attended(self, values, links, own, senders, receivers, train)
 
 
 CONVS = {"gat": GATConv, "gatv2": GATv2Conv}
 
 
-def _heads(conv: GATConv | GATv2Conv, name: str, use_bias: bool = True) -> Any:
-    """[p, n, c] -> [p, n, h, features]."""
+def _heads(conv: GATConv | GATv2Conv, name: str, use_bias: bool = True) -> nn.Dense:
+    """The heads lie side by side: on a CPU XLA is several times slower where they have an axis of their own."""
     width = conv.heads * conv.features
-    layer = dense(width, use_bias=use_bias, dtype=conv.dtype, kernel_init=GLOROT, name=name)
-    return lambda x: layer(x).reshape(*x.shape[:2], conv.heads, conv.features)
+    return dense(width, use_bias=use_bias, dtype=conv.dtype, kernel_init=GLOROT, name=name)
+
+
+def _by_head(conv: GATConv | GATv2Conv, name: str) -> Float[Array, "d h"]:
+    """A vector for each head, each in its own rows and column: x @ this are the products of the heads with theirs."""
+    vectors = conv.param(name, GLOROT, (1, conv.heads, conv.features))
+    return (vectors[0][:, :, None] * jnp.eye(conv.heads)[:, None, :]).reshape(-1, conv.heads)
 
 
 def _at(x: Float[Array, "p n *c"], index: Int[Array, "p e"]) -> Float[Array, "p e *c"]:
@@ -95,19 +93,19 @@ def _leaky(x: Float[Array, "*n"], slope: float) -> Float[Array, "*n"]:
 
 def _attended(
     conv: GATConv | GATv2Conv,
-    values: Float[Array, "p n h c"],
+    values: Float[Array, "p n d"],
     links: Float[Array, "p e h"],
     own: Float[Array, "p n h"],
     senders: Int[Array, "p e"],
     receivers: Int[Array, "p e"],
     train: bool,
-) -> Float[Array, "p n d"]:
+) -> Float[Array, "p n o"]:
     """The layer's output, of the scores of its edges and of the nodes' own loops."""
     kept = kept_own = None
     if train and conv.dropout:
         kept, kept_own = (_kept(conv, scores.shape) for scores in (links, own))
     out = jax.vmap(propagate)(values, links, own if conv.self_loops else None, senders, receivers, kept, kept_own)
-    out = out.reshape(*out.shape[:2], -1) if conv.concat else out.mean(axis=2)
+    out = out if conv.concat else out.reshape(*out.shape[:2], conv.heads, conv.features).mean(axis=2)
     bias = conv.param("bias", nn.initializers.zeros, (out.shape[-1],))
     return (out + bias[None, None]).astype(conv.dtype)
 
@@ -119,20 +117,20 @@ def _kept(conv: nn.Module, shape: tuple[int, ...]) -> Float[Array, "p m h"]:
 
 
 def propagate(
-    values: Float[Array, "n h c"],
+    values: Float[Array, "n d"],
     links: Float[Array, "e h"],
     own: Float[Array, "n h"] | None,
     senders: Int[Array, " e"],
     receivers: Int[Array, " e"],
     kept: Float[Array, "e h"] | None = None,
     kept_own: Float[Array, "n h"] | None = None,
-) -> Float[Array, "n h c"]:
-    """The mean of the senders' values at each receiver, weighed by softmax over `links`.
+) -> Float[Array, "n d"]:
+    """The mean of the senders' values at each receiver, weighed head by head by softmax over `links`.
 
     With `own`, the scores of the nodes for themselves, edges from a node to itself do not count. `kept` multiplies
-    the weights after the softmax. XLA's scatter on a CPU is as fast as any detour around it.
+    the weights after the softmax.
     """
-    n, h, c = values.shape
+    n = values.shape[0]  # which has no length in an export
     values, links = values.astype(jnp.float32), links.astype(jnp.float32)
     if own is not None:
         links = jnp.where((senders != receivers)[:, None], links, -jnp.inf)
@@ -143,11 +141,13 @@ def propagate(
     top = jnp.where(jnp.isfinite(top), top, 0)  # nothing reaches the node
     weights = jnp.exp(links - top[receivers])
     total = jax.ops.segment_sum(weights, receivers, n)
-    weights = weights if kept is None else weights * kept
-    messages = values[senders] * weights[:, :, None]
-    out = jax.ops.segment_sum(messages.reshape(-1, h * c), receivers, n).reshape(n, h, c)
+    wide = lambda w: jnp.repeat(w, values.shape[1] // w.shape[1], axis=1)  # noqa: E731
+    alone = 0.0
     if own is not None:
-        weights = jnp.exp(own - top)
-        total += weights
-        out += values * (weights if kept_own is None else weights * kept_own)[:, :, None]
-    return out / jnp.where(total > 0, total, 1)[:, :, None]
+        mine = jnp.exp(own - top)
+        total += mine
+        mine = mine / total if kept_own is None else mine / total * kept_own
+        alone = values * wide(mine)
+    weights /= total[receivers]
+    messages = values[senders] * wide(weights if kept is None else weights * kept)
+    return alone + jax.ops.segment_sum(messages, receivers, n)
