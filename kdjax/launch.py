@@ -3,7 +3,8 @@
 --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
 --mode=train                  train what is not trained yet, then report (the default)
 --mode=eval                   score a stage on its test images, or another file with --weights
---mode=predict                masks and overlays for a folder of images: --images=, --output=
+--mode=predict                masks and overlays for a folder of images: --images=, --output=; or, for models of CAN
+                              windows, alerts for a log, which may be growing: --log=FILE or --log=-
 --mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
 --mode=report                 make the report anew from what lies in the working directory
@@ -30,6 +31,7 @@ from ml_collections.config_flags import config_path
 from kdjax.config import ConfigError, Experiment, from_json, nearest
 
 MODES = ("train", "eval", "predict", "export", "metrics", "report")
+NUMBERS = ("auto", "hex", "decimal")
 LISTS = ("models", "configs", "losses", "tasks", "data")
 
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
@@ -38,7 +40,13 @@ WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; runs/NAME i
 LIST = flags.DEFINE_enum("list", None, LISTS, "Print what there is, and end.")
 WEIGHTS = flags.DEFINE_string("weights", "", "eval, predict, export: a file of weights instead of the stage's own.")
 IMAGES = flags.DEFINE_string("images", "", "predict: the folder of images.")
-OUTPUT = flags.DEFINE_string("output", "", "predict, export: the folder to write; metrics: the CSV file.")
+LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV or parquet; - is standard input, CSV.")
+THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
+IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
+PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
+OUTPUT = flags.DEFINE_string(
+    "output", "", "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file."
+)
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")
 NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "metrics: classes of the masks, background included.", 2)
@@ -116,11 +124,32 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
 def predict(experiment: Experiment, workdir: Path) -> int:
     from kdjax import predict as predicting
 
+    kind, here = predicting.kind_of(experiment, STAGE.value), "--mode=predict of a model of"
+    of_logs = {"log": LOG.value, "threshold": THRESHOLD.value, "ids": IDS.value, "payload": PAYLOAD.value}
+    given = [name for name, value in of_logs.items() if value not in ("", None)]
+    if kind == "nodes":
+        raise ConfigError(f"{here} one graph's nodes has nothing new to read; --mode=eval scores it")
+    if kind == "graphs":
+        if IMAGES.value or not LOG.value:
+            found = " and no --images" if IMAGES.value else ""
+            raise ConfigError(f"{here} graphs needs --log=FILE, a CAN log, or --log=- for standard input{found}")
+        return detect(experiment, workdir)
+    if given:
+        raise ConfigError(f"{here} images knows no --{', --'.join(given)}; give it --images=FOLDER")
     if not IMAGES.value:
         raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
     output = Path(OUTPUT.value or workdir / "predictions")
     count = predicting.predict(experiment, workdir, STAGE.value, WEIGHTS.value, Path(IMAGES.value), output)
     print(f"masks and overlays of {count} images: {output}")
+    return 0
+
+
+def detect(experiment: Experiment, workdir: Path) -> int:
+    from kdjax import detect as detecting
+
+    options = {"output": OUTPUT.value, "threshold": THRESHOLD.value}
+    options["reading"] = {k: v for k, v in (("ids", IDS.value), ("payload", PAYLOAD.value)) if v}
+    print(detecting.detect(experiment, workdir, STAGE.value, WEIGHTS.value, LOG.value, **options))
     return 0
 
 

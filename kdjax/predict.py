@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import files, pipeline
 from kdjax.data.examples import resize
+from kdjax.data.graphs import KEEPSAKE
 from kdjax.data.images import shapes
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
@@ -41,7 +42,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     """
     checks.validate(experiment)
     name, of = chosen(experiment, stage)
-    path, whole, about = load(of, Path(workdir), name, weights)
+    path, of, whole, about, _ = load(of, Path(workdir), name, weights)
     mesh = sharding.make_mesh(experiment.mesh)
     dataset = pipeline.build(of.data, sharding.parts(mesh, of.data.batch_size, 1, f"stages.{name}"))
     learner = prepare(name, of, experiment, mesh, dataset, {})
@@ -75,7 +76,7 @@ def predict(
         raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
     images, output = Path(images).expanduser(), Path(output).expanduser()
     name, of = chosen(experiment, stage)
-    _, whole, _ = load(of, Path(workdir), name, weights)
+    _, of, whole, *_ = load(of, Path(workdir), name, weights)
     targets = plan(images, output)
     for path, logits in logits_of(list(targets), of, experiment, whole):
         image = files.read_image(str(path))
@@ -99,20 +100,51 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     if name not in stages:
         raise ConfigError(f"--stage={name}: no such stage; {nearest(name, stages)}")
     plain = config.without_teachers(stages[name])
-    plain = dataclasses.replace(plain, title=stages[name].title, terms={}, init="", init_skip=(), lora=None)
+    its = {"title": stages[name].title, "folder": stages[name].folder}
+    plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
 
 
-def load(stage: Stage, workdir: Path, name: str, weights: str) -> tuple[Path, dict, dict[str, str]]:
-    """The file, the variables in it and its metadata; refused where they are not those of the stage's model."""
-    path = Path(weights).expanduser() if weights else running.stage_folder(workdir, name, stage) / "model.safetensors"
+def kind_of(experiment: Experiment, name: str) -> str:
+    """What the stage's model reads: "images", "graphs" or "nodes"."""
+    return pipeline.kind(chosen(experiment, name)[1].data)
+
+
+class Kept(NamedTuple):
+    """A file of weights for a stage's model."""
+
+    path: Path
+    stage: Stage  # with all options of its model known
+    whole: dict  # the variables in the file
+    about: dict[str, str]  # its metadata
+    keepsake: Path | None  # how logs become graphs: a file beside the weights, or else in the stage's folder
+
+
+def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
+    """What the stage left, or another file; refused where it is not for the stage's model."""
+    folder = running.stage_folder(workdir, name, stage)
+    path = Path(weights).expanduser() if weights else folder / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
     whole, about = safetensors.load(path)
     try:
-        return path, safetensors.overlay(running.initial_shapes(stage.model), whole), about
-    except safetensors.WeightsError as error:
+        model = safetensors.model_in(about)
+        told = as_told(stage.model.options, model.options if model else {})
+        stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **told))
+        stage = config.resolved(stage, {}, model)
+        whole = safetensors.overlay(running.initial_shapes(build_model(stage.model)), whole)
+    except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
+    beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
+    return Kept(path, stage, whole, about, next((file for file in beside if file.is_file()), None))
+
+
+def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Options of a model, and of the models inside it, with what the data told `before`: what was not told then, the
+    model has by itself."""
+    inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
+    told = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
+    return {k: v for k, v in told.items() if v is not None}
 
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:

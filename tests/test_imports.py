@@ -33,7 +33,8 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "experiment": TRAINING | {"train"},
     "predict": TRAINING | {"train", "experiment"},
     "export": TRAINING | {"train", "experiment", "predict"},
-    "launch": TRAINING | {"train", "experiment", "predict", "export"},
+    "detect": TRAINING | {"train", "experiment", "predict"},
+    "launch": TRAINING | {"train", "experiment", "predict", "detect", "export"},
 }
 CONVERT = LOWEST | {"models", "weights"}
 STANDARD = set(sys.stdlib_module_names)

@@ -13,5 +13,9 @@ def build(data: Data, parts: int = 1) -> Dataset:
 
     Its batches are cut into `parts` equal parts, by devices and micro-batches.
     """
-    reader = registry.get("data", data.source)
-    return KINDS[getattr(reader, "kind", "images")](data, parts)
+    return KINDS[kind(data)](data, parts)
+
+
+def kind(data: Data) -> str:
+    """What its examples are: "images", "graphs" or "nodes"."""
+    return getattr(registry.get("data", data.source), "kind", "images")
