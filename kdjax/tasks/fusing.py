@@ -36,8 +36,8 @@ def fused(alpha: Any, anomaly: Any, probability: Any) -> Any:
 
 
 def reward(
-    alpha: Float[Array, "*b"], anomaly: Float[Array, "*b"], probability: Float[Array, "*b"], label: Array
-) -> Float[Array, "*b"]:
+    alpha: Float[Array, "*#b"], anomaly: Float[Array, "*#b"], probability: Float[Array, "*#b"], label: Array
+) -> Float[Array, "*_"]:
     """What the weight `alpha` of the probability earns: DQN-Fusion's reward.
 
     ±3 for the decision at 0.5; where it is right, how far both agree, half the confidence of the fused score and 0.3 of
