@@ -66,7 +66,7 @@ class Dataset:
     ) -> Iterator[Batch]:
         """Batches of step `start`, `start` + 1, ... without end, shuffled anew in each pass.
 
-        `labelled_only` leaves out the examples that have no label: a stage without teachers can learn nothing of them.
+        `labelled_only` leaves out the examples that have no label: supervised terms can learn nothing of them.
         `pool` names the examples to choose from, where it is not all of them.
         """
         share = _share(batch_size, process, processes)

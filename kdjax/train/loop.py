@@ -103,7 +103,8 @@ def train(
     step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     norms_fn = jax.jit(learner.step.grad_norms)
     share = {"process": jax.process_index(), "processes": jax.process_count()}
-    dealt = {"seed": learner.seed, "labelled_only": not learner.step.teachers, **share}
+    supervised = all(bound.term.label and not bound.term.over for bound in learner.step.terms)
+    dealt = {"seed": learner.seed, "labelled_only": supervised, **share}
 
     def deal() -> Iterator[dict[str, np.ndarray]]:
         """Batches from this step on: to the end, or, under a curriculum, of this epoch."""
