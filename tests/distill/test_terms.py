@@ -130,3 +130,140 @@ def test_a_total_sums_what_may_be_read_alone():
     )
     assert (np.asarray(grads)[[1, 3]] == 0).all()
     assert (np.asarray(grads)[[0, 2]] != 0).all()
+
+
+# -- examples deeper in the batch: the graphs of packs, and their nodes ----------------------------------------------
+
+
+def packs(seed: int = 0) -> tuple[dict, dict, dict]:
+    """Two packs of four graphs and six nodes: outputs of a student and a teacher, and a batch with padding."""
+    rng = np.random.default_rng(seed)
+
+    def outputs():
+        told = {"logits": (2, 4, 1), "z": (2, 6, 3), "error": (2, 6), "classes": (2, 6, 5)}
+        return {k: jnp.asarray(rng.normal(size=s), jnp.float32) for k, s in told.items()}
+
+    valid = jnp.array([[True] * 3 + [False], [True, True, False, False]])
+    nodes = jnp.array([[True] * 5 + [False], [True] * 2 + [False] * 4])
+    batch = {"valid": valid, "nodes": nodes, "labelled": valid & jnp.array([[True, False, True, True]] * 2)}
+    batch |= {"x": jnp.asarray(rng.normal(size=(2, 6, 3)), jnp.float32)}
+    batch |= {"id": jnp.asarray(rng.integers(0, 5, (2, 6)), jnp.int32), "class": jnp.where(batch["labelled"], 1, -1)}
+    return outputs(), {"t": outputs()}, batch
+
+
+def one_of_packs(**term):
+    student, teachers, batch = packs()
+    (found,) = bind({"x": Term(**term)}, student, teachers, batch)
+    return found
+
+
+def np64(x) -> np.ndarray:
+    return np.asarray(x, np.float64)
+
+
+def test_terms_over_nodes_read_the_nodes_alone():
+    student, teachers, batch = packs()
+    some, x, z = np.asarray(batch["nodes"]), np64(batch["x"]), np64(student["z"])
+    log_p = np64(student["classes"]) - np.log(np.exp(np64(student["classes"])).sum(-1, keepdims=True))
+    expected = {
+        "label": (Term("mse", "z", label="x", over="nodes"), np.square(z - x).mean(-1)),
+        "ids": (
+            Term("ce", "classes", label="id", over="nodes"),
+            -np.take_along_axis(log_p, np.asarray(batch["id"])[..., None], 2)[..., 0],
+        ),
+        "teacher": (Term("mse", "z", "t:z", over="nodes"), np.square(z - np64(teachers["t"]["z"])).mean(-1)),
+        "penalty": (Term("value", "error", over="nodes"), np64(student["error"])),
+    }
+    wild = {
+        k: jnp.where(batch["nodes"].reshape(2, 6, *[1] * (v.ndim - 2)), v, 9e9)
+        for k, v in student.items()
+        if k != "logits"
+    }
+    strange = {
+        **batch,
+        "x": jnp.where(batch["nodes"][..., None], batch["x"], jnp.nan),
+        "id": jnp.where(some, batch["id"], 77),
+    }
+    for name, term in bound_of_packs({k: t for k, (t, _) in expected.items()}).items():
+        each = expected[name][1]
+        assert float(term.readable(batch).sum()) == 7
+        for outputs, seen in ((student, batch), ({**student, **wild}, strange)):
+            total, _ = term.total(outputs, teachers, seen, {})
+            assert float(total) == pytest.approx(each[some].sum(), rel=1e-5), name
+        of = term.term.student
+        grad = jax.grad(lambda v, t=term, of=of: t.total({**student, of: v}, teachers, strange, {})[0])(student[of])
+        assert (np.asarray(grad)[~some] == 0).all(), name
+        assert (np.asarray(grad)[some] != 0).any(), name
+
+
+def bound_of_packs(terms: dict) -> dict:
+    return {term.name: term for term in bind(terms, *packs())}
+
+
+def test_a_penalty_is_the_students_alone():
+    """It reads all valid examples, labelled or not, and no teacher or label is looked for."""
+    student, _, batch = packs()
+    term = one_of_packs(loss="value", student="logits")
+    assert term.teacher == term.term.label == ""
+    np.testing.assert_array_equal(term.readable(batch), batch["valid"])
+    total, _ = term.total(student, {}, {"valid": batch["valid"]}, {})
+    assert float(total) == pytest.approx(np64(student["logits"])[..., 0][np.asarray(batch["valid"])].sum(), rel=1e-5)
+
+
+def test_graphs_in_packs_are_examples_like_others():
+    student, teachers, batch = packs()
+    terms = bound_of_packs(
+        {"bce": Term("bce", label="class"), "kl": Term("binary_kl", teacher="t:logits", args={"temperature": 2.0})}
+    )
+    assert [float(t.readable(batch).sum()) for t in terms.values()] == [3, 5]
+    flat = lambda d: {k: v.reshape(-1, *v.shape[2:]) for k, v in d.items()}  # noqa: E731
+    for term in terms.values():
+        whole, _ = term.total(student, teachers, batch, {})
+        as_images, _ = term.total(flat(student), {"t": flat(teachers["t"])}, flat(batch), {})
+        np.testing.assert_array_equal(whole, as_images)
+
+
+def test_a_loss_over_the_batch_is_told_what_is_padding():
+    """With padding it is the loss of the same examples without."""
+    student, teachers, batch = packs()
+    term = one_of_packs(loss="batch_softmax_kl", teacher="t:logits", args={"temperature": 3.0})
+    some = np.asarray(batch["valid"])
+    s, t = (jax.nn.softmax(np.clip(np64(z["logits"])[..., 0][some], -10, 10) / 3.0) for z in (student, teachers["t"]))
+    s, t = np64(s), np64(t)
+    expected = 9.0 * (t * np.log(t / s)).sum()
+    wild = {"logits": jnp.where(batch["valid"][..., None], student["logits"], 50.0)}
+    for outputs in (student, wild):
+        assert float(term.total(outputs, teachers, batch, {})[0]) == pytest.approx(expected, rel=1e-5)
+    (without,) = bind(
+        {"x": term.term},
+        {"logits": student["logits"][some]},
+        {"t": {"logits": teachers["t"]["logits"][some]}},
+        {"valid": jnp.ones(5, bool)},
+    )
+    alone = without.total(
+        {"logits": student["logits"][some]},
+        {"t": {"logits": teachers["t"]["logits"][some]}},
+        {"valid": jnp.ones(5, bool)},
+        {},
+    )
+    assert float(alone[0]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("term", "message"),
+    [
+        (
+            {"loss": "value", "student": "error", "over": "node"},
+            "over='node': the data have no such mask; did you mean 'nodes'",
+        ),
+        (
+            {"loss": "value", "student": "error", "over": "x"},
+            "over='x': the data have no such mask; known: labelled, nodes, valid",
+        ),
+        ({"loss": "value", "student": "error"}, r"gives \[2, 6\] for 8 examples: it does not begin with \[2, 4\]"),
+        ({"loss": "mse", "student": "z", "label": "x"}, r"gives \[2, 6, 3\] for 8 examples"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(term, message):
+    with pytest.raises(ConfigError, match=message):
+        one_of_packs(**term)
