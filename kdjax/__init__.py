@@ -21,7 +21,7 @@ def load(model, path):
 
     A file that does not fit the model leaf for leaf is refused with everything that differs.
     """
-    from kdjax.experiment import initial_shapes
+    from kdjax.train.setup import initial_shapes
     from kdjax.weights import safetensors
 
     return safetensors.overlay(initial_shapes(model), safetensors.load(path)[0])

@@ -1,70 +1,31 @@
 """Runs the stages of an experiment in order: check everything, train, gate, test, control run, report."""
 
-import csv
 import json
-import os
-import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import version
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from kdjax import checks, config
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.dataset import Dataset
-from kdjax.data.graphs import GraphSet
-from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
-from kdjax.report import cka, tables, trackers
-from kdjax.tasks.tested import Tested
+from kdjax.outcome import likeness, report, summarise, test
+from kdjax.report import trackers
 from kdjax.train import sharding
 from kdjax.train.curriculum import Ranked
 from kdjax.train.loop import Signals, count, evaluate, train
-from kdjax.train.setup import Learner, initial, part_of, prepare
+from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
 from kdjax.weights import safetensors
-
-WIDEST = 512  # channels of a layer that is compared with others: more say little of as few nodes
+from kdjax.workdir import Run, check_owner, claim, stages_inside, write
 
 
 class GateError(RuntimeError):
     """A stage did not reach what the next one needs."""
-
-
-@dataclass
-class Run:
-    """An experiment with all its stages checked, and the folder that it lives in."""
-
-    experiment: Experiment
-    folder: Path
-    learners: dict[str, Learner]  # controls included, in order
-    files: dict[str, dict]  # weights from outside, by path
-
-    def of(self, stage: str) -> Path:
-        """The folder of a stage."""
-        return stage_folder(self.folder, stage, self.learners[stage].stage)
-
-    def weights(self, stage: str) -> dict:
-        """The variables that a finished stage left."""
-        path = self.of(stage) / "model.safetensors"
-        if not path.exists():
-            raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
-        return safetensors.load(path)[0]
-
-    def init(self, stage: Stage) -> dict[str, dict]:
-        """What a stage is from the start, by submodule; "" is all of it."""
-        found = {part: self.weights(source) for _, source, part in _stages_inside(stage)}
-        return found | ({"": self.files[stage.init]} if stage.init in self.files else {})
-
-    def teachers(self, stage: Stage) -> dict[str, dict]:
-        return {k: self.weights(t.stage) if t.stage else self.files[t.weights] for k, t in stage.teachers.items()}
 
 
 def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
@@ -130,7 +91,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         for path, (what, model) in _files(one).items():
             skip = one.init_skip if path == one.init else ()
             _check_fits(f"stages.{name}.{what}", initial_shapes(build_model(model)), files[path], skip, made_for[path])
-        for what, stage, part in _stages_inside(one):
+        for what, stage, part in stages_inside(one):
             mine, theirs = (initial_shapes(build_model(m)) for m in (one.model, models[stage]))
             _check_fits(f"stages.{name}.{what}", part_of(mine, part), theirs, made_for=models[stage])
     claim(folder, experiment)
@@ -212,17 +173,6 @@ def _files(stage: Stage) -> dict[str, tuple[str, Any]]:
     return found | {t.weights: (f"teachers.{k}.weights", t.model) for k, t in stage.teachers.items() if t.model}
 
 
-def _stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
-    """(where in the config, stage, submodule) of each stage whose model a stage is from the start; "" is all of it."""
-    start = [("init", stage.init.removeprefix("stage:"), "")] if stage.init.startswith("stage:") else []
-    return start + [(f"parts.{part}", source, part) for part, source in stage.parts.items()]
-
-
-@cache
-def initial_shapes(model: Any) -> dict:
-    return jax.eval_shape(lambda key: initial(model, key), jax.random.key(0))
-
-
 def _check_fits(
     what: str, target: dict, source: dict, skip: tuple[str, ...] = (), made_for: config.Model | None = None
 ) -> None:
@@ -231,43 +181,6 @@ def _check_fits(
     except ValueError as error:
         of = f" (they are of {made_for.name} with {made_for.options})" if made_for else ""
         raise ConfigError(f"{what}: the weights are of another shape than the model{of}:\n{error}") from error
-
-
-# -- the working directory -------------------------------------------------------------------------------------------
-
-
-def stage_folder(folder: Path, name: str, stage: Stage) -> Path:
-    return folder / (stage.folder or f"stages/{name}")
-
-
-def write(path: Path, text: str) -> None:
-    """A whole file or none."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def claim(folder: Path, experiment: Experiment) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0 and not (folder / "config.json").exists():
-        write(folder / "config.json", config.to_json(experiment))
-
-
-def check_owner(folder: Path, experiment: Experiment) -> None:
-    """Refuses a folder that holds another experiment; the mesh and the log may change between restarts."""
-    if not (folder / "config.json").exists():
-        return
-    old, new = config.from_json((folder / "config.json").read_text()), experiment
-    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log.", "quick_compile"))]
-    if found:
-        shown = "\n  ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
-        raise ConfigError(
-            f"{folder} belongs to another config (there, and now):\n  {shown}\n"
-            "Choose another --workdir, or give the config it was made with."
-        )
-
-
-# -- testing and reporting -------------------------------------------------------------------------------------------
 
 
 def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) -> dict:
@@ -289,49 +202,6 @@ def ranked(made: Run, learner: Learner) -> Ranked | None:
     return Ranked.by(plan, predicted[:, 0], learner.dataset.labels("train"))
 
 
-def test(learner: Learner, whole: dict, folder: Path | None, calibrated: dict[str, float]) -> dict:
-    """Scores a model on the test data; predictions and a table go to `folder`."""
-    whole = learner.place(whole)
-    predictions = cache(lambda split: evaluate(learner, whole, split)[1])
-    result, table = learner.task.test(predictions, learner.dataset, calibrated)
-    if folder is not None and jax.process_index() == 0:
-        np.savez_compressed(folder / "test.npz", predicted=predictions("test"))
-        with open(folder / "test.csv", "w", newline="") as file:
-            csv.writer(file).writerows(table)
-    return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, whole)}
-
-
-def likeness(made: Run, learner: Learner, whole: dict) -> dict:
-    """How alike the layers of a student and its teacher see the validation data, where both give rows of one kind."""
-    if not learner.stage.teachers or not isinstance(learner.dataset, GraphSet):
-        return {}
-    key, taught = next(iter(learner.step.teachers.items()))
-    sides = {"teacher": (taught, made.teachers(learner.stage)[key]), "student": (Network(learner.model), whole)}
-    batch = next(iter(learner.dataset.evaluate("val", learner.stage.data.batch_size)))
-    seen: dict[str, dict[str, np.ndarray]] = {}
-    for side, (network, variables) in sides.items():
-        outputs = jax.device_get(jax.jit(lambda v, b, n=network: n(v, b)[0])(variables, batch))
-        rows = {k: x for k, x in outputs.items() if x.ndim == 3 and x.shape[:2] == batch["nodes"].shape}
-        seen[side] = {k: x[batch["nodes"]] for k, x in rows.items() if 2 < x.shape[2] <= WIDEST}
-    if not all(seen.values()):
-        return {}
-    alike = cka.similarities(seen["teacher"], seen["student"])
-    return {"likeness": {"cka": alike.tolist(), **{side: list(layers) for side, layers in seen.items()}}}
-
-
-def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
-    """Median milliseconds per image of the compiled evaluation, a batch at a time."""
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
-    local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size, **share)))
-    batch = sharding.global_batch(local, learner.mesh)
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(learner.evaluate_fn(whole, batch))
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times)) / batch["valid"].size
-
-
 def _gate(name: str, learner: Learner, result: dict) -> None:
     gate = learner.stage.gate
     if gate is None or result["best"] >= gate.at_least:
@@ -342,78 +212,3 @@ def _gate(name: str, learner: Learner, result: dict) -> None:
         f"(--config.stages.{name}.epochs), give it more labels, or lower --config.stages.{name}.gate.at_least; "
         "with another --workdir"
     )
-
-
-def summarise(made: Run) -> dict:
-    """What the tables and the report show."""
-    stages = {name: learner.stage for name, learner in made.learners.items()}
-    taught_by = {t.stage for s in stages.values() for t in s.teachers.values()}
-    rows = []
-    for name, stage in stages.items():
-        found = made.of(name) / "result.json"
-        if stage.auxiliary or not found.exists():
-            continue
-        control = name.endswith("_control")
-        role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
-        row = {"stage": name, "role": role, "teachers": [t.stage for t in stage.teachers.values() if t.stage]}
-        row |= json.loads(found.read_text())
-        rows.append(row)
-        rows += [{"stage": name, "role": "baseline", **one} for one in row.pop("beside", [])]
-    last = next(reversed(made.learners.values()))
-    told = [made.of(name) / "result.json" for name in stages]
-    return {
-        "name": made.experiment.name,
-        "seed": made.experiment.seed,
-        "seconds": sum(json.loads(path.read_text())["seconds"] for path in told if path.exists()),
-        "hardware": hardware(),
-        "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
-        "num_classes": last.stage.data.num_classes,
-        "test_images": last.dataset.sizes["test"],
-        "item": last.dataset.item,
-        **last.task.words(last.dataset),
-        "rows": rows,
-    }
-
-
-def report(made: Run, summary: dict) -> None:
-    """`summary.json`, `test_results.txt` and `report.html`, from what lies in the working directory."""
-    from kdjax.report import page  # matplotlib takes its time, and training needs none of it
-
-    folder = made.folder
-    curves = {
-        learner.stage.title or name: trackers.read(made.of(name) / "metrics.jsonl")
-        for name, learner in made.learners.items()
-    }
-    write(folder / "summary.json", json.dumps(summary, indent=1))
-    write(folder / "test_results.txt", tables.results(summary))
-    write(
-        folder / "report.html", page.render(summary, curves, pictures(made, summary), config.to_json(made.experiment))
-    )
-
-
-def pictures(made: Run, summary: dict) -> dict[str, str]:
-    """What each task that was learned has to show of its finished stages: sections of the report."""
-    tested: dict[str, list[Tested]] = {}
-    for row in summary["rows"]:
-        if row["role"] == "baseline":
-            continue
-        found, learner = made.of(row["stage"]) / "test.npz", made.learners[row["stage"]]
-        if found.exists():
-            tested.setdefault(learner.stage.task, []).append(Tested(row, learner.dataset, np.load(found)["predicted"]))
-    shown: dict[str, str] = {}
-    for stages in tested.values():
-        shown |= made.learners[stages[-1].row["stage"]].task.pictures(stages)
-    return shown
-
-
-def hardware() -> str:
-    """What the numbers were measured on."""
-    kind, count = jax.devices()[0].device_kind, jax.device_count()
-    if jax.devices()[0].platform != "cpu":
-        return f"{count} x {kind}"
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    except OSError:
-        models = []
-    return f"{os.cpu_count()} x {models[0] if models else platform.processor() or 'CPU'}"

@@ -14,13 +14,13 @@ import jax
 import numpy as np
 
 from kdjax import checks, config, registry
-from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import pipeline
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.predict import Kept, calibrated, chosen, load
 from kdjax.weights import safetensors, stablehlo
+from kdjax.workdir import write
 
 TOLERANCE = 1e-5  # relative to the largest output
 BATCHES = (1, 3)  # what the StableHLO is tried on
@@ -69,7 +69,7 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
             **_keepsake(partial, kept),
         }
         found = {"stage": name, "weights": str(kept.path), **signature(kept), "files": files}
-        running.write(partial / SIGNATURE, json.dumps(found, indent=1) + "\n")
+        write(partial / SIGNATURE, json.dumps(found, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:

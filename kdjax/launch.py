@@ -165,13 +165,14 @@ def export(experiment: Experiment, workdir: Path) -> int:
 
 def report(experiment: Experiment, workdir: Path) -> int:
     from kdjax import experiment as running
+    from kdjax import outcome
     from kdjax.report import tables
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run to report; train it first, or name another --workdir")
     made = running.open_run(experiment, workdir)
-    summary = running.summarise(made)
-    running.report(made, summary)
+    summary = outcome.summarise(made)
+    outcome.report(made, summary)
     print(f"{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
     return 0
 

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
-from kdjax import checks, config, registry
-from kdjax import experiment as running
+from kdjax import checks, config, outcome, registry
 from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import files, pipeline
 from kdjax.data.examples import resize
@@ -25,8 +24,9 @@ from kdjax.distill.teachers import build_model
 from kdjax.report import figures, tables
 from kdjax.train import sharding
 from kdjax.train.loop import count
-from kdjax.train.setup import prepare
+from kdjax.train.setup import initial_shapes, prepare
 from kdjax.weights import safetensors
+from kdjax.workdir import stage_folder, write
 
 BILINEAR = Image.Resampling.BILINEAR
 RESULTS = "eval_results.txt"
@@ -47,7 +47,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     dataset = pipeline.build(of.data, sharding.parts(mesh, of.data.batch_size, 1, f"stages.{name}"))
     learner = prepare(name, of, experiment, mesh, dataset, {})
     row = {"stage": name, "role": "other", "title": of.title or name, "parameters": count(whole["params"])}
-    row |= running.test(learner, whole, None, calibrated(about))
+    row |= outcome.test(learner, whole, None, calibrated(about))
     summary = {
         "name": f"{path} on {of.data.source}",
         "num_classes": of.data.num_classes,
@@ -58,7 +58,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     }
     if jax.process_index() == 0:
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        running.write(Path(workdir) / RESULTS, tables.results(summary))
+        write(Path(workdir) / RESULTS, tables.results(summary))
     return summary
 
 
@@ -122,7 +122,7 @@ class Kept(NamedTuple):
 
 def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
     """What the stage left, or another file; refused where it is not for the stage's model."""
-    folder = running.stage_folder(workdir, name, stage)
+    folder = stage_folder(workdir, name, stage)
     path = Path(weights).expanduser() if weights else folder / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
@@ -132,7 +132,7 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
         told = as_told(stage.model.options, model.options if model else {})
         stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **told))
         stage = config.resolved(stage, {}, model)
-        whole = safetensors.overlay(running.initial_shapes(build_model(stage.model)), whole)
+        whole = safetensors.overlay(initial_shapes(build_model(stage.model)), whole)
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
     beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)

@@ -180,7 +180,7 @@ def test_weights_of_another_shape(run, tmp_path):
     """A teacher's or an initial checkpoint: each wrong leaf is named."""
     model = kdjax.build("tinyusfm_seg", image_size=32, dim=16, heads=2, depth=2, taps=(0, 0, 1, 1))
     wrong = tmp_path / "wrong.safetensors"
-    from kdjax.experiment import initial_shapes
+    from kdjax.train.setup import initial_shapes
 
     arrays = {
         k: np.zeros(v.shape, v.dtype)

@@ -18,6 +18,7 @@ PINNED = {  # a foreign library -> the only files that may know it
 }
 LOWEST = {"registry", "config"}
 TRAINING = LOWEST | {"checks", "distill", "tasks", "data", "weights", "report"}
+RUNNING = TRAINING | {"train", "workdir", "outcome"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
     "checks": {"config"},
@@ -30,11 +31,13 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "distill": LOWEST | {"data", "weights", "report"},
     "tasks": LOWEST | {"losses", "report"},
     "train": TRAINING,
-    "experiment": TRAINING | {"train"},
-    "predict": TRAINING | {"train", "experiment"},
-    "export": TRAINING | {"train", "experiment", "predict"},
-    "detect": TRAINING | {"train", "experiment", "predict"},
-    "launch": TRAINING | {"train", "experiment", "predict", "detect", "export"},
+    "workdir": TRAINING | {"train"},
+    "outcome": TRAINING | {"train", "workdir"},
+    "experiment": RUNNING,
+    "predict": RUNNING,
+    "export": RUNNING | {"predict"},
+    "detect": RUNNING | {"experiment", "predict"},
+    "launch": RUNNING | {"experiment", "predict", "detect", "export"},
 }
 CONVERT = LOWEST | {"models", "weights"}
 STANDARD = set(sys.stdlib_module_names)

@@ -17,7 +17,7 @@ from PIL import Image
 from convert.family import leaves
 from kdjax import checks, config, launch, registry
 from kdjax.distill.teachers import build_model
-from kdjax.experiment import initial_shapes
+from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
 from tests.command import command, refused, tiny
 from tests.data.folders import picture

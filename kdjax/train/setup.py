@@ -61,6 +61,13 @@ class Learner:
             variables = initialiser(self.model)(key)
         for part, given in init.items():
             variables = with_part(variables, part, safetensors.overlay(part_of(variables, part), given, skip=skip))
+        state, frozen = self.begin(key, variables)
+        fixed = {"frozen": frozen, "teachers": teachers}
+        outside = {"init": init, "teachers": teachers}
+        return self.place(state), self.place(fixed), safetensors.fingerprint(outside)
+
+    def begin(self, key: jax.Array, variables: dict) -> tuple[State, dict]:
+        """The first state of the model with these variables, and the parameters that are not trained."""
         params, stats = jax.jit(partial(assemble, self.stage, self.step.terms, self.outputs))(key, variables)
         trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
         state = State(
@@ -71,9 +78,7 @@ class Learner:
             ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
             memory=self.step.memory(trainable),
         )
-        fixed = {"frozen": frozen, "teachers": teachers}
-        outside = {"init": init, "teachers": teachers}
-        return self.place(state), self.place(fixed), safetensors.fingerprint(outside)
+        return state, frozen
 
     def place(self, tree: Any) -> Any:
         return sharding.place(tree, sharding.shardings(tree, self.mesh, self.rules))
@@ -129,7 +134,7 @@ def prepare(
     try:
         model = teaching.build_model(stage.model, stage.dtype)
         student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
-        abstract = jax.eval_shape(partial(initial, model), jax.random.key(0))
+        abstract = initial_shapes(model)
         outputs = student.shapes(abstract, batch)
         task.check(outputs)
         if getattr(task, "acts", False) != (stage.agent is not None):
@@ -138,7 +143,7 @@ def prepare(
         for key, teacher in stage.teachers.items():
             built = teaching.build_model(teacher.model or models[teacher.stage], teacher.dtype)
             networks[key] = Network(built, teaching.taps(terms.values(), key))
-            taught[key] = networks[key].shapes(jax.eval_shape(partial(initial, built), jax.random.key(0)), batch)
+            taught[key] = networks[key].shapes(initial_shapes(built), batch)
         bound = bind(terms, outputs, taught, batch)
         params, _ = jax.eval_shape(partial(assemble, stage, bound, outputs), jax.random.key(0), abstract)
         trainable, _ = optim.split(params, optim.rules(stage.optim.trainable, params, "optim.trainable"))
@@ -189,3 +194,9 @@ def initial(model: Any, key: jax.Array) -> dict:
     """Fresh variables of a model; run it under `jax.jit` or `jax.eval_shape`."""
     batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.input_spec.example())
     return model.init(key, *view(model, batch))
+
+
+@cache
+def initial_shapes(model: Any) -> dict:
+    """Fresh variables of a model, as shapes."""
+    return jax.eval_shape(partial(initial, model), jax.random.key(0))

@@ -18,8 +18,9 @@ from convert.sources import Tensor, open_source
 from convert.table import slots
 from kdjax import launch
 from kdjax.config import Experiment, Model
-from kdjax.experiment import initial_shapes, open_run
+from kdjax.experiment import open_run
 from kdjax.models.segformer import VARIANTS
+from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
 from tests.convert.test_families import MIT, Case, original, tensor
 

@@ -1,0 +1,78 @@
+"""The working directory of a run: what lies where, whose it is, and how a file is written."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from kdjax import config
+from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.train.setup import Learner
+from kdjax.weights import safetensors
+
+
+@dataclass
+class Run:
+    """An experiment with all its stages checked, and the folder that it lives in."""
+
+    experiment: Experiment
+    folder: Path
+    learners: dict[str, Learner]  # controls included, in order
+    files: dict[str, dict]  # weights from outside, by path
+
+    def of(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return stage_folder(self.folder, stage, self.learners[stage].stage)
+
+    def weights(self, stage: str) -> dict:
+        """The variables that a finished stage left."""
+        path = self.of(stage) / "model.safetensors"
+        if not path.exists():
+            raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
+        return safetensors.load(path)[0]
+
+    def init(self, stage: Stage) -> dict[str, dict]:
+        """What a stage is from the start, by submodule; "" is all of it."""
+        found = {part: self.weights(source) for _, source, part in stages_inside(stage)}
+        return found | ({"": self.files[stage.init]} if stage.init in self.files else {})
+
+    def teachers(self, stage: Stage) -> dict[str, dict]:
+        return {k: self.weights(t.stage) if t.stage else self.files[t.weights] for k, t in stage.teachers.items()}
+
+
+def stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
+    """(where in the config, stage, submodule) of each stage whose model a stage is from the start; "" is all of it."""
+    start = [("init", stage.init.removeprefix("stage:"), "")] if stage.init.startswith("stage:") else []
+    return start + [(f"parts.{part}", source, part) for part, source in stage.parts.items()]
+
+
+def stage_folder(folder: Path, name: str, stage: Stage) -> Path:
+    return folder / (stage.folder or f"stages/{name}")
+
+
+def write(path: Path, text: str) -> None:
+    """A whole file or none."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def claim(folder: Path, experiment: Experiment) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0 and not (folder / "config.json").exists():
+        write(folder / "config.json", config.to_json(experiment))
+
+
+def check_owner(folder: Path, experiment: Experiment) -> None:
+    """Refuses a folder that holds another experiment; the mesh and the log may change between restarts."""
+    if not (folder / "config.json").exists():
+        return
+    old, new = config.from_json((folder / "config.json").read_text()), experiment
+    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log.", "quick_compile"))]
+    if found:
+        shown = "\n  ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
+        raise ConfigError(
+            f"{folder} belongs to another config (there, and now):\n  {shown}\n"
+            "Choose another --workdir, or give the config it was made with."
+        )
