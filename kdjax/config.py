@@ -186,6 +186,15 @@ class Agent:
 
 
 @dataclass(slots=True)
+class Budget:
+    """The batch is as large as memory allows, by the compiler's count; its size is found before training and kept."""
+
+    bytes: int = 0  # of each device
+    safety: float = 0.8  # the share of them that a step may take
+    most: int = 1024  # examples
+
+
+@dataclass(slots=True)
 class Gate:
     """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts."""
 
@@ -219,6 +228,7 @@ class Stage:
     gate: Optional[Gate] = None
     stop: Optional[Stop] = None
     curriculum: Optional[Curriculum] = None
+    budget: Optional[Budget] = None  # decides data.batch_size
     agent: Optional[Agent] = None  # for tasks that act
     dtype: str = "float32"  # of the computation; parameters stay float32
     auxiliary: bool = False  # run only if another stage starts from it or learns from it

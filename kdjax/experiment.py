@@ -1,9 +1,11 @@
 """Runs the stages of an experiment in order: check everything, train, gate, test, control run, report."""
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.outcome import likeness, report, summarise, test
 from kdjax.report import trackers
-from kdjax.train import sharding
+from kdjax.train import memory, sharding
 from kdjax.train.curriculum import Ranked
 from kdjax.train.loop import Signals, count, evaluate, train
 from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
 from kdjax.weights import safetensors
-from kdjax.workdir import Run, check_owner, claim, stages_inside, write
+from kdjax.workdir import Run, check_owner, claim, stage_folder, stages_inside, write
+
+BATCH = "batch_size"  # the file of a stage that holds what its budget allowed
 
 
 class GateError(RuntimeError):
@@ -72,30 +76,65 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
     folder = Path(workdir)
     check_owner(folder, experiment)
     datasets: dict[str, Dataset] = {}
-    models: dict[str, config.Model] = {}
-    learners, files = {}, {}
-    for name, one in stages.items():
-        parts = sharding.parts(mesh, one.data.batch_size, one.optim.accumulate, f"stages.{name}")
+    learners: dict[str, Learner] = {}
+    files: dict[str, dict] = {}
+    made_for: dict[str, config.Model | None] = {}
+
+    def ready(name: str, one: Stage, size: int) -> Learner:
+        one = replace(one, data=sized(one.data, size))
+        parts = sharding.parts(mesh, size, one.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(one.data), parts])
         datasets[key] = datasets.get(key) or pipeline.build(one.data, parts)
-        one = replace(one, teachers={k: found_teacher(folder, name, one, k) for k in one.teachers})
-        read = {path: safetensors.load(path) for path in _files(one)}
-        files |= {path: variables for path, (variables, _) in read.items()}
-        made_for = {path: safetensors.model_in(about) for path, (_, about) in read.items()}
         try:
             one = config.resolved(one, datasets[key].facts, made_for.get(one.init))
         except ConfigError as error:
             raise ConfigError(f"stages.{name}.{error}") from error
-        learners[name] = prepare(name, one, experiment, mesh, datasets[key], models)
-        models[name] = one.model
-        for path, (what, model) in _files(one).items():
+        return prepare(name, one, experiment, mesh, datasets[key], {k: v.stage.model for k, v in learners.items()})
+
+    for name, one in stages.items():
+        one = replace(one, teachers={k: found_teacher(folder, name, one, k) for k in one.teachers})
+        for path in _files(one):
+            files[path], about = safetensors.load(path)
+            made_for[path] = safetensors.model_in(about)
+        size = one.data.batch_size
+        if one.budget is not None:
+            student = learners.get(name.removesuffix("_control"))  # a control has its student's size, and no more
+            make = partial(ready, name)
+            size = student.stage.data.batch_size if student else _affordable(folder, name, one, mesh, make)
+        made = learners[name] = ready(name, one, size)
+        for path, (what, model) in _files(made.stage).items():
             skip = one.init_skip if path == one.init else ()
             _check_fits(f"stages.{name}.{what}", initial_shapes(build_model(model)), files[path], skip, made_for[path])
-        for what, stage, part in stages_inside(one):
-            mine, theirs = (initial_shapes(build_model(m)) for m in (one.model, models[stage]))
-            _check_fits(f"stages.{name}.{what}", part_of(mine, part), theirs, made_for=models[stage])
+        for what, source, part in stages_inside(one):
+            theirs = learners[source]
+            mine = part_of(initial_shapes(made.model), part)
+            _check_fits(f"stages.{name}.{what}", mine, initial_shapes(theirs.model), made_for=theirs.stage.model)
     claim(folder, experiment)
+    for name, one in stages.items():
+        if one.budget is not None and jax.process_index() == 0:
+            stage_folder(folder, name, one).mkdir(parents=True, exist_ok=True)
+            write(stage_folder(folder, name, one) / BATCH, str(learners[name].stage.data.batch_size))
     return Run(experiment, folder, learners, files)
+
+
+def sized(data: config.Data, size: int) -> config.Data:
+    data = copy.copy(data)
+    data.batch_size = size
+    return data
+
+
+def _affordable(
+    folder: Path, name: str, stage: Stage, mesh: jax.sharding.Mesh, ready: Callable[[Stage, int], Learner]
+) -> int:
+    """The batch size that the stage's budget allows; that of before, where the stage has begun."""
+    found, budget = stage_folder(folder, name, stage) / BATCH, stage.budget
+    if found.exists() or budget is None:
+        return int(found.read_text())
+    unit = sharding.shares(mesh) * stage.optim.accumulate
+    try:
+        return memory.fit(partial(ready, stage), budget.bytes, unit, budget.most, budget.safety)
+    except ConfigError as error:
+        raise ConfigError(f"stages.{name}.{error}") from error
 
 
 def overview(made: Run) -> str:
