@@ -5,6 +5,7 @@ import math
 import resource
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from benchmarks.cases import CASES
@@ -18,12 +19,20 @@ def facts(pipe: Connection, side: str) -> None:
 
 
 def serve(pipe: Connection, side: str, name: str, dtype: str, threads: int) -> None:
-    """Answers, in turn: what is known after the warm-up; for each "run" the seconds of one call; for "end" the peak."""
+    made = lambda: module(side).build(CASES[name], dtype, side == "torch_compiled", threads)  # noqa: E731
+    turns(pipe, made, lambda: module(side).peak_bytes())
+
+
+def turns(pipe: Connection, build: Callable[[], tuple], on_device: Callable[[], int | None]) -> None:
+    """Answers, in turn: what is known after the warm-up; for each "run" the seconds of one call; for "end" the peak.
+
+    `build` gives what runs the work once, what waits for a result, and the number of trained parameters.
+    """
 
     def warm_up() -> dict:
         nonlocal once, wait, calls
         began = time.perf_counter()
-        once, wait, trained = module(side).build(CASES[name], dtype, side == "torch_compiled", threads)
+        once, wait, trained = build()
         built = time.perf_counter()
         wait(once())
         first = time.perf_counter()
@@ -41,8 +50,7 @@ def serve(pipe: Connection, side: str, name: str, dtype: str, threads: int) -> N
 
     def peak() -> float:
         """MiB: the allocator's on a GPU, else all that the process ever held, imports and compiling included."""
-        on_device = module(side).peak_bytes()
-        return (on_device or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
+        return (on_device() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
 
     once, wait, calls = (lambda: None), (lambda _: None), 1
     answer(pipe, warm_up)

@@ -38,25 +38,27 @@ class GraphAutoencoderNeighborhood(nn.Module):
 
     def endpoints(self, x, id, senders, receivers, graph, valid):
         """As those of kdjax.models.can_vgae, for one pack without the axis of packs; z is the mean."""
-        g, real = len(valid), graph < len(valid)
+        out, g = self.nodes(x, id, senders, receivers, graph < len(valid)), len(valid)
+        wrong = mean((out["id_logits"].argmax(1) != id)[:, None].float(), graph, g)
+        errors = torch.stack([out["feature_error"], out["neighbour_error"]], dim=1)
+        index = graph[:, None].expand_as(errors)
+        worst = errors.new_zeros(g + 1, 2).scatter_reduce(0, index, errors, "amax")[:g]
+        return out | {"anomaly_parts": torch.cat([worst, wrong], dim=1)}
+
+    def nodes(self, x, id, senders, receivers, real):
+        """The endpoints of each node; `real` is False for padding."""
         h = torch.cat([self.id_embedding(id), x], dim=1)
         for conv, norm in zip(self.encoder_layers, self.encoder_bns, strict=True):
-            h = self.dropout(self.normed(norm, conv(h, senders, receivers), real).relu())
+            h = self.dropout(norm(conv(h, senders, receivers)).relu())
         mu, logvar = self.z_mean(h), self.z_logvar(h).clamp(-20, 20)
         z = h = mu
         for conv, norm in zip(self.decoder_layers, self.decoder_bns, strict=False):
-            h = self.dropout(self.normed(norm, conv(h, senders, receivers), real).relu())
+            h = self.dropout(norm(conv(h, senders, receivers)).relu())
         features = self.decoder_layers[-1](h, senders, receivers).sigmoid()
         ids, neighbours = self.canid_classifier(z), self.neighborhood_decoder(z)
         target = torch.zeros_like(neighbours)
         target[senders, id[receivers]] = 1
-        errors = {
-            "feature_error": F.mse_loss(features, x, reduction="none").mean(1),
-            "neighbour_error": F.binary_cross_entropy_with_logits(neighbours, target, reduction="none").mean(1),
-            "id_error": F.cross_entropy(ids, id, reduction="none"),
-        }
-        wrong = mean((ids.argmax(1) != id)[:, None].float(), graph, g)
-        largest = [biggest(errors[name], graph, g) for name in ("feature_error", "neighbour_error")]
+        binary = F.binary_cross_entropy_with_logits(neighbours, target, reduction="none")
         return {
             "features": features,
             "id_logits": ids,
@@ -65,19 +67,10 @@ class GraphAutoencoderNeighborhood(nn.Module):
             "z_mean": mu,
             "z_logvar": logvar,
             "posterior": torch.cat([mu, logvar], dim=1),
-            **{name: error * real for name, error in errors.items()},
-            "anomaly_parts": torch.cat([*largest, wrong], dim=1),
+            "feature_error": F.mse_loss(features, x, reduction="none").mean(1) * real,
+            "neighbour_error": binary.mean(1) * real,
+            "id_error": F.cross_entropy(ids, id, reduction="none") * real,
         }
-
-    def normed(self, norm, x, real):
-        """Padding is no part of the statistics; the original knows none."""
-        return norm(x) if not self.training else torch.zeros_like(x).index_put((real,), norm(x[real]))
-
-
-def biggest(error, graph, g):
-    return torch.stack(
-        [error[graph == i].amax(0, keepdim=True) if (graph == i).any() else error[:1] * 0 for i in range(g)]
-    )
 
 
 def build(model: Model) -> nn.Module:
