@@ -16,6 +16,7 @@ from typing import Any
 
 from kdjax.config import (
     Agent,
+    Budget,
     ConfigError,
     Curriculum,
     Data,
@@ -54,6 +55,7 @@ def get_config(variant: str = "") -> Experiment:
         optim = Optim("adamw", lr=1e-3, warmup=0.25, weight_decay=1e-4, clip=1.0)
         model = (large if size == "large" else small).get(kind)
         shared = {"data": data, "model": model, "epochs": epochs[kind], "optim": optim, "grad_norms_every": 0}
+        shared["budget"] = Budget(safety=0.6 if real else 0.8)  # real traffic has packs beyond the largest bucket
         return Stage(task=task, title=title, folder=where, **{**shared, **fields})
 
     vgae_teacher = stage("autoencoder", "vgae", "large", "VGAE, large", data=normal)

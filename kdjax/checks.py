@@ -124,8 +124,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         wrong.append(f"data.split: expected three positive shares that add up to 1, found {data.split}")
     if data.num_classes < 2:
         wrong.append(f"data.num_classes counts the background, so it is at least 2; found {data.num_classes}")
-    if stage.budget is not None and (stage.budget.bytes < 1 or not 0 < stage.budget.safety <= 1):
-        wrong.append(f"budget: expected bytes above 0 and a safety in (0, 1], found {stage.budget}")
+    if stage.budget.bytes < 0 or not 0 < stage.budget.safety <= 1:
+        wrong.append(f"budget: expected bytes of at least 0 and a safety in (0, 1], found {stage.budget}")
     if optim.lr <= 0:
         wrong.append(f"optim.lr: expected a positive number, found {optim.lr}")
     if not 0 <= optim.ema < 1:

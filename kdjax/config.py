@@ -189,7 +189,7 @@ class Agent:
 class Budget:
     """The batch is as large as memory allows, by the compiler's count; its size is found before training and kept."""
 
-    bytes: int = 0  # of each device
+    bytes: int = 0  # of each device; 0 is off
     safety: float = 0.8  # the share of them that a step may take
     most: int = 1024  # examples
 
@@ -228,7 +228,7 @@ class Stage:
     gate: Optional[Gate] = None
     stop: Optional[Stop] = None
     curriculum: Optional[Curriculum] = None
-    budget: Optional[Budget] = None  # decides data.batch_size
+    budget: Budget = field(default_factory=Budget)  # decides data.batch_size where it has bytes
     agent: Optional[Agent] = None  # for tasks that act
     dtype: str = "float32"  # of the computation; parameters stay float32
     auxiliary: bool = False  # run only if another stage starts from it or learns from it

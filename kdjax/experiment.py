@@ -97,7 +97,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
             files[path], about = safetensors.load(path)
             made_for[path] = safetensors.model_in(about)
         size = one.data.batch_size
-        if one.budget is not None:
+        if one.budget.bytes:
             student = learners.get(name.removesuffix("_control"))  # a control has its student's size, and no more
             make = partial(ready, name)
             size = student.stage.data.batch_size if student else _affordable(folder, name, one, mesh, make)
@@ -111,7 +111,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
             _check_fits(f"stages.{name}.{what}", mine, initial_shapes(theirs.model), made_for=theirs.stage.model)
     claim(folder, experiment)
     for name, one in stages.items():
-        if one.budget is not None and jax.process_index() == 0:
+        if one.budget.bytes and jax.process_index() == 0:
             stage_folder(folder, name, one).mkdir(parents=True, exist_ok=True)
             write(stage_folder(folder, name, one) / BATCH, str(learners[name].stage.data.batch_size))
     return Run(experiment, folder, learners, files)
@@ -128,7 +128,7 @@ def _affordable(
 ) -> int:
     """The batch size that the stage's budget allows; that of before, where the stage has begun."""
     found, budget = stage_folder(folder, name, stage) / BATCH, stage.budget
-    if found.exists() or budget is None:
+    if found.exists():
         return int(found.read_text())
     unit = sharding.shares(mesh) * stage.optim.accumulate
     try:

@@ -38,7 +38,7 @@ def test_a_run_that_has_begun_keeps_its_size(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"), [(Budget(bytes=1000), "a batch of 1 takes"), (Budget(), "expected bytes above 0")]
+    ("budget", "told"), [(Budget(bytes=1000), "a batch of 1 takes"), (Budget(bytes=-1), "expected bytes of at least 0")]
 )
 def test_a_budget_that_holds_nothing_is_refused(tmp_path, budget, told):
     with pytest.raises(ConfigError, match=told):
