@@ -117,15 +117,17 @@ def rebuilding(weight: float) -> dict[str, Term]:
 def sizes(smoke: bool, real: bool) -> tuple[dict[str, Model], dict[str, Model]]:
     """The large and the small models; the data tell how many ids there are."""
     ids: dict[str, Any] = {"num_ids": None}
-    if smoke:
-        gat = {"hidden": 8, "heads": 2, "layers": 1, "fc_layers": 1}
-        large = Model("can_vgae", variant="b_student", **ids), Model("can_gat", variant="b_student", **gat, **ids)
-    elif real:
-        large = Model("can_vgae", variant="b_teacher", **ids), Model("can_gat", variant="b_teacher", **ids)
-    else:
-        gat = {"hidden": 32, "heads": 4, "layers": 3}
-        large = Model("can_vgae", variant="b_teacher", **ids), Model("can_gat", variant="b_teacher", **gat, **ids)
     small = Model("can_vgae", variant="b_student", **ids), Model("can_gat", variant="b_student", **ids)
+    large = Model("can_vgae", variant="b_teacher", **ids), Model("can_gat", variant="b_teacher", **ids)
+    if smoke:
+        large = small
+        tiny = {"encoder": (16, 8), "latent": 8, "decoder": (16,)}
+        small = (
+            Model("can_vgae", variant="b_student", **tiny, **ids),
+            Model("can_gat", variant="b_student", hidden=8, **ids),
+        )
+    elif not real:
+        large[1].options |= {"heads": 4, "layers": 3}
     return dict(zip(("vgae", "gat"), large, strict=True)), dict(zip(("vgae", "gat"), small, strict=True))
 
 
