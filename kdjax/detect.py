@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from kdjax import checks, registry
-from kdjax import experiment as running
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data import can_log, windows
 from kdjax.data.can_messages import STANDARD, Faults, Messages
@@ -96,12 +96,8 @@ class Detector:
         # A window has up to w + 1 nodes and w edges; of many, most have half as many nodes and fewer edges.
         self.buckets = {1: (w + 2, w), PACK: (PACK * w // 2 + 2, PACK * w * 3 // 4)}
         self._features = spec.features
-
-        def run(whole: dict, batch: dict[str, jax.Array]) -> jax.Array:
-            return task.predict(network(whole, batch)[0], batch)[0, :, 0]
-
         task.check(network.shapes(whole, self._batch(_none(spec.features), 1, 0)))
-        self._run, self._whole = jax.jit(run), jax.device_put(whole)
+        self._run, self._whole = compiled(network, task), jax.device_put(whole)
 
     def warm_up(self) -> None:
         """Compiles what scoring takes."""
@@ -137,6 +133,12 @@ class Detector:
             order = np.argsort(-falls, kind="stable")
             found.append([(int(names[k]), float(falls[k] / falls.sum())) for k in order if falls[k] > 0])
         return found
+
+
+@cache
+def compiled(network: Network, task: Any) -> Any:
+    """(variables, a pack) -> the score of each of its graphs."""
+    return jax.jit(lambda whole, batch: task.predict(network(whole, batch)[0], batch)[0, :, 0])
 
 
 def _none(features: int) -> Graphs:
@@ -237,7 +239,7 @@ def detect(
         )
     cutting = Cutting.load(kept.keepsake)
     tally, known = Tally(), frozenset(cutting.ids)
-    with contextlib.ExitStack() as stack, running.compiling(quick=experiment.quick_compile):
+    with contextlib.ExitStack() as stack:
         chunks = opened(log, {**cutting.reading, **(reading or {})}, cutting.window, tally, stack)
         detector = Detector(kept.stage, kept.whole, cutting)
         detector.warm_up()

@@ -89,7 +89,10 @@ def main(argv: list[str]) -> int:
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
     what = {"train": train, "eval": evaluate, "predict": predict, "export": export, "report": report}
-    return what[MODE.value](experiment, workdir)
+    from kdjax.experiment import compiling
+
+    with compiling(quick=experiment.quick_compile):
+        return what[MODE.value](experiment, workdir)
 
 
 # -- what it does ----------------------------------------------------------------------------------------------------

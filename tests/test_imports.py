@@ -36,7 +36,7 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "experiment": RUNNING,
     "predict": RUNNING,
     "export": RUNNING | {"predict"},
-    "detect": RUNNING | {"experiment", "predict"},
+    "detect": RUNNING | {"predict"},
     "launch": RUNNING | {"experiment", "predict", "detect", "export"},
 }
 CONVERT = LOWEST | {"models", "weights"}
