@@ -236,7 +236,7 @@ def embedding(points: Float[np.ndarray, "n 2"], groups: list[str], share: Float[
     if not len(points):
         return ""
     names = np.array(groups)
-    order = sorted(dict.fromkeys(groups), key=lambda name: {"normal": 0, "attack": 1}.get(name, 2))
+    order = sorted(dict.fromkeys(groups), key=lambda name: ({"normal": 0, "attack": 1}.get(name, 2), name))
     members = {name: np.flatnonzero(names == name) for name in order}
 
     def paint(figure: Any) -> None:
@@ -252,9 +252,11 @@ def embedding(points: Float[np.ndarray, "n 2"], groups: list[str], share: Float[
         ax.set_xlabel(f"component 1{part[0]}")
         ax.set_ylabel(f"component 2{part[1]}")
         ax.grid(color=INK, alpha=0.12, linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, handlelength=1.0)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=1.0, fontsize=7.5)
 
-    return drawing(paint, (WIDTH, 3.4), salt=salt_of("embedding", groups, points))
+    columns = max(1, 70 // (12 + max(map(len, order))))
+    height = 3.0 + 0.17 * -(-len(order) // columns)
+    return drawing(paint, (WIDTH, height), salt=salt_of("embedding", groups, points))
 
 
 def _dots(ax: Any, points: Float[np.ndarray, "n 2"], colour: str, label: str, order: float) -> None:

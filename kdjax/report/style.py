@@ -31,7 +31,7 @@ linear-gradient(270deg,#0003,transparent) 100% 0/12px 100% no-repeat scroll}
 table{width:100%;border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:10px 14px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th:first-child{text-align:left;padding-left:8px}
-thead th{color:var(--soft);font-size:.85rem;font-weight:500}
+thead th{white-space:normal;color:var(--soft);font-size:.85rem;font-weight:500}
 tbody th{font-weight:500}
 tbody tr:last-child>*{border-bottom:0}
 tr.student>*{background:var(--mark);font-weight:650}

@@ -78,6 +78,11 @@ def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
             {one.title: (one.predicted[known, 0], labels[known]) for one in stages}
         ),
     }
+    for one in stages:
+        if alike := one.row.get("likeness"):
+            drawn[f"CKA of the layers of {one.title} with its teacher's, on nodes of validation graphs"] = (
+                detection_figures.likeness(np.array(alike["cka"], float), alike["teacher"], alike["student"])
+            )
     wide = "".join(figure(title, svg, wide=True) for title, svg in drawn.items())
     return {heading: wide + embedding(of, groups, labels)}
 
