@@ -1,8 +1,24 @@
 """A graph attention network distilled into an MLP that needs no graph: the fields of papers, from words and citations.
 
-python -m kdjax.launch --config=configs/cora_distill.py                a generated graph, nothing to download
-python -m kdjax.launch --config=configs/cora_distill.py:smoke          the same, tiny
-python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR       Cora: the folder of cora.npz
+    python -m kdjax.launch --config=configs/cora_distill.py                    a generated graph, nothing to download
+    python -m kdjax.launch --config=configs/cora_distill.py:smoke              the same, tiny
+    python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR           Cora: the folder of cora.npz
+    python -m kdjax.launch --config=configs/cora_distill.py:cora_labels=DIR    the student hears the labels too
+
+GLNN (Zhang et al. 2022, arXiv 2110.08727): the teacher reads words and citations, the student words alone, and learns
+what the teacher says of every node, of which 140 are labelled. It has more parameters, and yet it is the one that is
+deployed: it answers for a paper without fetching whom that cites, and who cites those.
+
+The generated graph, seed 0: GAT 0.926, MLP 0.926, the MLP without a teacher 0.515; half a minute of one core.
+
+Cora, test accuracy over seeds 0 to 2, mean and standard deviation, each within 100 s on two cores that others used too:
+GAT 0.818 ± 0.007, MLP 0.831 ± 0.007 (with labels 0.831 ± 0.013), the MLP without a teacher 0.568 ± 0.003. The paper has
+GraphSAGE 0.793, its MLP 0.783, that MLP alone 0.590, of another split. Weight decay is what the student must do without:
+with 5e-4 it stays at 0.73. The MLP alone gains from it, and with 5e-3 comes to 0.60 (one seed each). The GAT's published
+weights have 0.822:
+
+    python -m convert pyg_gat --src gat_000000.pth --dst gat.safetensors
+    python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR --mode=eval --stage=teacher --weights=gat.safetensors
 """
 
 from kdjax.config import ConfigError, Data, Experiment, Mesh, Model, Optim, Stage, Stop, Teacher, Term, nearest
