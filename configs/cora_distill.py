@@ -13,12 +13,12 @@ The generated graph, seed 0: GAT 0.926, MLP 0.926, the MLP without a teacher 0.5
 
 Cora, test accuracy over seeds 0 to 2, mean and standard deviation, each within 100 s on two cores that others used too:
 GAT 0.818 ± 0.007, MLP 0.831 ± 0.007 (with labels 0.831 ± 0.013), the MLP without a teacher 0.568 ± 0.003. The paper has
-GraphSAGE 0.793, its MLP 0.783, that MLP alone 0.590, of another split. Weight decay is what the student must do without:
-with 5e-4 it stays at 0.73. The MLP alone gains from it, and with 5e-3 comes to 0.60 (one seed each). The GAT's published
-weights have 0.822:
+GraphSAGE 0.793, its MLP 0.783, that MLP alone 0.590, of another split. Weight decay is what the student must do
+without: with 5e-4 it stays at 0.73. The MLP alone gains from it, and with 5e-3 comes to 0.60 (one seed each). The
+published weights of the GAT have 0.822:
 
-    python -m convert pyg_gat --src gat_000000.pth --dst gat.safetensors
-    python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR --mode=eval --stage=teacher --weights=gat.safetensors
+    python -m convert pyg_gat --src gat_000000.pth --dst g.safetensors
+    python -m kdjax.launch --config=configs/cora_distill.py:cora=DIR --mode=eval --stage=teacher --weights=g.safetensors
 """
 
 from kdjax.config import ConfigError, Data, Experiment, Mesh, Model, Optim, Stage, Stop, Teacher, Term, nearest
