@@ -16,7 +16,7 @@ import pytest
 from kdjax import detect, launch, predict
 from kdjax.data import can_log, pipeline, windows
 from kdjax.data.can_messages import Messages
-from kdjax.data.graphs import KEEPSAKE
+from kdjax.data.graphs import KEEPSAKE, joined
 from kdjax.data.traffic import Traffic
 from kdjax.detect import Cutting, Detector
 from kdjax.distill.teachers import build_model
@@ -29,11 +29,11 @@ W = 50
 CONFIG = f"""
 from kdjax.config import Agent, Data, Experiment, Mesh, Model, Optim, Stage, to_dict
 
-TRAFFIC = {{"seed": 3, "train_windows": 500, "test_windows": 8, "known": ("dos",), "window": {W}, "batch_size": 32, "buckets": 1}}
+TRAFFIC = {{"seed": 3, "train_windows": 500, "test_windows": 8, "known": ("dos",), "window": {W}}}
 
 
 def get_config(variant=""):
-    data = Data("can_traffic", **TRAFFIC)
+    data = Data("can_traffic", **TRAFFIC, batch_size=32, buckets=1)
     gat = Model("can_gat", hidden=8, heads=2, layers=1, fc_layers=1, dropout=0.0, num_ids=None)
     vgae = Model("can_vgae", variant="c_small", num_ids=None)
     both = Model("can_fusion", vgae=to_dict(vgae), gat=to_dict(gat), agent={{"variant": "small"}})
@@ -194,6 +194,24 @@ def part(graphs, k):
     return replace(graphs, **flat, first_node=ends[0], first_edge=ends[1])
 
 
+def test_windows_of_any_size_are_scored(run):
+    """So many nodes, or edges, that a pack has not room for all windows that wait; and a graph of nothing."""
+    ours, _ = detector(run)
+    data = np.random.default_rng(0).integers(0, 256, (W + 1, 8)).astype(np.uint8)
+    each_once = replace(messages(n=W + 1), id=np.arange(1, W + 2), data=data)
+    wide = windows.graphs(each_once, "C", W, W, windows.Mapping(tuple(range(1, W + 2))))
+    wide = replace(wide, id=np.zeros_like(wide.id))
+    few = messages(n=70 * W + 1, ids=14)
+    dense = windows.graphs(few, "B", W, W, windows.Mapping.build([few]))
+    assert wide.sizes().tolist() == [[W + 1, W]]
+    assert (dense.sizes()[: detect.PACK].sum(axis=0) > [0, ours.buckets[detect.PACK][1]]).all()
+    mixed = joined([*[wide] * 70, dense, *[wide] * 3, detect._none(10)])
+    found, some = ours.scores(mixed), [0, 69, 70, 90, 139, 140, 142, 143]
+    assert len(found) == len(mixed) == 144
+    np.testing.assert_allclose(found[some], [ours.scores(part(mixed, k))[0] for k in some], rtol=1e-5, atol=1e-5)
+    assert len(set(found.round(3))) > 40
+
+
 @pytest.mark.parametrize("stage", ["vgae", "fusion"])
 def test_every_task_watches(run, logs, tmp_path, stage):
     """And parquet tells the same as CSV."""
@@ -254,7 +272,7 @@ def test_an_alert_is_told_as_soon_as_its_window_is_complete(run, logs, stdin):
 def test_it_may_come_in_any_pieces(run, logs, stdin, tmp_path):
     _, path, _ = logs
     text, made = path.read_bytes(), []
-    for size in (11, 777, len(text)):
+    for size in (41, 777, len(text)):
         stdin([text[k : k + size] for k in range(0, len(text), size)])
         ended = on(run, "--log=-", f"--output={tmp_path}/x.jsonl")
         assert ended.code == 0, ended
