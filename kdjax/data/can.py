@@ -71,7 +71,7 @@ class Can:
         cutting = {"generation": generation, "window": window, "stride": stride}
         windows.check(**cutting)
         self.files = tuple(str(file.path) for file in found)
-        self._settings = cutting | {"ids": ids, "payload": payload}
+        self._settings: dict[str, Any] = {**cutting, "ids": ids, "payload": payload}
         kept = None
         if cache:
             kept = _folder(cache) / f"{_key(where, found, reading | cutting)}.npz"
