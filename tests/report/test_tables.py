@@ -50,7 +50,7 @@ def test_what_was_not_measured_is_a_dash(summary):
 def test_another_kind_of_task_shows_its_own_metrics(summary):
     for row in summary["rows"]:
         row["metrics"] = {k: {"mean": 0.5, "std": 0.1, "n": 3} for k in ("auc", "accuracy", "f1", "brier")}
-    assert tables.header(summary) == ["model", "params", "auc", "accuracy", "f1", "ms/image", ""]
+    assert tables.header(summary) == ["model", "params", "AUC", "accuracy", "F1", "ms/image", ""]
 
 
 def test_the_full_results_have_a_column_per_class(summary, metrics_of):
