@@ -9,6 +9,10 @@ Windows of a hundred messages become graphs: a node for each id, an edge from an
 learns what normal traffic is like, without labels. The GAT learns attacks from labels, beside the normal windows that
 the VGAE finds strangest. The agent weighs the word of both small models, graph by graph.
 
+On hcrl_sa, three seeds, mean F1 and AUC over its four test sets: GAT 0.660 and 0.996 (large), 0.585 and 0.955 (small,
+distilled), 0.549 and 0.828 (small, no teacher); about 10 min a seed on two cores of an AMD EPYC. A stage of it takes a
+batch size from a budget of memory with `--config.stages.gat_teacher.budget.bytes=8000000000`.
+
 A run lies in `{modality}/{dataset}/{learning type}/{model}/{size}/{with-kd|no-kd}/{mode}` below the working directory.
 """
 
