@@ -49,7 +49,7 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     mesh = sharding.make_mesh(experiment.mesh)
     learner = prepare("measured", stage, experiment, mesh, pipeline.build(stage.data), taught)
     teachers = {name: variables(build_model(taught[teacher.stage])) for name, teacher in stage.teachers.items()}
-    state, fixed, _ = learner.start(variables(learner.model), teachers)
+    state, fixed, _ = learner.start({"": variables(learner.model)}, teachers)
     placed = jax.tree.map(lambda x: x.sharding, state)
     train = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     trained, n = loop.count(state.params), case.batch
