@@ -13,6 +13,9 @@ On hcrl_sa, three seeds, mean F1 and AUC over its four test sets: GAT 0.660 and 
 distilled), 0.549 and 0.828 (small, no teacher); about 10 min a seed on two cores of an AMD EPYC. A stage of it takes a
 batch size from a budget of memory with `--config.stages.gat_teacher.budget.bytes=8000000000`.
 
+The modes are stages: autoencoder, curriculum and fusion as they stand; `--config.stages.gat_student.curriculum.scorer=`
+makes it the normal one, without a curriculum.
+
 A run lies in `{modality}/{dataset}/{learning type}/{model}/{size}/{with-kd|no-kd}/{mode}` below the working directory.
 """
 

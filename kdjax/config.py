@@ -162,7 +162,7 @@ class Curriculum:
     on validation data, fewer where it is not, and all that smoothed by `momentum`.
     """
 
-    scorer: str = ""  # the stage whose anomaly says how hard an example is
+    scorer: str = ""  # the stage whose anomaly says how hard an example is; "" is no curriculum
     start: float = 1.0
     end: float = 4.0
     warmup: float = 10.0
@@ -291,7 +291,7 @@ def needed(experiment: Experiment) -> list[str]:
 def references(stage: Stage) -> list[str]:
     """The stages that this one starts from, learns from or is guided by."""
     start = [stage.init.removeprefix("stage:")] if stage.init.startswith("stage:") else []
-    guides = [stage.curriculum.scorer] if stage.curriculum else []
+    guides = [stage.curriculum.scorer] if stage.curriculum and stage.curriculum.scorer else []
     return start + [*stage.parts.values(), *guides] + [t.stage for t in stage.teachers.values() if t.stage]
 
 

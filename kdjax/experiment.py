@@ -234,7 +234,7 @@ def _train_and_test(made: Run, name: str, learner: Learner, signals: Signals) ->
 def ranked(made: Run, learner: Learner) -> Ranked | None:
     """The training examples of a stage with a curriculum, ranked by the stage that scores them."""
     plan = learner.stage.curriculum
-    if plan is None:
+    if plan is None or not plan.scorer:
         return None
     scorer = replace(made.learners[plan.scorer], dataset=learner.dataset, stage=learner.stage)
     _, predicted = evaluate(scorer, scorer.place(made.weights(plan.scorer)), "train")

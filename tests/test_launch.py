@@ -17,8 +17,10 @@ from PIL import Image
 from convert.family import leaves
 from kdjax import checks, config, launch, registry
 from kdjax.distill.teachers import build_model
-from kdjax.train.setup import initial_shapes
+from kdjax.experiment import ranked
+from kdjax.train.setup import Learner, initial_shapes
 from kdjax.weights import safetensors
+from kdjax.workdir import Run
 from tests.command import command, refused, tiny
 from tests.data.folders import picture
 
@@ -272,3 +274,14 @@ def test_help_can_be_read():
     assert "--config=FILE[:VARIANT]       the experiment;" in text
     assert all(f"--{name}:" in text for name in ("config", "mode", "stage", "workdir", "list", "images", "output"))
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_a_curriculum_without_a_scorer_is_none():
+    """The normal mode of a classifier, by a flag."""
+    name = "--config.stages.gat_student.curriculum.scorer="
+    stages = parsed("--config=configs/can_distill.py", name).stages
+    assert config.references(stages["gat_student"]) == ["gat_teacher"]
+    assert config.references(stages["gat_teacher"]) == ["vgae_teacher"]
+    learner = object.__new__(Learner)
+    learner.stage = stages["gat_student"]
+    assert ranked(object.__new__(Run), learner) is None
