@@ -18,6 +18,7 @@ from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.outcome import likeness, report, summarise, test
 from kdjax.report import trackers
+from kdjax.resolve import resolved
 from kdjax.train import memory, sharding
 from kdjax.train.curriculum import Ranked
 from kdjax.train.loop import Signals, count, evaluate, train
@@ -86,7 +87,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
         key = json.dumps([config.to_dict(one.data), parts])
         datasets[key] = datasets.get(key) or pipeline.build(one.data, parts)
         try:
-            one = config.resolved(one, datasets[key].facts, made_for.get(one.init))
+            one = resolved(one, datasets[key].facts, made_for.get(one.init))
         except ConfigError as error:
             raise ConfigError(f"stages.{name}.{error}") from error
         return prepare(name, one, experiment, mesh, datasets[key], {k: v.stage.model for k, v in learners.items()})

@@ -22,6 +22,7 @@ from kdjax.data.images import shapes
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.report import figures, tables
+from kdjax.resolve import resolved
 from kdjax.train import sharding
 from kdjax.train.loop import count
 from kdjax.train.setup import initial_shapes, prepare
@@ -131,7 +132,7 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
         model = safetensors.model_in(about)
         told = as_told(stage.model.options, model.options if model else {})
         stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **told))
-        stage = config.resolved(stage, {}, model)
+        stage = resolved(stage, {}, model)
         whole = safetensors.overlay(initial_shapes(build_model(stage.model)), whole)
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error

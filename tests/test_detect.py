@@ -20,6 +20,7 @@ from kdjax.data.graphs import KEEPSAKE, joined
 from kdjax.data.traffic import Traffic
 from kdjax.detect import Cutting, Detector
 from kdjax.distill.teachers import build_model
+from kdjax.resolve import resolved
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors, stablehlo
 from tests.command import command, refused, tiny
@@ -58,7 +59,7 @@ def run(tmp_path_factory):
     trained, about = safetensors.load(workdir / "stages" / "gat" / "model.safetensors")
     ids = json.loads(about["options"])["num_ids"]
     for name in ("vgae", "fusion"):
-        of = predict.config.resolved(launch.load(str(path)).stages[name], {"num_ids": ids})
+        of = resolved(launch.load(str(path)).stages[name], {"num_ids": ids})
         variables = jax.tree.map(np.array, initialiser(build_model(of.model))(jax.random.key(1)))
         if name == "fusion":
             variables["params"]["gat"] = trained["params"]

@@ -17,11 +17,12 @@ PINNED = {  # a foreign library -> the only files that may know it
     "convert": {"export.py"},  # which writes PyTorch's names
 }
 LOWEST = {"registry", "config"}
-TRAINING = LOWEST | {"checks", "distill", "tasks", "data", "weights", "report"}
+TRAINING = LOWEST | {"checks", "resolve", "distill", "tasks", "data", "weights", "report"}
 RUNNING = TRAINING | {"train", "workdir", "outcome"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
     "checks": {"config"},
+    "resolve": {"config"},
     "registry": {"config"},
     "losses": LOWEST,
     "models": LOWEST,

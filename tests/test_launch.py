@@ -18,6 +18,7 @@ from convert.family import leaves
 from kdjax import checks, config, launch, registry
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import ranked
+from kdjax.resolve import resolved
 from kdjax.train.setup import Learner, initial_shapes
 from kdjax.weights import safetensors
 from kdjax.workdir import Run
@@ -64,7 +65,7 @@ def test_every_config_is_sound_in_each_variant(path):
         assert config.differences(experiment, again) == []
         told = {"num_ids": 9, "features": 10, "num_classes": 3}
         for name, stage in experiment.stages.items():
-            one, other = (config.resolved(of, told).model for of in (stage, again.stages[name]))
+            one, other = (resolved(of, told).model for of in (stage, again.stages[name]))
             assert build_model(one) == build_model(other)
             hash(build_model(other))  # compiled programs are found by it
     assert launch.ast.get_docstring(launch.ast.parse(Path(path).read_text()))

@@ -1,6 +1,7 @@
 """What every kind of data has in common: which examples come when, found by the number of the step."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from kdjax.config import ConfigError
 Batch = dict[str, np.ndarray]
 
 
-class Dataset:
+class Dataset(ABC):
     """Examples in the splits train, val and test, dealt out in batches by global step.
 
     With `processes` > 1 each process reads its own contiguous share of the same global batch. A kind of data says what
@@ -30,13 +31,13 @@ class Dataset:
         self.trained_on = np.arange(sizes["train"])  # the examples of the training split that are dealt out
         self._labelled = {split: np.ones(n, bool) for split, n in sizes.items()} | {"train": labelled}
 
+    @abstractmethod
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice) -> Batch:
         """That share of the batch of the examples at these places of the split; -1 gives padding."""
-        raise NotImplementedError
 
+    @abstractmethod
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         """The class of each example."""
-        raise NotImplementedError
 
     def axis(self, batch_size: int) -> int:
         """The length of the axis that devices share, in a batch of so many examples."""
@@ -46,9 +47,9 @@ class Dataset:
         """The order in which a split is evaluated."""
         return np.arange(self.sizes[split])
 
+    @abstractmethod
     def shapes(self, batch_size: int) -> dict[str, Any]:
         """The shapes of a batch as a step sees it; `batch_size` is the length of the axis that devices share."""
-        raise NotImplementedError
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return max(1, len(self.trained_on) // batch_size)

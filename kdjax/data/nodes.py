@@ -73,6 +73,10 @@ class NodeSet(Dataset):
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         return {k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype) for k, v in self._batches["val"].items()}
 
+    def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
+        """The whole graph, whichever nodes are asked for."""
+        return self._batches[split]
+
     def train(self, batch_size: int, **_) -> Iterator[Batch]:
         batch = {**self._batches["train"], "valid": self._graph["nodes"]}
         while True:

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax import config
 from kdjax.config import Agent, ConfigError, Data, Experiment, Mesh, Model, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.experiment import compiling
+from kdjax.resolve import resolved
 from kdjax.train import memory, sharding
 from kdjax.train.memory import fitting
 from kdjax.train.setup import initial, prepare
@@ -95,7 +95,7 @@ def of_graphs(size: int, **fields):
     """Made ready for batches of so many windows."""
     data = of_size(Data("can_traffic", train_windows=64, test_windows=8), size)
     dataset = pipeline.build(data)
-    stage = config.resolved(tiny.stage(data=data, **fields), dataset.facts)
+    stage = resolved(tiny.stage(data=data, **fields), dataset.facts)
     experiment = Experiment(name="x", stages={"s": stage}, mesh=Mesh(data=1))
     return prepare("s", stage, experiment, sharding.make_mesh(experiment.mesh), dataset, {})
 
