@@ -24,12 +24,14 @@ from convert.export import export_file, load
 from convert.family import ConvertError, Family, fit, prove, tensors, told, write
 from convert.onto import check_written, options_of, put_on, random_base, read
 from convert.sources import SourceError, open_source
+from kdjax import registry
 from kdjax.config import ConfigError
 from kdjax.weights import safetensors
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments().parse_args(argv)
+    registry.trust(*filter(None, getattr(args, "trust", "").split(",")))
     if args.list:
         return show_families()
     if not args.command:
@@ -66,6 +68,8 @@ def arguments() -> argparse.ArgumentParser:
         family = commands.add_parser(name, help=argparse.SUPPRESS)
         family.add_argument("--src", required=True, help="a file, a folder, or hf:owner/name")
         family.set_defaults(run=run_convert)
+    for command in (verify, export):
+        command.add_argument("--trust", default="", metavar="MODULES", help="your own, that the file may name")
     for command in (verify, *(commands.choices[name] for name in families.NAMES if families.get(name).base)):
         command.add_argument("--base", default="", help="for low-rank pairs: the kdjax file of the SAM they are put on")
     for command in (export, *(commands.choices[name] for name in families.NAMES)):

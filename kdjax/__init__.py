@@ -11,8 +11,9 @@ __all__ = ["apply", "build", "load", "loss", "run"]
 
 def build(name, /, **options):
     """The registered model, a Flax module; `python -m kdjax.launch --list=models` names them all."""
-    from kdjax import registry
+    from kdjax import config, registry
 
+    registry.trust(name, *config.own_names(options))
     return registry.get("models", name)(**options)
 
 
@@ -59,11 +60,14 @@ def loss(name):
     """The registered loss: f(student, teacher, *, ...) -> [b]."""
     from kdjax import registry
 
+    registry.trust(name)
     return registry.get("losses", name)
 
 
 def run(experiment, workdir):
     """Trains what `experiment` still lacks in `workdir`, as the command does; returns what summary.json holds."""
+    from kdjax import config, registry
     from kdjax import experiment as running
 
+    registry.trust(*config.own_names(experiment))
     return running.run(experiment, workdir)

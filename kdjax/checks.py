@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from typing import Any
@@ -18,6 +19,8 @@ def validate(experiment: Experiment) -> None:
         wrong.append("stages: an experiment needs at least one stage")
     for name, stage in experiment.stages.items():
         at = f"stages.{name}"
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            wrong.append(f"{at}: a stage is named with letters, digits, '_', '-' and '.': it names a folder")
         wrong += [f"{at}: {text}" for text in _stage_faults(stage, seen)]
         if name.endswith("_control"):
             wrong.append(f"{at}: names that end in '_control' are taken by control runs")
@@ -86,6 +89,8 @@ def _too_small(stage: Stage) -> list[str]:
 
 def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     wrong = _too_small(stage)
+    if stage.folder and any(part in ("", ".", "..") for part in stage.folder.replace("\\", "/").split("/")):
+        wrong.append(f"folder: expected a path below the working directory such as 'a/b', found {stage.folder!r}")
     for reference in references(stage):
         if reference not in earlier:
             wrong.append(f"refers to stage {reference!r}, which does not come before it; {nearest(reference, earlier)}")

@@ -363,6 +363,15 @@ def _default(field: dataclasses.Field) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+def own_names(value: Any) -> list[str]:
+    """Every text in a config that could name code outside kdjax, "package.module:symbol"."""
+    if isinstance(value, str):
+        return [value] if re.fullmatch(r"[\w.]+:\w+", value) else []
+    value = to_dict(value)
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [name for one in inside for name in own_names(one)]
+
+
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 

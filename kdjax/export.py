@@ -16,6 +16,7 @@ import numpy as np
 from kdjax import checks, config, registry
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import pipeline
+from kdjax.data.graphs import KEEPSAKE
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.predict import Kept, calibrated, chosen, load
@@ -25,6 +26,8 @@ from kdjax.workdir import write
 TOLERANCE = 1e-5  # relative to the largest output
 BATCHES = (1, 3)  # what the StableHLO is tried on
 SIGNATURE = "signature.json"  # written last: a folder without it is no export
+PYTORCH = ("model.pth", "model_pytorch.safetensors")  # the second where there is no PyTorch
+FILES = {SIGNATURE, "model.safetensors", "model.stablehlo", KEEPSAKE, *PYTORCH}
 
 
 Arrays = dict[str, np.ndarray]
@@ -56,8 +59,9 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
     name, of = chosen(experiment, stage)
     kept = load(of, Path(workdir), name, weights)
     folder = Path(output).expanduser() if output else Path(workdir) / "export" / name
-    if folder.exists() and not (folder / SIGNATURE).is_file():
-        raise ConfigError(f"{folder} exists and is no earlier export; choose another --output")
+    if not output and not folder.resolve().is_relative_to(Path(workdir).resolve()):
+        raise ConfigError(f"{folder} leads out of the working directory; remove the link, or name an --output")
+    refuse_foreign(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -75,6 +79,15 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return {"folder": folder, **found}
+
+
+def refuse_foreign(folder: Path) -> None:
+    """An earlier export is replaced, with all that lies in its folder: an export must have written all of it."""
+    if folder.exists():
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if SIGNATURE not in names or names - FILES:
+            more = f": it holds {', '.join(sorted(names - FILES))}" if names - FILES else ""
+            raise ConfigError(f"{folder} exists and is no earlier export{more}; choose another --output")
 
 
 def signature(kept: Kept) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def _pytorch(folder: Path, stage: Stage, whole: dict) -> dict:
     family = family_of(families.all(), stage.model)
     if family is None:
         return {}
-    name = "model.pth" if importlib.util.find_spec("torch") else "model_pytorch.safetensors"
+    name = PYTORCH[0] if importlib.util.find_spec("torch") else PYTORCH[1]
     count = export_file(family, stage.model, whole, folder / name)
     how = f"load_state_dict(..., strict=True) of {family.told}"
     return {name: {"bytes": (folder / name).stat().st_size, "how": how, "compared": f"{count} tensors, every bit"}}

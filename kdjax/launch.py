@@ -28,7 +28,8 @@ from ml_collections import config_flags
 from ml_collections.config_flags import config_flags as typed_flags
 from ml_collections.config_flags import config_path
 
-from kdjax.config import ConfigError, Experiment, from_json, nearest
+from kdjax import config, registry
+from kdjax.config import ConfigError, Experiment, nearest
 
 MODES = ("train", "eval", "predict", "export", "metrics", "report")
 NUMBERS = ("auto", "hex", "decimal")
@@ -51,6 +52,7 @@ PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predict
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")
 NUM_CLASSES = flags.DEFINE_integer("num_classes", 2, "metrics: classes of the masks, background included.", 2)
 EMPTY = flags.DEFINE_enum("empty", "original", ("original", "diagonal", "skip"), "metrics: how empty masks count.")
+TRUST = flags.DEFINE_list("trust", [], "Modules of your own that a file may name: mypackage.models,mypackage.losses.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "Several processes: HOST:PORT of the first, or auto on a cluster.")
 PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many.", 1)
 PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.", 0)
@@ -86,6 +88,7 @@ def main(argv: list[str]) -> int:
     _keep_memory()
     if COORDINATOR.value:
         connect()
+    registry.trust(*TRUST.value, *config.own_names(CONFIG.value))
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
     what = {"train": train, "eval": evaluate, "predict": predict, "export": export, "report": report}
@@ -195,8 +198,6 @@ def metrics() -> int:
 
 def show_list(kind: str) -> int:
     """Names, each with the first line of its docstring; a model is told of by its class."""
-    from kdjax import registry
-
     if kind == "configs":
         found = {}
         for path in sorted(Path("configs").glob("*.py")):
@@ -230,7 +231,7 @@ def _config_of_workdir() -> Experiment:
     saved = Path(WORKDIR.value) / "config.json"
     if not WORKDIR.value or not saved.exists():
         raise ConfigError("give --config=FILE (see --list=configs), or the --workdir of a run that began")
-    return from_json(saved.read_text())
+    return config.from_json(saved.read_text())
 
 
 def _default_workdir() -> str:

@@ -1,6 +1,12 @@
-"""Names and what they stand for: `"module:symbol"`, imported when asked for."""
+"""Names and what they stand for: `"module:symbol"`, imported when asked for.
+
+A name that is not in a table is code of somebody's own, `"package.module:symbol"`. Importing it runs it, so it is
+imported only where a person has named it: in the config that they run, in a call of `kdjax.build`, or by --trust. A
+name that comes from a file (metadata of weights, a working directory's config.json) is trusted by nobody.
+"""
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 from kdjax.config import ConfigError, nearest
@@ -67,10 +73,36 @@ def names(kind: str) -> list[str]:
     return sorted(TABLES[kind])
 
 
+_trusted: set[str] = set()
+
+
+def trust(*names: str) -> None:
+    """Lets `get` import these: "package.module:symbol", or all that a module or package holds, "package.module"."""
+    _trusted.update(names)
+
+
+def is_trusted(name: str) -> bool:
+    parts = name.partition(":")[0].split(".")
+    return name in _trusted or any(".".join(parts[: i + 1]) in _trusted for i in range(len(parts)))
+
+
 def get(kind: str, name: str) -> Any:
-    """The thing registered under `name`; one's own is written "package.module:symbol"."""
+    """The thing registered under `name`; one's own is written "package.module:symbol" and has to be trusted."""
     target = TABLES[kind].get(name, name)
     module, colon, symbol = target.partition(":")
     if not colon:
         raise ConfigError(f"no {kind} entry {name!r}; {nearest(name, TABLES[kind])}")
+    if name not in TABLES[kind]:
+        refuse_untrusted([name])
     return getattr(importlib.import_module(module), symbol)
+
+
+def refuse_untrusted(names: Iterable[str]) -> None:
+    """Raises one ConfigError that lists the names that nobody vouches for."""
+    if strange := sorted({name for name in names if not is_trusted(name)}):
+        modules = sorted({name.partition(":")[0] for name in strange})
+        raise ConfigError(
+            f"{', '.join(map(repr, strange))}: expected registered names, found code outside kdjax, which importing "
+            "would run. If you know that code and want to run it, give the config file that names it with --config, or "
+            f"add --trust={','.join(modules)}"
+        )

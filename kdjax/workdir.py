@@ -48,7 +48,15 @@ def stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
 
 
 def stage_folder(folder: Path, name: str, stage: Stage) -> Path:
-    return folder / (stage.folder or f"stages/{name}")
+    """Below the working directory, and refused where a link leads out of it: files are written and deleted there."""
+    path = folder / (stage.folder or f"stages/{name}")
+    for inside in (path, path / "checkpoints"):
+        if not inside.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"{inside}: expected a folder below {folder}, found a way out of it, {inside.resolve()}; "
+                "remove the link, or choose another --workdir"
+            )
+    return path
 
 
 def write(path: Path, text: str) -> None:

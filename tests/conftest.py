@@ -17,6 +17,10 @@ ALLOWED_SKIPS = ("no reference data",)
 
 _hook = install_import_hook("kdjax", "beartype.beartype")
 
+from kdjax import registry  # noqa: E402 - after the hook, which checks what is imported from here on
+
+registry.trust("tests")  # what a test builds in Python was named by a person
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):

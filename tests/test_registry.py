@@ -35,4 +35,5 @@ def test_a_strange_name_answers_with_all():
 
 
 def test_ones_own_is_named_by_module_and_symbol():
+    registry.trust("dataclasses:dataclass")
     assert registry.get("models", "dataclasses:dataclass") is dataclasses.dataclass

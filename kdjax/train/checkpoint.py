@@ -4,6 +4,7 @@ Each is a folder named after its step, written under a temporary name and rename
 any moment finds either the old one or the new one.
 """
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ import orbax.checkpoint.experimental.v1 as ocp
 from jax.experimental import multihost_utils
 
 from kdjax.config import ConfigError
+
+MARK = "orbax.checkpoint"  # the file by which orbax knows its own folders
 
 
 def save(folder: Path, step: int, state: Any, progress: dict) -> None:
@@ -67,13 +70,20 @@ def _read(path: Path, read: Callable[[str], Any]) -> Any:
 
 def _steps(folder: Path) -> list[int]:
     """Only whole checkpoints bear a bare number, but for an older one whose removal was cut short."""
-    return [int(path.name) for path in folder.glob("*") if path.name.isdigit()] if folder.is_dir() else []
+    return [int(path.name) for path in folder.glob("*") if path.name.isdigit() and _is_ours(path)]
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is a checkpoint, or what is left of one that was being written; nothing else is deleted."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    return (path / MARK).exists() if path.name.isdigit() else bool(re.match(r"\d+\.orbax-checkpoint-tmp", path.name))
 
 
 def _clean(folder: Path) -> None:
-    """Leaves the newest checkpoint alone."""
+    """Deletes all checkpoints but the newest."""
     newest = max(_steps(folder), default=None)
     if jax.process_index() == 0 and folder.is_dir():
         for path in folder.iterdir():
-            if path.name != str(newest):
+            if path.name != str(newest) and _is_ours(path):
                 shutil.rmtree(path, ignore_errors=True)

@@ -6,6 +6,7 @@ are folded from it, and what is written is written whole or not at all.
 
 import json
 import math
+import re
 import signal
 import threading
 import time
@@ -26,6 +27,9 @@ from kdjax.train.curriculum import Ranked
 from kdjax.train.setup import Learner
 from kdjax.train.step import eval_params
 from kdjax.weights import safetensors
+
+BEST = "best_epoch{epoch:03d}_{measure}{value:.4f}.safetensors"
+OURS = re.compile(r"best_epoch\d+_\w+?-?[\d.]+\.safetensors|\.(best_epoch|model).*\.partial")
 
 
 class Stopped(Exception):
@@ -166,7 +170,7 @@ def train(
                 bar.update(step, {task.primary: measured[task.primary]}, clock.rate, clock.waiting)
                 least = stage.stop.min_delta if stage.stop else 0.0
                 if progress["best"] is None or measured[task.primary] > progress["best"] + least:
-                    name = f"best_epoch{progress['epochs']:03d}_{task.primary}{measured[task.primary]:.4f}.safetensors"
+                    name = BEST.format(epoch=progress["epochs"], measure=task.primary, value=measured[task.primary])
                     progress |= {"best": measured[task.primary], "best_epoch": progress["epochs"], "best_file": name}
                     keep(folder / name, {"params": eval_params(state), "batch_stats": state.batch_stats})
                 save()
@@ -178,7 +182,7 @@ def train(
                 bar.line(f"{title}: stopped at step {step}, saved in {checkpoints}")
                 raise Stopped
 
-    best, _ = safetensors.load(folder / progress["best_file"])
+    best, _ = safetensors.load(folder / Path(progress["best_file"]).name)
     best = learner.place({"params": best["params"], "stats": best.get("batch_stats", {}).get("model", {})})
     whole = learner.whole_fn(best["params"], best["stats"], fixed["frozen"])
     calibrated = task.calibrate(evaluate(learner, whole, "val")[1], learner.dataset)
@@ -244,8 +248,8 @@ def refuse_other_start(folder: Path, began: dict, now: dict) -> None:
 def prune(folder: Path, progress: dict) -> None:
     """Removes what no checkpoint refers to: earlier best files, and what a killed run was writing."""
     if jax.process_index() == 0:
-        for path in (*folder.glob("best_*.safetensors"), *folder.glob(".*.partial")):
-            if path.name != progress["best_file"]:
+        for path in folder.iterdir():
+            if OURS.fullmatch(path.name) and path.name != progress["best_file"]:
                 path.unlink(missing_ok=True)
 
 
