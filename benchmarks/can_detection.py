@@ -27,10 +27,10 @@ from benchmarks.side_by_side import machine
 from convert import families
 from convert.family import tensors
 from convert.originals import can_gat, gat_conv
-from kdjax import detect
 from kdjax.config import Data, Model, Stage
-from kdjax.data import can_log
-from kdjax.data.windows import Mapping
+from kdjax.data.can import log as can_log
+from kdjax.data.can.windows import Mapping
+from kdjax.deploy import watch as detect
 from kdjax.distill.teachers import build_model
 from kdjax.train.setup import initial
 

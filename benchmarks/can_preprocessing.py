@@ -25,12 +25,13 @@ import numpy as np
 import torch
 
 from benchmarks.side_by_side import processor
-from kdjax.data import can_log, windows
-from kdjax.data.can import Can
-from kdjax.data.can_messages import Messages
-from kdjax.data.graphs import Graphs
-from kdjax.data.traffic import ATTACKS, drive, vehicles
-from kdjax.data.windows import Mapping
+from kdjax.data.can import log as can_log
+from kdjax.data.can import windows
+from kdjax.data.can.folders import Can
+from kdjax.data.can.messages import Messages
+from kdjax.data.can.traffic import ATTACKS, drive, vehicles
+from kdjax.data.can.windows import Mapping
+from kdjax.data.graphs.packs import Graphs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # it compiles scripts, which PyTorch calls deprecated

@@ -14,8 +14,8 @@ from benchmarks.cases import LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, W
 from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
-from kdjax.models.sam import build_sam
-from kdjax.models.sam.image_encoder import ImageEncoder
+from kdjax.models.vision.sam import build_sam
+from kdjax.models.vision.sam.image_encoder import ImageEncoder
 from kdjax.train import loop, sharding
 from kdjax.train.setup import initial, prepare
 

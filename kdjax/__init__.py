@@ -67,7 +67,7 @@ def loss(name):
 def run(experiment, workdir):
     """Trains what `experiment` still lacks in `workdir`, as the command does; returns what summary.json holds."""
     from kdjax import config, registry
-    from kdjax import experiment as running
+    from kdjax.experiment import run as running
 
     registry.trust(*config.own_names(experiment))
     return running.run(experiment, workdir)

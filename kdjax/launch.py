@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
     what = {"train": train, "eval": evaluate, "predict": predict, "export": export, "report": report}
-    from kdjax.experiment import compiling
+    from kdjax.experiment.run import compiling
 
     with compiling(quick=experiment.quick_compile):
         return what[MODE.value](experiment, workdir)
@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import experiment as running
+    from kdjax.experiment import run as running
     from kdjax.report import tables
     from kdjax.train.loop import Stopped
 
@@ -118,7 +118,7 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import predict as predicting
+    from kdjax.deploy import predict as predicting
     from kdjax.report import tables
 
     summary = predicting.evaluate(experiment, workdir, STAGE.value, WEIGHTS.value)
@@ -128,7 +128,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
 
 
 def predict(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import predict as predicting
+    from kdjax.deploy import predict as predicting
 
     kind, here = predicting.kind_of(experiment, STAGE.value), "--mode=predict of a model of"
     of_logs = {"log": LOG.value, "threshold": THRESHOLD.value, "ids": IDS.value, "payload": PAYLOAD.value}
@@ -151,7 +151,7 @@ def predict(experiment: Experiment, workdir: Path) -> int:
 
 
 def detect(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import detect as detecting
+    from kdjax.deploy import watch as detecting
 
     options = {"output": OUTPUT.value, "threshold": THRESHOLD.value}
     options["reading"] = {k: v for k, v in (("ids", IDS.value), ("payload", PAYLOAD.value)) if v}
@@ -160,7 +160,7 @@ def detect(experiment: Experiment, workdir: Path) -> int:
 
 
 def export(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import export as exporting
+    from kdjax.deploy import export as exporting
 
     made = exporting.export(experiment, workdir, STAGE.value, WEIGHTS.value, OUTPUT.value)
     for name, file in made["files"].items():
@@ -170,8 +170,8 @@ def export(experiment: Experiment, workdir: Path) -> int:
 
 
 def report(experiment: Experiment, workdir: Path) -> int:
-    from kdjax import experiment as running
-    from kdjax import outcome
+    from kdjax.experiment import outcome
+    from kdjax.experiment import run as running
     from kdjax.report import tables
 
     if not (workdir / "config.json").exists():
@@ -184,7 +184,7 @@ def report(experiment: Experiment, workdir: Path) -> int:
 
 
 def metrics() -> int:
-    from kdjax.report import metrics as compare
+    from kdjax.report.metrics import segmentation as compare
 
     if not (PREDICTED.value and TRUTH.value):
         raise ConfigError("--mode=metrics needs --predicted=FOLDER and --truth=FOLDER")
@@ -350,7 +350,7 @@ def answer(command: Callable[[], Any]) -> int:
 def _mendable(error: Exception) -> bool:
     if isinstance(error, (ConfigError, OSError)):
         return True
-    from kdjax.experiment import GateError
+    from kdjax.experiment.run import GateError
     from kdjax.train.loop import Diverged
     from kdjax.weights.safetensors import WeightsError
 

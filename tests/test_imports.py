@@ -11,18 +11,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 FOREIGN = {"torch", "torchvision", "tensorflow", "segment_anything", "transformers", "benchmarks", "tests"}
 PINNED = {  # a foreign library -> the only files that may know it
     "orbax": {"train/checkpoint.py"},
-    "jraph": {"data/graphs.py"},
+    "jraph": {"data/graphs/packs.py"},
     "tensorboardX": {"report/trackers.py"},
     "wandb": {"report/trackers.py"},
-    "convert": {"export.py"},  # which writes PyTorch's names
+    "convert": {"deploy/export.py"},  # which writes PyTorch's names
 }
 LOWEST = {"registry", "config"}
-TRAINING = LOWEST | {"checks", "resolve", "distill", "tasks", "data", "weights", "report"}
-RUNNING = TRAINING | {"train", "workdir", "outcome"}
+TRAINING = LOWEST | {"distill", "tasks", "data", "weights", "report"}
+RUNNING = TRAINING | {"train"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
-    "checks": {"config"},
-    "resolve": {"config"},
     "registry": {"config"},
     "losses": LOWEST,
     "models": LOWEST,
@@ -32,13 +30,9 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "distill": LOWEST | {"data", "weights", "report"},
     "tasks": LOWEST | {"losses", "report"},
     "train": TRAINING,
-    "workdir": TRAINING | {"train"},
-    "outcome": TRAINING | {"train", "workdir"},
     "experiment": RUNNING,
-    "predict": RUNNING,
-    "export": RUNNING | {"predict"},
-    "detect": RUNNING | {"predict"},
-    "launch": RUNNING | {"experiment", "predict", "detect", "export"},
+    "deploy": RUNNING | {"experiment"},
+    "launch": RUNNING | {"experiment", "deploy"},
 }
 CONVERT = LOWEST | {"models", "weights"}
 STANDARD = set(sys.stdlib_module_names)
@@ -96,18 +90,18 @@ def test_every_file_has_a_layer():
 @pytest.mark.parametrize(
     ("path", "source", "expected"),
     [
-        ("losses/x.py", "from kdjax.models import sam", "kdjax.models.sam"),
+        ("losses/x.py", "from kdjax.models.vision import sam", "kdjax.models.vision.sam"),
         ("models/x.py", "def f():\n    import kdjax.data.pipeline", "kdjax.data.pipeline"),
         ("data/x.py", "from kdjax import weights", "kdjax.weights"),
         ("distill/x.py", "from ..losses.logits import kl", "kdjax.losses.logits.kl"),
         ("report/x.py", "from .. import registry", "kdjax.registry"),
         ("tasks/x.py", "from kdjax.train.step import State", "kdjax.train.step.State"),
-        ("train/x.py", "from kdjax import experiment", "kdjax.experiment"),
+        ("train/x.py", "from kdjax.experiment import run as experiment", "kdjax.experiment.run"),
         ("config.py", "import kdjax.registry", "kdjax.registry"),
         ("train/loop.py", "import orbax.checkpoint", "orbax.checkpoint"),
         ("models/x.py", "if True:\n    import torch.nn as nn", "torch.nn"),
         ("launch.py", "import tensorflow", "tensorflow"),
-        ("report/figures.py", "import wandb", "wandb"),
+        ("report/page.py", "import wandb", "wandb"),
         ("weights/x.py", "from convert import sam", "convert.sam"),
     ],
 )

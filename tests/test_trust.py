@@ -8,11 +8,13 @@ import pytest
 
 import kdjax
 from convert.__main__ import main as convert
-from kdjax import checks, config, export, launch, registry, workdir
+from kdjax import config, launch, registry
 from kdjax.config import ConfigError, Data, Experiment, Model, Stage
+from kdjax.deploy import export
+from kdjax.experiment import checks, workdir
 from kdjax.train import checkpoint, loop
 from kdjax.weights import safetensors
-from tests.command import command, tiny
+from tests.support.command import command, tiny
 
 HOSTILE = ["os:system", "torch.hub:load", "numpy:memmap", "subprocess:run", "kdjax.registry:get"]
 

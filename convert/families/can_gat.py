@@ -7,7 +7,7 @@ from convert.families.vit import depth
 from convert.family import Family, Shapes, nearest
 from convert.table import Row, embed, linear, same
 from kdjax.config import Model
-from kdjax.models.can_gat import VARIANTS
+from kdjax.models.graphs.can_gat import VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:

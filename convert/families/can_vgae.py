@@ -5,7 +5,7 @@ from convert.families.vit import depth
 from convert.family import Family, Shapes, nearest
 from convert.table import Row, batch_norm, embed, linear
 from kdjax.config import Model
-from kdjax.models.can_vgae import VARIANTS
+from kdjax.models.graphs.can_vgae import VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:

@@ -5,7 +5,7 @@ import numpy as np
 from convert.family import ConvertError, Family, Shapes
 from convert.table import Row, conv, conv_up, embed, linear, norm, same
 from kdjax.config import Model
-from kdjax.models.sam import VARIANTS
+from kdjax.models.vision.sam import VARIANTS
 
 PATCH = 16
 

@@ -11,7 +11,7 @@ from typing import Any
 from convert.family import Family, Shapes, nearest
 from convert.table import Row, batch_norm, conv, linear, norm
 from kdjax.config import Model
-from kdjax.models.segformer import STAGES, VARIANTS
+from kdjax.models.vision.segformer import STAGES, VARIANTS
 
 ENCODER, HEAD = "segformer.encoder", "decode_head"
 # Names of version 5's modules, and those that its files, as all older ones, have for them.

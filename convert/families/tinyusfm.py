@@ -7,7 +7,7 @@ from convert.families.vit import dimensions, encoder_rows, model_with, pool, sid
 from convert.family import Family, Shapes
 from convert.table import Row, batch_norm, conv, linear
 from kdjax.config import Model
-from kdjax.models.tinyusfm import VARIANTS
+from kdjax.models.vision.tinyusfm import VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:

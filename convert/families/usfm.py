@@ -13,8 +13,8 @@ from convert.families.vit import depth, dimensions, model_with, trunk_rows
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Resize, Row, linear, same
 from kdjax.config import Model
-from kdjax.models.usfm import VARIANTS
-from kdjax.models.vit import relative_positions
+from kdjax.models.vision.usfm import VARIANTS
+from kdjax.models.vision.vit import relative_positions
 
 SHARED = "rel_pos_bias.relative_position_bias_table"
 EXTRA = 3  # rows of a table that are for the class token

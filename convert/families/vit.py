@@ -10,7 +10,7 @@ import numpy as np
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Resize, Row, conv, linear, norm, same
 from kdjax.config import Model
-from kdjax.models.vit import PARAMETERS, VARIANTS
+from kdjax.models.vision.vit import PARAMETERS, VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:

@@ -9,7 +9,7 @@ from convert.families.vit import depth, model_with, positions_for, ratio, side
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Row, conv, fused, linear, norm, same
 from kdjax.config import Model
-from kdjax.models.vit import VARIANTS
+from kdjax.models.vision.vit import VARIANTS
 
 # Names of version 5's modules, and those that its files, as all older ones, have for them.
 NEWER = (

@@ -30,7 +30,7 @@ class GATWithJK(nn.Module):
             self.lin = nn.Linear(d, k)
 
     def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.can_gat, for one pack without the axis of packs."""
+        """As those of kdjax.models.graphs.can_gat, for one pack without the axis of packs."""
         x = x if self.id_embedding is None else torch.cat([self.id_embedding(id), x], dim=1)
         layers = []
         for conv in self.convs:

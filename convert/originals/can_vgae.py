@@ -37,7 +37,7 @@ class GraphAutoencoderNeighborhood(nn.Module):
         self.dropout = nn.Dropout(o.dropout)
 
     def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.can_vgae, for one pack without the axis of packs; z is the mean."""
+        """As those of kdjax.models.graphs.can_vgae, for one pack without the axis of packs; z is the mean."""
         out, g = self.nodes(x, id, senders, receivers, graph < len(valid)), len(valid)
         wrong = mean((out["id_logits"].argmax(1) != id)[:, None].float(), graph, g)
         errors = torch.stack([out["feature_error"], out["neighbour_error"]], dim=1)

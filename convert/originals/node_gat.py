@@ -52,7 +52,7 @@ class Gat(nn.Module):
         return self.gat_net
 
     def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.node_gat, for one pack without the axis of packs."""
+        """As those of kdjax.models.graphs.node_gat, for one pack without the axis of packs."""
         out = {}
         for i, layer in enumerate(self.layers()):
             x = layer(self.dropout(x), senders, receivers)

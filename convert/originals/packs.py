@@ -6,7 +6,7 @@ from torch import nn
 
 
 def outputs(module: nn.Module, *inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """The endpoints of our models: `module.endpoints` of each pack, in the order of `kdjax.models.can_gat`'s inputs."""
+    """The endpoints of our models: `module.endpoints` of each pack, in the order of the inputs of can_gat."""
     with torch.no_grad():
         each = [module.endpoints(*map(whole, pack)) for pack in zip(*inputs, strict=True)]
     return {name: np.stack([pack[name].numpy() for pack in each]) for name in each[0]}

@@ -10,7 +10,7 @@ import torch
 
 from kdjax import registry
 from kdjax.config import Model
-from kdjax.models.sam import MEAN, STD, SamOptions
+from kdjax.models.vision.sam import MEAN, STD, SamOptions
 
 
 def modeling():

@@ -98,7 +98,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(dim, num_classes) if num_classes else None
 
     def endpoints(self, image):
-        """As those of kdjax.models.vit, maps with their channels first."""
+        """As those of kdjax.models.vision.vit, maps with their channels first."""
         x = self.patch_embed(image)
         x, out = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1), {}
         for i, block in enumerate(self.blocks):

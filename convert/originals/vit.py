@@ -73,7 +73,7 @@ class PatchEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """The ViT; `pool` as in kdjax.models.vit, which says where the final norm is and what it is called."""
+    """The ViT; `pool` as in kdjax.models.vision.vit, which says where the final norm is and what it is called."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
         return x[:, self.first :].transpose(1, 2).unflatten(2, self.grid)
 
     def endpoints(self, image):
-        """As those of kdjax.models.vit, maps with their channels first."""
+        """As those of kdjax.models.vision.vit, maps with their channels first."""
         after = list(self.hidden(image))
         out = {f"block_{i}": self.map(after[i]) for i in self.taps}
         x = after[-1]

@@ -2,10 +2,11 @@
 
 from kdjax import registry
 from kdjax.config import Data
-from kdjax.data import graphs, images, nodes
 from kdjax.data.dataset import Dataset
+from kdjax.data.graphs import nodes, packs
+from kdjax.data.images import dataset as images
 
-KINDS = {"images": images.build, "graphs": graphs.build, "nodes": nodes.build}
+KINDS = {"images": images.build, "graphs": packs.build, "nodes": nodes.build}
 
 
 def build(data: Data, parts: int = 1) -> Dataset:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.report import figures, tables
-from kdjax.report.style import CSS
+from kdjax.report import tables
+from kdjax.report.figures import curves as figures
+from kdjax.report.figures.style import CSS
 from kdjax.report.tables import table_html
 
 

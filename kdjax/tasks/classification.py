@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, Data, Term
-from kdjax.tasks.tested import Predictions, Tested
+from kdjax.tasks.task import Predictions, Tested
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from kdjax.config import ConfigError, Data, Term
-from kdjax.report import metrics
-from kdjax.report.examples import examples_html
-from kdjax.tasks.tested import Predictions, Tested
+from kdjax.report.figures.examples import examples_html
+from kdjax.report.metrics import segmentation as metrics
+from kdjax.tasks.task import Predictions, Tested
 
 EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
 

@@ -23,7 +23,7 @@ from kdjax.config import ConfigError, Log, Stage
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
 from kdjax.train import checkpoint, sharding
-from kdjax.train.curriculum import Ranked
+from kdjax.train.sampling import Ranked
 from kdjax.train.setup import Learner
 from kdjax.train.step import eval_params
 from kdjax.weights import safetensors

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from kdjax import config, registry
 from kdjax.config import ConfigError, Experiment, Stage
-from kdjax.data import augment
+from kdjax.data import transforms
 from kdjax.data.dataset import Dataset
 from kdjax.distill import teachers as teaching
 from kdjax.distill.taps import Network
@@ -152,7 +152,7 @@ def prepare(
         steps = dataset.steps_per_epoch(stage.data.batch_size)
         updates = steps * (stage.data.batch_size // stage.agent.acts if stage.agent else 1)
         tx, rate = optim.build(stage.optim, trainable, updates, stage.epochs)
-        transform = partial(augment.augment, probabilities=stage.data.augment) if stage.data.augment else None
+        transform = partial(transforms.augment, probabilities=stage.data.augment) if stage.data.augment else None
     except (ConfigError, ValueError, TypeError) as error:
         raise ConfigError(f"{at}: {error}") from error
     step = (

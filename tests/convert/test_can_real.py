@@ -13,8 +13,8 @@ from convert.__main__ import main
 from convert.export import load
 from convert.family import build
 from convert.sources import open_source
-from kdjax.data.can import Can
-from kdjax.data.graphs import Graphs, pack
+from kdjax.data.can.folders import Can
+from kdjax.data.graphs.packs import Graphs, pack
 from kdjax.weights import safetensors
 
 PACK = 512  # graphs

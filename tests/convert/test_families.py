@@ -21,7 +21,7 @@ from convert.export import export_file, load
 from convert.family import Converted, ConvertError, Family, build, fit, prove, tensors, write
 from convert.sources import Tensor, open_source
 from kdjax.config import Model
-from tests.quick import QUICK
+from tests.support.quick import QUICK
 
 TOLERANCE = 1e-5
 

@@ -15,12 +15,12 @@ from convert.family import ConvertError, build, fit, leaves
 from convert.onto import read
 from convert.table import slots
 from kdjax.config import Model
-from kdjax.models import can_gat, can_vgae
+from kdjax.models.graphs import can_gat, can_vgae
 from kdjax.weights import safetensors
 from tests.convert.test_families import CASES, original, tensor
-from tests.models.graph_packs import packed, random_graphs
-from tests.parity.twins import close, randomised
-from tests.quick import QUICK
+from tests.support.graph_packs import packed, random_graphs
+from tests.support.quick import QUICK
+from tests.support.twins import close, randomised
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -17,11 +17,11 @@ from convert.onto import check_written, put_on, read
 from convert.originals import samed_lora
 from convert.sources import Tensor, open_source
 from kdjax.config import Lora, Model
-from kdjax.models.sam.image_encoder import ImageEncoder
+from kdjax.models.vision.sam.image_encoder import ImageEncoder
 from kdjax.train import lora
 from kdjax.weights import safetensors
-from tests.parity.torch_sam import original
-from tests.quick import QUICK
+from tests.support.quick import QUICK
+from tests.support.torch_sam import original
 
 FAMILY = families.get("samed_lora")
 OPTIONS: dict[str, Any] = {"variant": "vit_t", "window": 3, "decoder_mlp_dim": 48, "embed_dim": 32, "image_size": 64}

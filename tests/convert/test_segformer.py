@@ -18,8 +18,8 @@ from convert.sources import Tensor, open_source
 from convert.table import slots
 from kdjax import launch
 from kdjax.config import Experiment, Model
-from kdjax.experiment import open_run
-from kdjax.models.segformer import VARIANTS
+from kdjax.experiment.run import open_run
+from kdjax.models.vision.segformer import VARIANTS
 from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
 from tests.convert.test_families import MIT, Case, original, tensor

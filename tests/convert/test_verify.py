@@ -14,7 +14,7 @@ from convert.verify import ROUNDING, TOLERANCE, Difference
 from kdjax.config import Model
 from kdjax.weights import safetensors
 from tests.convert.test_families import SMALL, Case, original, tensor
-from tests.quick import QUICK
+from tests.support.quick import QUICK
 
 FAMILY = families.get("vit")
 TAPS = {"depth": 3, "taps": (0, 1, 2)}

@@ -9,7 +9,7 @@ import pytest
 
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
-from tests.data import folders
+from tests.support import folders
 
 TINY = {"size": 32, "train": 21, "val": 5, "test": 7}
 
@@ -179,8 +179,8 @@ def test_stages_with_the_same_data_share_one_copy(tmp_path):
 
 def test_a_set_that_does_not_fit_is_read_each_time(monkeypatch):
     whole = take(build().train(4, seed=0), 3)
-    monkeypatch.setattr("kdjax.data.examples.CACHE_BYTES", 1000)
-    monkeypatch.setattr("kdjax.data.images._kept", {})
+    monkeypatch.setattr("kdjax.data.images.examples.CACHE_BYTES", 1000)
+    monkeypatch.setattr("kdjax.data.images.dataset._kept", {})
     dataset = build()
     assert not dataset._examples._cache
     assert all(map(same, take(dataset.train(4, seed=0), 3), whole))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Lora
-from kdjax.data.images import shapes as example
+from kdjax.data.images.dataset import shapes as example
 from kdjax.distill.taps import Network, module_paths
 from kdjax.distill.teachers import taps, teach
 from kdjax.distill.terms import BoundTerm, Term
-from kdjax.models.tinyusfm import build_tinyusfm
+from kdjax.models.vision.tinyusfm import build_tinyusfm
 from kdjax.train import lora
-from tests.train import tiny
+from tests.support import tiny
 
 MODEL = tiny.build(depth=2, dropout=0.5)
 VARIABLES = tiny.weights(tiny.model(depth=2, dropout=0.5))

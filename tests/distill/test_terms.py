@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Schedule, Term
-from kdjax.data import images
+from kdjax.data.images import dataset as images
 from kdjax.distill.terms import bind, factor
 from kdjax.train.setup import EXAMPLES
 

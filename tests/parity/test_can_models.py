@@ -14,10 +14,10 @@ from convert.originals import node_gat as plain_node
 from convert.originals import packs
 from kdjax import registry
 from kdjax.config import Model
-from tests.models.graph_packs import eaten
-from tests.parity.torch_names import to_flax
-from tests.parity.twins import by_name, close, converted, randomised, same_slopes
-from tests.quick import QUICK
+from tests.support.graph_packs import eaten
+from tests.support.quick import QUICK
+from tests.support.torch_names import to_flax
+from tests.support.twins import by_name, close, converted, randomised, same_slopes
 
 SMALL = {"hidden": 6, "heads": 2, "embed_dim": 4, "num_ids": 9, "features": 7, "dropout": 0.0}
 GATS = [

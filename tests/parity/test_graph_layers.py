@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from kdjax.models.batch_norm import BatchNorm
-from kdjax.models.gat_conv import GATConv, GATv2Conv
-from kdjax.models.jumping import Lstm, LstmJumping
-from tests.models.graph_packs import packed, random_graphs
-from tests.parity.torch_names import to_flax
-from tests.parity.twins import by_name, close, randomised
-from tests.quick import QUICK
+from kdjax.models.graphs.gat_conv import GATConv, GATv2Conv
+from kdjax.models.graphs.jumping import Lstm, LstmJumping
+from kdjax.models.layers.batch_norm import BatchNorm
+from tests.support.graph_packs import packed, random_graphs
+from tests.support.quick import QUICK
+from tests.support.torch_names import to_flax
+from tests.support.twins import by_name, close, randomised
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # PyG compiles scripts, which PyTorch calls deprecated

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdjax.models.sam import build_sam, build_sam_seg
-from kdjax.models.sam.geometry import pad_to_square, postprocess, resize_longest, resize_points, resized
-from kdjax.models.sam.image_encoder import ImageEncoder
-from kdjax.models.sam.prompt_encoder import PromptEncoder
-from tests.parity.torch_names import to_flax
-from tests.parity.torch_sam import original
-from tests.quick import QUICK
+from kdjax.models.vision.sam import build_sam, build_sam_seg
+from kdjax.models.vision.sam.geometry import pad_to_square, postprocess, resize_longest, resize_points, resized
+from kdjax.models.vision.sam.image_encoder import ImageEncoder
+from kdjax.models.vision.sam.prompt_encoder import PromptEncoder
+from tests.support.quick import QUICK
+from tests.support.torch_names import to_flax
+from tests.support.torch_sam import original
 
 SMALL = {
     "dim": 48,

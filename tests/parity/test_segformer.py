@@ -12,9 +12,9 @@ import torch
 from convert.originals import segformer as plain
 from kdjax import registry
 from kdjax.config import Model
-from kdjax.models.segformer import PARAMETERS, VARIANTS
-from tests.parity.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_torch
-from tests.quick import QUICK
+from kdjax.models.vision.segformer import PARAMETERS, VARIANTS
+from tests.support.quick import QUICK
+from tests.support.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_torch
 
 SMALL: dict[str, Any] = {
     "dims": (8, 16, 24, 32),

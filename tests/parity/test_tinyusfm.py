@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from convert.originals import tinyusfm as plain
 from kdjax import registry
 from kdjax.config import Model
-from kdjax.models.bilinear import bilinear
-from kdjax.models.fpn import scaled
-from tests.parity.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_numpy, to_torch
+from kdjax.models.layers.bilinear import bilinear
+from kdjax.models.vision.fpn import scaled
+from tests.support.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_numpy, to_torch
 
 SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}
 

@@ -8,8 +8,8 @@ import torch
 from convert.originals import usfm as plain
 from kdjax import registry
 from kdjax.config import Model
-from kdjax.models.vit import relative_positions
-from tests.parity.twins import by_name, close, compared, converted, images, randomised, same_slopes
+from kdjax.models.vision.vit import relative_positions
+from tests.support.twins import by_name, close, compared, converted, images, randomised, same_slopes
 
 SIZE = (112, 80)  # an odd grid, 7 by 5 patches
 SMALL = {"dim": 48, "heads": 4, "depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16, "image_size": SIZE}
@@ -76,7 +76,7 @@ FAULTS = {
 def test_the_comparison_would_notice_another_index(fault, monkeypatch):
     module, model = pair("usfm", **SMALL | {"depth": 1, "taps": (0,)})
     right = relative_positions((7, 5))
-    monkeypatch.setattr("kdjax.models.vit.relative_positions", lambda grid: FAULTS[fault](right))
+    monkeypatch.setattr("kdjax.models.vision.vit.relative_positions", lambda grid: FAULTS[fault](right))
     with pytest.raises(AssertionError, match="block_0"):
         compared(plain, module, model, images(SIZE))
 

@@ -10,8 +10,8 @@ from convert.originals import vit as plain
 from convert.originals.segformer import names_in_files
 from kdjax import registry
 from kdjax.config import Model
-from tests.parity.torch_names import to_flax
-from tests.parity.twins import close, compared, images, randomised
+from tests.support.torch_names import to_flax
+from tests.support.twins import close, compared, images, randomised
 
 SMALL = {"dim": 48, "heads": 4, "depth": 3, "taps": (0, 2), "num_classes": 5}
 

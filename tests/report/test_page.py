@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kdjax.report import page
-from kdjax.report.examples import examples_html
+from kdjax.report.figures.examples import examples_html
 
 VOID = {"meta", "img", "br", "link"}
 

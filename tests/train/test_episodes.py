@@ -15,7 +15,7 @@ from kdjax.train.episodes import EpisodeStep
 from kdjax.train.setup import initial
 from kdjax.train.step import State
 from kdjax.weights import safetensors
-from tests.train import tiny, tiny_graphs
+from tests.support import tiny, tiny_graphs
 from tests.train.test_loop import StopsAfter, records
 
 KINDS, ACTIONS = 3, 5
@@ -213,7 +213,7 @@ def test_the_target_is_copied_at_every_fifth_update():
 
 AGENT = Agent(replay=50, batch_size=8, acts=4, target_every=3)
 EYES = ((r"model/agent/.*", True), (r".*", False))
-MODEL = "tests.train.tiny_graphs:build_actor"
+MODEL = "tests.support.tiny_graphs:build_actor"
 
 
 def learner(**fields):

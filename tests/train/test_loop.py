@@ -8,7 +8,7 @@ import pytest
 from kdjax.config import ConfigError, Log, Mesh, Stop, Teacher, Term
 from kdjax.train import checkpoint, loop
 from kdjax.weights import safetensors
-from tests.train import tiny
+from tests.support import tiny
 
 LOG = Log(every=1, tensorboard=False)
 TEACHER = tiny.model(dim=16)

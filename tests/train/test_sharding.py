@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from kdjax import config
 from kdjax.config import ConfigError, Lora, Mesh, Teacher, Term
 from kdjax.train import sharding
-from tests.train import tiny
+from tests.support import tiny
 from tests.train.test_step import replace_data
 
 TEACHER = tiny.model(size=32, patch=8, dim=16)

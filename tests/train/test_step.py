@@ -10,7 +10,7 @@ import pytest
 from kdjax.config import ConfigError, Lora, Schedule, Teacher, Term
 from kdjax.train import optim
 from kdjax.train.step import eval_params, folded_key
-from tests.train import tiny
+from tests.support import tiny
 
 TEACHERS = {  # sizes, widths and normalisations of their own
     "large": tiny.model(size=32, patch=8, dim=12, depth=2, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7)),

@@ -8,9 +8,9 @@ from jax import export
 
 from kdjax import registry
 from kdjax.weights import stablehlo
-from tests.models.graph_packs import packed, random_graphs
-from tests.models.test_graph_models import CASES
-from tests.quick import QUICK
+from tests.models.graphs.test_graph_models import CASES
+from tests.support.graph_packs import packed, random_graphs
+from tests.support.quick import QUICK
 
 RANDOM = np.random.default_rng(0)
 

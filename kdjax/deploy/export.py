@@ -1,0 +1,245 @@
+"""A trained stage as files to deploy, each compared with the checkpoint before it is called done."""
+
+import datetime
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import config, registry
+from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.data import pipeline
+from kdjax.data.graphs.packs import KEEPSAKE
+from kdjax.deploy.predict import Kept, calibrated, chosen, load
+from kdjax.distill.taps import Network
+from kdjax.distill.teachers import build_model
+from kdjax.experiment import checks
+from kdjax.experiment.workdir import write
+from kdjax.weights import safetensors, stablehlo
+
+TOLERANCE = 1e-5  # relative to the largest output
+BATCHES = (1, 3)  # what the StableHLO is tried on
+SIGNATURE = "signature.json"  # written last: a folder without it is no export
+PYTORCH = ("model.pth", "model_pytorch.safetensors")  # the second where there is no PyTorch
+FILES = {SIGNATURE, "model.safetensors", "model.stablehlo", KEEPSAKE, *PYTORCH}
+
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the program in the StableHLO file reads and gives, which depends on the kind of the data."""
+
+    inputs: dict[
+        str, tuple[tuple[int | str, ...], str]
+    ]  # shape without the batch, and dtype; a size with a name is any
+    example: Callable[[int], Arrays]  # a random batch
+    output: str
+    read: Callable[[dict, dict], jax.Array]  # of the model's outputs and the batch
+    item: str
+    told: dict[str, Any]  # of it in the signature
+
+
+def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "", output: str = "") -> dict:
+    """Writes model.safetensors, model.stablehlo, the PyTorch file and signature.json, and returns what the latter says.
+
+    Without a name it is the last stage with teachers. A stage's weights have LoRA merged and no adapters. An earlier
+    export in the same folder stays until the new one is whole.
+    """
+    checks.validate(experiment)
+    if jax.process_count() > 1:
+        raise ConfigError("--mode=export runs in one process; leave --coordinator out")
+    name, of = chosen(experiment, stage)
+    kept = load(of, Path(workdir), name, weights)
+    folder = Path(output).expanduser() if output else Path(workdir) / "export" / name
+    if not output and not folder.resolve().is_relative_to(Path(workdir).resolve()):
+        raise ConfigError(f"{folder} leads out of the working directory; remove the link, or name an --output")
+    refuse_foreign(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        files = {
+            "model.safetensors": _safetensors(partial / "model.safetensors", kept),
+            "model.stablehlo": _stablehlo(partial / "model.stablehlo", kept),
+            **_pytorch(partial, kept.stage, kept.whole),
+            **_keepsake(partial, kept),
+        }
+        found = {"stage": name, "weights": str(kept.path), **signature(kept), "files": files}
+        write(partial / SIGNATURE, json.dumps(found, indent=1) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {"folder": folder, **found}
+
+
+def refuse_foreign(folder: Path) -> None:
+    """An earlier export is replaced, with all that lies in its folder: an export must have written all of it."""
+    if folder.exists():
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if SIGNATURE not in names or names - FILES:
+            more = f": it holds {', '.join(sorted(names - FILES))}" if names - FILES else ""
+            raise ConfigError(f"{folder} exists and is no earlier export{more}; choose another --output")
+
+
+def signature(kept: Kept) -> dict[str, Any]:
+    """What a program needs to know to use the files."""
+    model = kept.stage.model
+    told = {"name": model.name, "options": config.to_dict(model.options)}
+    return {"model": told, **FORMS[pipeline.kind(kept.stage.data)](kept).told}
+
+
+def images(kept: Kept) -> Form:
+    """Images -> logits."""
+    data = kept.stage.data
+    side, classes = data.image_size, data.num_classes
+    spec = build_model(kept.stage.model).input_spec
+    binary = "1 channel, the logit of the foreground: it is there where logits > 0"
+    several = f"{classes} channels, a logit for each class: the class is their argmax"
+    told = {
+        "input": {
+            "image": {"shape": ["b", side, side, 3], "dtype": "float32", "range": [0, 1]},
+            "how": f"RGB resized to {side} x {side} (bilinear) and divided by 255",
+        },
+        "output": {"logits": {"dtype": "float32", "how": binary if classes == 2 else several}},
+        "inside": {"image_size": spec.size, "mean": list(spec.mean), "std": list(spec.std)},
+    }
+
+    def example(b: int) -> Arrays:
+        return {"image": np.random.default_rng(b).random((b, side, side, 3), np.float32)}
+
+    return Form({"image": ((side, side, 3), "float32")}, example, "logits", _logits, "images", told)
+
+
+def graphs(kept: Kept) -> Form:
+    """Packs of graphs -> a score of each graph, as in `--mode=predict`."""
+    task = registry.get("tasks", kept.stage.task).of(kept.stage.data)
+    cut = json.loads(kept.keepsake.read_text()) if kept.keepsake else {}
+    how = "packs of graphs, made as those of training"
+    if cut:
+        how = (
+            f"windows of {cut['window']} messages, one every {cut['stride']}, made graphs of generation "
+            f"{cut['generation']}; {kept.keepsake.name} has the ids in the order of their indices"  # type: ignore
+        )
+    limit = calibrated(kept.about)
+    output = {"score": {"shape": ["b", "g"], "dtype": "float32", "how": "an attack where score > threshold"} | limit}
+    return _graphs(kept, how, "score", lambda outputs, batch: task.predict(outputs, batch)[..., 0], output)
+
+
+def nodes(kept: Kept) -> Form:
+    """One graph -> logits of each of its nodes."""
+    output = {"logits": {"shape": ["b", "n", "k"], "dtype": "float32", "how": "a node's class is their argmax"}}
+    return _graphs(kept, "the graph, with a node of padding", "logits", _logits, output)
+
+
+FORMS = {"images": images, "graphs": graphs, "nodes": nodes}
+
+
+def _logits(outputs: dict, batch: dict) -> jax.Array:
+    return outputs["logits"]
+
+
+def _graphs(kept: Kept, how: str, output: str, read: Callable, told: dict) -> Form:
+    spec = build_model(kept.stage.model).input_spec
+    inputs = {
+        "x": (("n", spec.features), "float32"),
+        "id": (("n",), "int32"),
+        "senders": (("e",), "int32"),
+        "receivers": (("e",), "int32"),
+        "graph": (("n",), "int32"),
+        "valid": (("g",), "bool"),
+    }
+    meant = {
+        "x": "features of each node",
+        "id": "index of each node's id; 0 where there are none",
+        "senders": "the node that an edge comes from; padding edges go from the last node to itself",
+        "receivers": "the node that it goes to",
+        "graph": "the graph of each node; g for padding nodes, of which the last node is always one",
+        "valid": "which graphs there are",
+    }
+    shown = {k: {"shape": ["b", *shape], "dtype": dtype, "how": meant[k]} for k, (shape, dtype) in inputs.items()}
+
+    def example(b: int) -> Arrays:
+        rng, g, n, e = np.random.default_rng(b), b + 1, 9 * b, 15 * b
+        graph = np.sort(rng.integers(0, g, (b, n), np.int32), axis=1)
+        graph[:, -1] = g
+        senders = rng.integers(0, n - 1, (b, e), np.int32)
+        same = np.take_along_axis(graph, senders + 1, 1) == np.take_along_axis(graph, senders, 1)
+        return {
+            "x": rng.random((b, n, spec.features), np.float32),
+            "id": rng.integers(0, max(1, spec.num_ids), (b, n), np.int32),
+            "senders": senders,
+            "receivers": senders + same,
+            "graph": graph,
+            "valid": np.ones((b, g), np.bool),
+        }
+
+    return Form(inputs, example, output, read, "packs", {"input": {**shown, "how": how}, "output": told})
+
+
+def _safetensors(path: Path, kept: Kept) -> dict:
+    about = {**safetensors.about(kept.stage.model), **{k: repr(v) for k, v in calibrated(kept.about).items()}}
+    safetensors.save(path, kept.whole, about)
+    if safetensors.fingerprint(safetensors.load(path)[0]) != safetensors.fingerprint(kept.whole):
+        raise safetensors.WeightsError(f"{path}: what was written is not what was to be; try again, on another disk")
+    return {"bytes": path.stat().st_size, "how": "kdjax.load(model, path)", "compared": "every bit"}
+
+
+def _stablehlo(path: Path, kept: Kept) -> dict:
+    form = FORMS[pipeline.kind(kept.stage.data)](kept)
+    network = Network(build_model(kept.stage.model, kept.stage.dtype))
+
+    def run(variables: dict, *arrays: jax.Array) -> dict[str, jax.Array]:
+        batch = dict(zip(form.inputs, arrays, strict=True))
+        return {form.output: form.read(network(variables, batch)[0], batch).astype("float32")}
+
+    stablehlo.save(path, run, kept.whole, list(form.inputs.values()))
+    loaded, ours, worst = stablehlo.load(path), jax.jit(run), 0.0
+    for b in BATCHES:
+        arrays = form.example(b).values()
+        found, expected = (np.asarray(x[form.output]) for x in (loaded(*arrays), ours(kept.whole, *arrays)))
+        worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9)))
+    if not worst <= TOLERANCE:
+        raise safetensors.WeightsError(
+            f"{path}: its {form.output} are {worst:.1e} (relative) from the checkpoint's, allowed is {TOLERANCE:.0e}"
+        )
+    until = datetime.date.today() + datetime.timedelta(days=30 * stablehlo.MONTHS)
+    return {
+        "bytes": path.stat().st_size,
+        "how": f"jax.export.deserialize(bytearray(open(path, 'rb').read())).call({', '.join(form.inputs)})",
+        "platforms": list(stablehlo.PLATFORMS),
+        "jax": jax.__version__,
+        "expires": f"{until}: until then, at least, newer versions of jax read it; export again, or keep this version",
+        "compared": f"{form.output} of {' and '.join(map(str, BATCHES))} {form.item}, relative error {worst:.1e}",
+    }
+
+
+def _pytorch(folder: Path, stage: Stage, whole: dict) -> dict:
+    """A file in the original's names, where there is an original; without PyTorch it is a safetensors."""
+    from convert import families
+    from convert.export import export_file, family_of
+
+    family = family_of(families.all(), stage.model)
+    if family is None:
+        return {}
+    name = PYTORCH[0] if importlib.util.find_spec("torch") else PYTORCH[1]
+    count = export_file(family, stage.model, whole, folder / name)
+    how = f"load_state_dict(..., strict=True) of {family.told}"
+    return {name: {"bytes": (folder / name).stat().st_size, "how": how, "compared": f"{count} tensors, every bit"}}
+
+
+def _keepsake(folder: Path, kept: Kept) -> dict:
+    if kept.keepsake is None:
+        return {}
+    shutil.copyfile(kept.keepsake, folder / kept.keepsake.name)
+    how = "generation, window and stride, and the known ids by index; one that is not there has the next index"
+    return {kept.keepsake.name: {"bytes": kept.keepsake.stat().st_size, "how": how, "compared": "every bit"}}

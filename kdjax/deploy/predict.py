@@ -1,0 +1,248 @@
+"""Using what a stage left behind: scores on its test images, and masks for a folder of new images."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image, PngImagePlugin
+
+from kdjax import config, registry
+from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
+from kdjax.data import pipeline
+from kdjax.data.graphs.packs import KEEPSAKE
+from kdjax.data.images import files
+from kdjax.data.images.dataset import shapes
+from kdjax.data.images.examples import resize
+from kdjax.distill.taps import Network
+from kdjax.distill.teachers import build_model
+from kdjax.experiment import checks, outcome
+from kdjax.experiment.resolve import resolved
+from kdjax.experiment.workdir import stage_folder, write
+from kdjax.report import tables
+from kdjax.report.figures import curves
+from kdjax.train import sharding
+from kdjax.train.loop import count
+from kdjax.train.setup import initial_shapes, prepare
+from kdjax.weights import safetensors
+
+BILINEAR = Image.Resampling.BILINEAR
+RESULTS = "eval_results.txt"
+OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
+MADE = re.compile(r".*_(mask(_\d+)?|overlay)")  # names of masks and overlays, which are no images to predict
+
+
+def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "") -> dict:
+    """Scores a stage's model, or another file of weights for it, on the test images that the config gives now.
+
+    Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does, and
+    writes it to `eval_results.txt`.
+    """
+    checks.validate(experiment)
+    name, of = chosen(experiment, stage)
+    path, of, whole, about, _ = load(of, Path(workdir), name, weights)
+    mesh = sharding.make_mesh(experiment.mesh)
+    dataset = pipeline.build(of.data, sharding.parts(mesh, of.data.batch_size, 1, f"stages.{name}"))
+    learner = prepare(name, of, experiment, mesh, dataset, {})
+    row = {"stage": name, "role": "other", "title": of.title or name, "parameters": count(whole["params"])}
+    row |= outcome.test(learner, whole, None, calibrated(about))
+    summary = {
+        "name": f"{path} on {of.data.source}",
+        "num_classes": of.data.num_classes,
+        "test_images": dataset.sizes["test"],
+        "item": dataset.item,
+        **learner.task.words(dataset),
+        "rows": [row],
+    }
+    if jax.process_index() == 0:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        write(Path(workdir) / RESULTS, tables.results(summary))
+    return summary
+
+
+def predict(
+    experiment: Experiment, workdir: str | Path, stage: str, weights: str, images: str | Path, output: str | Path
+) -> int:
+    """Writes `NAME_mask.png` and `NAME_overlay.png`, at the image's own size, for every image in a folder and in the
+    folders inside it, whose places they keep. Returns how many images there were.
+
+    Masks hold 0 and 255 for two classes, else class ids. No training data is needed. Everything wrong with the images
+    is said at once, before anything is written.
+    """
+    checks.validate(experiment)
+    if jax.process_count() > 1:
+        raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
+    images, output = Path(images).expanduser(), Path(output).expanduser()
+    name, of = chosen(experiment, stage)
+    _, of, whole, *_ = load(of, Path(workdir), name, weights)
+    targets = plan(images, output)
+    for path, logits in logits_of(list(targets), of, experiment, whole):
+        image = files.read_image(str(path))
+        mask = classes(logits, (image.shape[0], image.shape[1]))
+        target = targets[path]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(named(target, "mask"), mask * np.uint8(255) if of.data.num_classes == 2 else mask)
+        save(named(target, "overlay"), curves.overlay(image, mask.astype(np.int32)))
+    return len(targets)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+
+def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
+    """The stage of that name, controls included, as its finished model is: plain, with nothing left to learn."""
+    stages = dict(experiment.stages)
+    stages |= {f"{k}_control": config.without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
+    if not name:
+        name = [*([k for k, s in experiment.stages.items() if s.teachers] or experiment.stages)][-1]
+    if name not in stages:
+        raise ConfigError(f"--stage={name}: no such stage; {nearest(name, stages)}")
+    plain = config.without_teachers(stages[name])
+    its = {"title": stages[name].title, "folder": stages[name].folder}
+    plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
+    return name, dataclasses.replace(plain, optim=Optim(), gate=None)
+
+
+def kind_of(experiment: Experiment, name: str) -> str:
+    """What the stage's model reads: "images", "graphs" or "nodes"."""
+    return pipeline.kind(chosen(experiment, name)[1].data)
+
+
+class Kept(NamedTuple):
+    """A file of weights for a stage's model."""
+
+    path: Path
+    stage: Stage  # with all options of its model known
+    whole: dict  # the variables in the file
+    about: dict[str, str]  # its metadata
+    keepsake: Path | None  # how logs become graphs: a file beside the weights, or else in the stage's folder
+
+
+def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
+    """What the stage left, or another file; refused where it is not for the stage's model."""
+    folder = stage_folder(workdir, name, stage)
+    path = Path(weights).expanduser() if weights else folder / "model.safetensors"
+    if not weights and not path.is_file():
+        raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
+    whole, about = safetensors.load(path)
+    try:
+        model = safetensors.model_in(about)
+        told = as_told(stage.model.options, model.options if model else {})
+        stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **told))
+        stage = resolved(stage, {}, model)
+        whole = safetensors.overlay(initial_shapes(build_model(stage.model)), whole)
+    except (ConfigError, safetensors.WeightsError) as error:
+        raise ConfigError(f"{path} for stage {name!r}: {error}") from error
+    beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
+    return Kept(path, stage, whole, about, next((file for file in beside if file.is_file()), None))
+
+
+def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Options of a model, and of the models inside it, with what the data told `before`: what was not told then, the
+    model has by itself."""
+    inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
+    told = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
+    return {k: v for k, v in told.items() if v is not None}
+
+
+def calibrated(about: dict[str, str]) -> dict[str, float]:
+    """What was set on validation data, as it stands in the metadata of a file of weights."""
+    return {name: float(about[name]) for name in ("threshold",) if name in about}
+
+
+def logits_of(
+    paths: list[Path], stage: Stage, experiment: Experiment, whole: dict
+) -> Iterator[tuple[Path, Float[np.ndarray, "h w k"]]]:
+    """The model's logits for each image, seen as in training; batches of one shape, so that it compiles once."""
+    mesh, data = sharding.make_mesh(experiment.mesh), stage.data
+    shares = sharding.shares(mesh)
+    size = -(-min(data.batch_size, len(paths)) // shares) * shares
+    network = Network(build_model(stage.model, stage.dtype))
+    registry.get("tasks", stage.task).of(data).check(network.shapes(whole, shapes(data.image_size, 1)))
+    run = compiled(network)
+    whole = sharding.place(whole, sharding.shardings(whole, mesh, experiment.mesh.rules))
+    for begin in range(0, len(paths), size):
+        some = paths[begin : begin + size]
+        image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
+        for row, path in enumerate(some):
+            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
+        logits = np.asarray(run(whole, sharding.global_batch({"image": image}, mesh)))
+        yield from zip(some, logits, strict=False)
+
+
+@cache
+def compiled(network: Network) -> Any:
+    return jax.jit(lambda whole, batch: network(whole, batch)[0]["logits"].astype("float32"))
+
+
+def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
+    """The class of every pixel of an image of `size` (height, width): first the logits are resized, then decided."""
+    (rows, columns), channels = size, np.moveaxis(logits, -1, 0)
+    planes = [Image.fromarray(plane).resize((columns, rows), BILINEAR) for plane in channels]
+    large = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
+    return chosen.astype(np.uint8)
+
+
+# -- the files -------------------------------------------------------------------------------------------------------
+
+
+def plan(images: Path, output: Path) -> dict[Path, Path]:
+    """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
+    if not images.is_dir():
+        raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
+    found = sorted(p for p in images.rglob("*") if p.is_file() and p.suffix.lower() in files.SUFFIXES)
+    found = [p for p in found if not p.name.startswith(".") and not MADE.fullmatch(p.stem)]
+    if not found:
+        raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
+    targets, wrong, taken = {}, [], {}
+    for path in found:
+        target = output / path.relative_to(images).with_suffix("")
+        if target in taken:
+            wrong.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
+        targets[path] = taken[target] = target
+        wrong += [f"{made}: a file that kdjax did not write; choose another --output" for made in foreign(target)]
+        try:
+            files.read_image(str(path))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        more = [f"... and {len(wrong) - 40} more"] if len(wrong) > 40 else []
+        raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *wrong[:40], *more]))
+    return targets
+
+
+def foreign(target: Path) -> list[Path]:
+    """Files where the results belong, such as true masks, that are not earlier results."""
+    found = [path for path in (named(target, "mask"), named(target, "overlay")) if path.exists()]
+    return [path for path in found if not is_ours(path)]
+
+
+def is_ours(path: Path) -> bool:
+    try:
+        with Image.open(path) as picture:
+            return picture.info.get(OURS[0]) == OURS[1]
+    except (OSError, SyntaxError):
+        return False
+
+
+def named(target: Path, what: str) -> Path:
+    return target.with_name(f"{target.name}_{what}.png")
+
+
+def save(path: Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
+    """A whole PNG or none, marked as ours."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(*OURS)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=mark)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""Classes for nodes from their features alone: the student of GLNN (Zhang et al., arXiv 2110.08727)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from kdjax.config import ConfigError
+from kdjax.models.inputs import GraphInput
+from kdjax.models.layers.dense import dense
+from kdjax.models.options import options_of
+
+VARIANTS: dict[str, dict[str, Any]] = {"cora": {"features": 1433, "hidden": (128,)}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The dimensions of a node MLP and how it computes."""
+
+    features: int
+    hidden: tuple[int, ...]
+    dropout: float = 0.5  # after each hidden layer
+    dtype: Any = "float32"  # of the computation; parameters stay float32
+
+    def __post_init__(self):
+        wrong = []
+        if min(self.hidden, default=1) < 1:
+            wrong.append(f"hidden: expected widths of at least 1, found {self.hidden}")
+        if not 0 <= self.dropout < 1:
+            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        if wrong:
+            raise ConfigError("The node MLP cannot be built:\n  " + "\n  ".join(wrong))
+
+
+class NodeMlp(nn.Module):
+    """A node's features -> its class: `logits` [p, n, k], and `layer_i` [p, n, c] after each hidden layer.
+
+    It is given what a graph model is given, and reads `x` alone.
+    """
+
+    options: Options
+    num_classes: int = 7
+
+    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ("logits", *(f"layer_{i}" for i in range(len(self.options.hidden))))
+
+    @property
+    def input_spec(self) -> GraphInput:
+        return GraphInput(self.options.features)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "p n f"],
+        id: Int[Array, "p n"],
+        senders: Int[Array, "p e"],
+        receivers: Int[Array, "p e"],
+        graph: Int[Array, "p n"],
+        valid: Bool[Array, "p g"],
+        train: bool = False,
+    ) -> dict[str, Array]:
+        o, out = self.options, {}
+        for i, width in enumerate(o.hidden):
+            x = nn.relu(dense(width, dtype=o.dtype, name=f"layers_{i}")(x))
+            x = out[f"layer_{i}"] = nn.Dropout(o.dropout, deterministic=not train)(x)
+        return out | {"logits": dense(self.num_classes, dtype=o.dtype, name=f"layers_{len(o.hidden)}")(x)}
+
+
+def build_node_mlp(variant: str = "cora", num_classes: int = 7, **overrides) -> NodeMlp:
+    """`overrides` are fields of Options."""
+    if num_classes < 2:
+        raise ConfigError(f"num_classes: expected at least 2, found {num_classes}")
+    return NodeMlp(options_of(Options, "node MLP", VARIANTS, variant, overrides), num_classes)

@@ -1,0 +1,113 @@
+"""SAM (Kirillov et al., Segment Anything, 2023): promptable, and as a plain segmenter the way SAMed does it.
+
+Module names follow the original's: `image_encoder/blocks_3/attn/qkv`, `mask_decoder/transformer/layers_0/mlp`.
+"""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from kdjax.config import ConfigError
+from kdjax.models.inputs import ImageInput
+from kdjax.models.layers.bilinear import bilinear
+from kdjax.models.options import options_of
+from kdjax.models.vision.sam.image_encoder import ImageEncoder
+from kdjax.models.vision.sam.mask_decoder import MaskDecoder
+from kdjax.models.vision.sam.options import MEAN, STD, VARIANTS, SamOptions
+from kdjax.models.vision.sam.prompt_encoder import PromptEncoder
+
+__all__ = ["MEAN", "PARAMETERS", "STD", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build_sam", "build_sam_seg"]
+
+# Parameters of the image encoder, and of all of SAM: as published, and of ours.
+PARAMETERS = {
+    "vit_t": (901_760, 1_094_114),
+    "vit_b": (89_670_912, 93_735_472),
+    "vit_l": (308_278_272, 312_342_832),
+    "vit_h": (637_026_048, 641_090_608),
+}
+
+
+class Sam(nn.Module):
+    """Image and prompts -> masks. Prompts are as in PromptEncoder; one image may have several sets of them.
+
+    Endpoints: `low_res_logits` [p, 4 gh, 4 gw, m] with m = 3 ambiguous masks or, where not `multimask_output`, the
+    one for clear prompts; `iou_predictions` [p, m]; `image_embeddings` [b, gh, gw, 256]. See `geometry` for images of
+    other sizes than the model's, and for masks at theirs.
+    """
+
+    options: SamOptions
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    endpoints: ClassVar[tuple[str, ...]] = ("low_res_logits", "iou_predictions", "image_embeddings")
+
+    @property
+    def input_spec(self) -> ImageInput:
+        return self.options.input_spec
+
+    @nn.compact
+    def __call__(
+        self,
+        image: Float[Array, "b h w 3"],
+        points: tuple[Num[Array, "p n 2"], Num[Array, "p n"]] | None = None,
+        boxes: Num[Array, "p 4"] | None = None,
+        masks: Float[Array, "p mh mw 1"] | None = None,
+        multimask_output: bool = True,
+        train: bool = False,
+    ) -> dict[str, Array]:
+        embeddings = ImageEncoder(self.options, name="image_encoder")(image)
+        prompts, dense, positions = PromptEncoder(self.options, name="prompt_encoder")(points, boxes, masks)
+        b, p = len(embeddings), len(prompts)
+        if b != p and 1 not in (b, p):
+            raise ValueError(f"expected a set of prompts per image, or one image, found {p} sets for {b} images")
+        prompts, dense, of_each = (jnp.broadcast_to(x, (max(b, p), *x.shape[1:])) for x in (prompts, dense, embeddings))
+        keep = (1, 4) if multimask_output else (0, 1)
+        logits, iou = MaskDecoder(self.options, 4, name="mask_decoder")(of_each, positions, prompts, dense, keep)
+        return {"low_res_logits": logits, "iou_predictions": iou, "image_embeddings": embeddings}
+
+
+class SamSegmenter(nn.Module):
+    """Image -> a map per class, without prompts (Zhang and Liu, SAMed, 2023).
+
+    There are `num_classes` mask tokens, background included. Of two classes the foreground alone is answered, by token
+    0; of more, every token is a class. Endpoints: `logits` [b, h, w, k] at the input's size, `low_res_logits`
+    [b, 4 gh, 4 gw, k], `image_embeddings` [b, gh, gw, 256], `iou_predictions` [b, k], where k is 1 for two classes.
+    """
+
+    options: SamOptions
+    num_classes: int
+
+    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    endpoints: ClassVar[tuple[str, ...]] = ("logits", "low_res_logits", "image_embeddings", "iou_predictions")
+
+    @property
+    def input_spec(self) -> ImageInput:
+        return self.options.input_spec
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
+        embeddings = ImageEncoder(self.options, name="image_encoder")(image)
+        prompts, dense, positions = PromptEncoder(self.options, name="prompt_encoder")()
+        prompts, dense = (jnp.broadcast_to(x, (len(image), *x.shape[1:])) for x in (prompts, dense))
+        keep = (0, 1 if self.num_classes == 2 else self.num_classes)
+        decoder = MaskDecoder(self.options, self.num_classes, name="mask_decoder")
+        logits, iou = decoder(embeddings, positions, prompts, dense, keep)
+        return {
+            "logits": bilinear(logits, self.options.image_hw),
+            "low_res_logits": logits,
+            "image_embeddings": embeddings,
+            "iou_predictions": iou,
+        }
+
+
+def build_sam(variant: str = "vit_b", **overrides) -> Sam:
+    """`overrides` are fields of SamOptions."""
+    return Sam(options_of(SamOptions, "SAM", VARIANTS, variant, overrides))
+
+
+def build_sam_seg(variant: str = "vit_b", num_classes: int = 2, **overrides) -> SamSegmenter:
+    """`num_classes` counts the background; `overrides` are fields of SamOptions."""
+    if num_classes < 2:
+        raise ConfigError(f"num_classes counts the background, so it is at least 2; found {num_classes}")
+    return SamSegmenter(options_of(SamOptions, "SAM", VARIANTS, variant, overrides), num_classes)

@@ -1,0 +1,57 @@
+"""Test images and their masks, as a section of the report."""
+
+import base64
+import io
+import math
+from html import escape
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from kdjax.report.figures import curves
+
+RANKS = ("best", "median", "worst")
+_PIXELS = 8_000_000  # of all pictures together, which keeps the file below about 2 MB
+
+
+def examples_html(examples: list[dict[str, Any]], student: str) -> str:
+    """Each test image with its true mask and what every model made of it, and the errors of `student`.
+
+    An example: "name", "rank" ("best" | "median" | "worst"), "image" uint8 [h, w, 3], "truth" int [h, w],
+    "predictions" {title of a row: int [h, w]}, "dice" {title of a row: float}.
+    """
+    count = sum(len(e["predictions"]) + 3 for e in examples)
+    side = min(288, int(math.sqrt(_PIXELS / count)))
+    ranked = sorted(examples, key=lambda e: RANKS.index(e["rank"]) if e["rank"] in RANKS else len(RANKS))
+    several = len({int(k) for e in examples for k in np.unique(e["truth"])} - {0}) > 1
+    swatches = {"truth": curves.TRUTH, **curves.ERRORS}
+    if not several:
+        swatches = {"prediction": curves.CLASSES[0], **swatches}
+        swatches.pop("wrong class")
+    legend = "".join(
+        f'<li><i style="background:rgb{colour}"></i>{"outline: truth" if kind == "truth" else kind}</li>'
+        for kind, colour in swatches.items()
+    )
+    return f'<ul class="legend">{legend}</ul>' + "".join(_example(e, side, student) for e in ranked)
+
+
+def _example(example: dict[str, Any], side: int, student: str) -> str:
+    cells = []
+    for caption, picture in curves.panels(example, side, student).items():
+        dice = example.get("dice", {}).get(caption)
+        value = "" if dice is None or math.isnan(dice) else f"<b>{dice:.3f}</b>"
+        source = _data_uri(picture)
+        shown = f"errors of {student}" if caption == "errors" and student else caption
+        alt = escape(f"{example['name']}: {shown}", quote=True)
+        cells.append(
+            f'<figure><img src="{source}" alt="{alt}"><figcaption>{escape(shown)}{value}</figcaption></figure>'
+        )
+    rank, name = escape(str(example["rank"])), escape(str(example["name"]))
+    return f'<h3><span class="rank">{rank}</span>{name}</h3><div class="panels">{"".join(cells)}</div>'
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, format="WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -1,0 +1,61 @@
+"""Detection: is there an attack in a graph? One logit, or two of which the second is for an attack."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kdjax.config import ConfigError, Data, Term
+from kdjax.tasks.can import alarms
+from kdjax.tasks.task import Predictions, Tested
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Supervised terms, measures and scores of graphs."""
+
+    primary: ClassVar[str] = "f1"
+
+    @classmethod
+    def of(cls, data: Data) -> "Detection":
+        return cls()
+
+    def terms(self) -> dict[str, Term]:
+        return {"bce": Term("bce", label="class")}
+
+    def check(self, outputs: dict[str, Any]) -> None:
+        """Refuses a model that does not give the logits this task needs."""
+        found = list(outputs["logits"].shape) if "logits" in outputs else []
+        if len(found) != 3 or found[-1] > 2:
+            raise ConfigError(f"detection needs 'logits' [packs, graphs, 1 or 2], the model gives {found or 'none'}")
+
+    def predict(self, outputs: dict[str, Array], batch: dict[str, Array]) -> Float[Array, "p g d"]:
+        """The logit of an attack, then what the model knows the graph by."""
+        score = logit(outputs["logits"])[..., None]
+        return jnp.concatenate([score, *([outputs["embedding"]] if "embedding" in outputs else [])], axis=-1)
+
+    def measure(self, outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+        """F1 at probability one half, and the mean probability of the chosen side. NaN where a logit is not finite."""
+        return alarms.measured(logit(outputs["logits"]), batch)
+
+    def calibrate(self, predicted: np.ndarray, dataset: Any) -> dict[str, float]:
+        return {"threshold": alarms.threshold(predicted[:, 0], dataset.labels("val"))}
+
+    def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
+        calibrated = calibrated or self.calibrate(predictions("val"), dataset)
+        return alarms.tested(predictions("test")[:, 0], dataset, calibrated["threshold"])
+
+    def words(self, dataset: Any) -> dict[str, Any]:
+        """How the report calls things."""
+        return alarms.words(dataset)
+
+    def pictures(self, tested: list[Tested]) -> dict[str, str]:
+        return alarms.pictures("Detection", tested, "logit of an attack")
+
+
+def logit(logits: Float[Array, "p g k"]) -> Float[Array, "p g"]:
+    """Of an attack against none."""
+    logits = logits.astype(jnp.float32)
+    return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]

@@ -1,0 +1,354 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from kdjax import registry
+from kdjax.config import ConfigError, Data
+from kdjax.data import pipeline
+from kdjax.data.images import examples
+from kdjax.data.images.readers import BusBra, Busi, BusUclm, Folder, Layout, Union
+from tests.support import folders
+
+
+def build(source, **options):
+    return pipeline.build(Data(source, image_size=16, **options))
+
+
+def faults(source, **options) -> str:
+    with pytest.raises(ConfigError) as error:
+        build(source, **options)
+    return str(error.value)
+
+
+def by_name(source) -> dict:
+    return {example["name"]: example for example in map(source.__getitem__, range(len(source)))}
+
+
+IMAGES = [name for name in registry.names("data") if getattr(registry.get("data", name), "kind", "images") == "images"]
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_registered_reader_of_images_keeps_the_contract(name, tmp_path):
+    dataset = build(name, **folders.BUILDERS[name](tmp_path))
+    source = dataset._examples.source
+    assert sum(dataset.sizes.values()) == len(source)
+    assert min(dataset.sizes.values()) > 0
+    together = np.concatenate([dataset._where[split] for split in dataset.sizes])
+    assert sorted(together) == list(range(len(source)))
+    assert len({source.inspect(i).name for i in range(len(source))}) == len(source) or name == "layout"
+    for split, n in dataset.sizes.items():
+        example = dataset.example(split, n - 1)
+        assert set(example) == {"image", "mask", "class", "name"}
+        assert example["image"].dtype == np.uint8
+        assert example["image"].shape == (*example["mask"].shape, 3)
+        assert 0 <= example["class"] < len(dataset.image_classes)
+        assert example["mask"].max() < dataset.num_classes
+        assert dataset.resized(split, n - 1)["name"] == example["name"]
+    batch = next(iter(dataset.train(4, seed=0)))
+    assert batch["image"].shape == (4, 16, 16, 3)
+
+
+def test_busi_joins_masks_and_takes_normal_images_without_one(tmp_path):
+    options = folders.busi(tmp_path)
+    (tmp_path / "normal" / "normal (2)_mask.png").unlink()
+    found = by_name(Busi(**options))
+    assert len(found) == 24
+    assert found["benign/benign (1)"]["mask"].sum() == 72
+    assert found["benign/benign (2)"]["mask"].sum() == 36
+    assert found["normal/normal (2)"]["mask"].sum() == 0
+    assert [found[f"{n}/{n} (3)"]["class"] for n in ("benign", "malignant", "normal")] == [0, 1, 2]
+    three = by_name(Busi(**options, num_classes=3))
+    assert set(np.unique(three["benign/benign (1)"]["mask"])) == {0, 1}
+    assert set(np.unique(three["malignant/malignant (1)"]["mask"])) == {0, 2}
+
+
+def test_busi_finds_the_folder_inside_the_archive(tmp_path):
+    folders.busi(tmp_path / "Dataset_BUSI_with_GT")
+    assert len(Busi(str(tmp_path))) == 24
+
+
+def test_bus_bra_keeps_both_sides_of_a_patient_together(tmp_path):
+    dataset = build("bus_bra", **folders.bus_bra(tmp_path))
+    assert dataset.image_classes == ("benign", "malignant")
+    sides = [{dataset.example(s, i)["name"][4:8] for i in range(n)} for s, n in dataset.sizes.items()]
+    assert sum(map(len, sides)) == 12  # in one split each
+    assert set.union(*sides) == {f"{i:04d}" for i in range(12)}
+
+
+def test_bus_bra_reads_lists_of_splits(tmp_path):
+    options = folders.bus_bra(tmp_path)
+    (tmp_path / "busbra_train.txt").write_text("".join(f"bus_{i:04d}-{s}.png\n" for i in range(8) for s in "lr"))
+    (tmp_path / "busbra_test.txt").write_text("bus_0008-l\nbus_0008-r\nbus_0000-r\n")
+    assert "'0000-r' is also in the list of test" in faults("bus_bra", **options)
+    (tmp_path / "busbra_test.txt").write_text("bus_0008-l\nbus_0008-r\n")
+    dataset = build("bus_bra", **options)
+    assert sorted(dataset.example("test", i)["name"] for i in range(2)) == ["bus_0008-l", "bus_0008-r"]
+    assert dataset.sizes["train"] + dataset.sizes["val"] == 16
+    assert "no val split of its own: taken from train" in dataset.notes[1]
+    assert "6 images are in none of the lists" in dataset.notes[0]
+    (tmp_path / "busbra_test.txt").write_text("bus_0099-l\n")
+    assert "names '0099-l', which has no image" in faults("bus_bra", **options)
+
+
+def test_bus_bra_without_its_table_has_one_kind_of_lesion(tmp_path):
+    options = folders.bus_bra(tmp_path)
+    (tmp_path / "bus_data.csv").unlink()
+    assert BusBra(**options).classes == ("lesion",)
+    assert "three classes need this table" in faults("bus_bra", num_classes=3, **options)
+
+
+def test_bus_uclm_reads_colours(tmp_path):
+    options = folders.bus_uclm(tmp_path)
+    two, three = by_name(BusUclm(**options)), by_name(BusUclm(**options, num_classes=3))
+    for name, kind, value in (("AAAA_000", 0, 1), ("BBBB_000", 1, 2), ("CCCC_000", 2, 0)):
+        assert two[name]["class"] == three[name]["class"] == kind
+        assert two[name]["mask"].max() == min(value, 1)
+        assert three[name]["mask"].max() == value
+    dataset = build("bus_uclm", **options)
+    patients = [{dataset.example(s, i)["name"][:4] for i in range(n)} for s, n in dataset.sizes.items()]
+    assert sum(map(len, patients)) == len(set.union(*patients)) == 12
+    folders.blob(tmp_path / "masks" / "AAAA_000.png", [255, 255, 255])
+    assert "AAAA_000.png: expected black, green (benign) and red (malignant)" in faults("bus_uclm", **options)
+
+
+def test_bus_uclm_uses_the_authors_partitions(tmp_path):
+    folders.bus_uclm(tmp_path / "partitions" / "train", n=10)
+    folders.bus_uclm(tmp_path / "partitions" / "test", n=12)
+    for part, names in (("train", ""), ("test", "ABCDEFGHIJ")):
+        for path in (tmp_path / "partitions" / part).glob("*/*.png"):
+            if path.name[0] in names:
+                path.unlink()
+    dataset = build("bus_uclm", root=str(tmp_path))
+    assert {dataset.example("test", i)["name"][0] for i in range(dataset.sizes["test"])} == {"K", "L"}
+    assert dataset.sizes["train"] + dataset.sizes["val"] == 20
+
+
+@pytest.mark.parametrize(
+    ("splits", "parts"),
+    [
+        (("train", "val", "test"), ("img", "label")),
+        (("trainning_set", "val_set", "test_set"), ("image", "mask")),
+        (("Train", "Valid", "Test"), ("Images", "Masks")),
+    ],
+)
+def test_layout_in_its_spellings(tmp_path, splits, parts):
+    for k, split in enumerate(splits):
+        for i in range(2 + k):
+            folders.picture(tmp_path / split / parts[0] / f"{i}.png", 10 * k + i)
+            folders.blob(tmp_path / split / parts[1] / f"{i}.png")
+    assert build("layout", root=str(tmp_path)).sizes == {"train": 2, "val": 3, "test": 4}
+
+
+def test_layout_takes_validation_from_train_never_from_test(tmp_path):
+    options = folders.layout(tmp_path)
+    for path in [*(tmp_path / "val").glob("*/*"), *(tmp_path / "val").glob("*"), tmp_path / "val"]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    dataset = build("layout", **options)
+    assert dataset.sizes == {"train": 5, "val": 1, "test": 6}
+    assert dataset.notes == ("the data set has no val split of its own: taken from train",)
+
+
+def test_layout_drops_from_train_what_is_in_test(tmp_path):
+    options = folders.layout(tmp_path)
+    folders.picture(tmp_path / "train" / "img" / "0.png", 200)  # the content of test/img/0.png
+    dataset = build("layout", **options)
+    assert dataset.sizes == {"train": 5, "val": 6, "test": 6}
+    assert dataset.notes == ("1 images of train are left out: the same image or patient is also in test",)
+
+
+def test_layout_reads_class_ids(tmp_path):
+    options = folders.layout(tmp_path)
+    for split in ("train", "val", "test"):
+        for i in range(6):
+            folders.blob(tmp_path / split / "label" / f"{i}.png", i % 3)
+    values = [example["mask"].max() for example in map(Layout(**options, num_classes=3).__getitem__, range(18))]
+    assert sorted(set(values)) == [0, 1, 2]
+    found = faults("layout", num_classes=2, **options)
+    assert "2.png: expected class ids 0 to 1, found 2; mend the mask or set num_classes=3" in found
+    assert found.count("\n") == 6
+    assert "found 255; mend the mask or use num_classes=2" in faults(
+        "layout", num_classes=3, **folders.layout(tmp_path)
+    )
+
+
+def test_folder_pairs_by_name(tmp_path):
+    for i in range(8):
+        folders.picture(tmp_path / "a" / f"p{i}_x.jpg", i)
+        folders.blob(tmp_path / "b" / f"p{i}_x_seg.png")
+        folders.picture(tmp_path / "c" / "images" / f"p{i}_x.bmp", i)
+        folders.blob(tmp_path / "c" / "masks" / f"p{i}_x.png", 1)
+    two = by_name(Folder(images=str(tmp_path / "a"), masks=str(tmp_path / "b")))
+    one = by_name(Folder(root=str(tmp_path / "c")))
+    assert set(one) == set(two) == {f"p{i}_x" for i in range(8)}
+    assert all(example["mask"].sum() == 36 for example in [*one.values(), *two.values()])
+    assert "needs either root, or both images and masks" in faults("folder", images=str(tmp_path / "a"))
+
+
+def test_folder_knows_patients_by_a_pattern(tmp_path):
+    for i in range(8):
+        for shot in range(3):
+            folders.picture(tmp_path / f"p{i}_{shot}.png", 3 * i + shot)
+            folders.blob(tmp_path / f"p{i}_{shot}_mask.png")
+    dataset = build("folder", root=str(tmp_path), group=r"(p\d+)_\d")
+    patients = [{dataset.example(s, i)["name"][:2] for i in range(n)} for s, n in dataset.sizes.items()]
+    assert sum(map(len, patients)) == 8
+    assert "does not fit the pattern of patients" in faults("folder", root=str(tmp_path), group=r"(q\d+)_\d")
+
+
+def test_union_maps_classes_and_joins_copies(tmp_path):
+    first, second = folders.busi(tmp_path / "one"), folders.folder(tmp_path / "two")
+    folders.picture(tmp_path / "two" / "case0.png", 1)  # the content of benign (1)
+    sources = [{"source": "folder", **second}, {"source": "busi", **first}]
+    found = by_name(Union(sources=sources))
+    union = Union(sources=sources)
+    assert union.classes == ("image", "benign", "malignant", "normal")
+    assert found["1-busi/malignant/malignant (1)"]["class"] == 2
+    for seed in range(4):
+        dataset = build("union", sources=sources, split_seed=seed)
+        homes = [
+            {dataset.example(s, i)["name"] for i in range(n)} & {"0-folder/case0", "1-busi/benign/benign (1)"}
+            for s, n in dataset.sizes.items()
+        ]
+        assert sorted(map(len, homes)) == [0, 0, 2]
+    found = faults("union", sources=[{"source": "bussi"}, {"source": "busi", "rot": 1}])
+    assert "did you mean 'busi'" in found
+    assert "no option 'rot' of 'busi'; did you mean 'root'" in found
+    assert "needs sources" in faults("union", sources=[])
+
+
+def test_sixteen_bit_and_palette_files(tmp_path):
+    options = folders.folder(tmp_path)
+    wide = np.random.default_rng(0).integers(0, 65536, (20, 24)).astype(np.uint16)
+    Image.fromarray(wide).save(tmp_path / "case0.png")
+    palette = Image.fromarray((np.indices((20, 24)).sum(0) % 2).astype(np.uint8), mode="P")
+    palette.putpalette([0, 0, 0, 9, 200, 9])
+    palette.save(tmp_path / "case0_mask.png")
+    example = by_name(Folder(**options))["case0"]
+    np.testing.assert_array_equal(example["image"][..., 1], wide // 257)
+    np.testing.assert_array_equal(example["mask"], np.indices((20, 24)).sum(0) % 2)
+
+
+# -- what can be wrong -----------------------------------------------------------------------------------------------
+
+
+def test_all_faults_in_one_message(tmp_path):
+    options = folders.busi(tmp_path)
+    benign = tmp_path / "benign"
+    (benign / "benign (2)_mask.png").unlink()
+    (benign / "benign (3).png").unlink()
+    whole = (benign / "benign (4).png").read_bytes()
+    (benign / "benign (4).png").write_bytes(whole[: len(whole) // 2])
+    (benign / "benign (5)_mask.png").write_bytes(b"not an image")
+    folders.blob(benign / "benign (6)_mask.png", size=(10, 12))
+    folders.blob(benign / "benign (7)_mask.png", 7)
+    found = faults("busi", augment={"rotat": 0.5, "hflip": 2.0}, **options)
+    for line in (
+        "no transform 'rotat'; did you mean 'rotate' or 'contrast'?",
+        "augment.hflip: expected a probability in [0, 1], found 2.0",
+        f"{benign}/benign (2).png: an image without a mask, expected benign (2)_mask.png; add the mask",
+        f"{benign}/benign (3)_mask.png: a mask without its image; add the image or remove the mask",
+        f"{benign}/benign (4).png: expected an image, but it cannot be read",
+        f"{benign}/benign (5)_mask.png: expected an image, but it cannot be read",
+        f"{benign}/benign (6)_mask.png: expected 24 x 20 pixels like {benign}/benign (6).png, found 12 x 10",
+        f"{benign}/benign (7)_mask.png: expected class ids 0 to 1, found 7",
+    ):
+        assert line in found
+    assert found.count("\n") == 8
+
+
+def test_missing_and_empty_folders(tmp_path):
+    assert f"{tmp_path}/nowhere: expected images in a folder 'benign'" in faults("busi", root=f"{tmp_path}/nowhere")
+    assert "found no such folder; set root" in faults("layout", root=f"{tmp_path}/nowhere")
+    assert "found an empty folder" in faults("folder", root=str(tmp_path))
+    folders.picture(tmp_path / "only.png", 0)
+    assert "expected folders train, val and test, with img and label in each, found only.png" in faults(
+        "layout", root=str(tmp_path)
+    )
+    (tmp_path / "train" / "img").mkdir(parents=True)
+    (tmp_path / "train" / "label").mkdir()
+    assert f"{tmp_path}/train/img: expected images, found an empty folder" in faults("layout", root=str(tmp_path))
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    path = folders.picture(tmp_path / "x.png", 0)
+    for name in ("busi", "bus_bra", "bus_uclm", "layout", "folder"):
+        assert "found a file" in faults(name, root=str(path))
+
+
+def test_two_images_of_one_name(tmp_path):
+    options = folders.folder(tmp_path)
+    folders.picture(tmp_path / "case1.jpg", 99)
+    assert "case1.png: the name is taken by case1.jpg; keep one of the two" in faults("folder", **options)
+
+
+def test_long_lists_of_faults_are_cut(tmp_path):
+    for i in range(60):
+        folders.picture(tmp_path / f"{i}.png", i)
+    found = faults("folder", root=str(tmp_path))
+    assert found.endswith("... and 20 more")
+
+
+def test_masks_of_another_size_can_be_stretched(tmp_path):
+    options = folders.folder(tmp_path)
+    folders.blob(tmp_path / "case3_mask.png", size=(10, 12), at=(1, 1))
+    assert "or set stretch_masks=True" in faults("folder", **options)
+    mask = by_name(Folder(**options, stretch_masks=True))["case3"]["mask"]
+    expected = np.zeros((20, 24), np.uint8)
+    expected[2:14, 2:14] = 1
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_large_sets_are_checked_by_their_headers(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "DECODED", 10)
+    monkeypatch.setattr("kdjax.data.images.dataset.DECODED", 10)
+    options = folders.folder(tmp_path)
+    dataset = build("folder", **options)
+    assert "more than 10 files: only headers were checked" in dataset.notes[0]
+    whole = (tmp_path / "case4.png").read_bytes()
+    (tmp_path / "case4.png").write_bytes(whole[:-40])
+    folders.blob(tmp_path / "case3_mask.png", size=(10, 12))
+    found = faults("folder", **options)
+    assert "found 12 x 10" in found
+    assert "case4" not in found
+    folders.blob(tmp_path / "case3_mask.png")
+    dataset = build("folder", **options)
+    with pytest.raises(ConfigError, match=r"case4\.png: expected an image, but it cannot be read"):
+        [
+            example
+            for split, n in dataset.sizes.items()
+            for example in map(lambda i: dataset.example(split, i), range(n))
+        ]
+
+
+# -- real images -----------------------------------------------------------------------------------------------------
+
+
+def test_the_real_busi_subset(reference):
+    root = str(reference / "data" / "busi_150" / "raw_subset")
+    assert faults("busi", root=root).count("expected 416 x 416 pixels") == 1
+    source = Busi(root, stretch_masks=True)
+    assert np.bincount([entry.label for entry in source.entries]).tolist() == [12, 12, 4]
+    joined = next(e for e in source.entries if e.name == "benign/benign (4)")
+    assert len(joined.masks) == 2
+    masks = [
+        np.asarray(Image.open(path).convert("L").resize((416, 416), Image.Resampling.NEAREST)) for path in joined.masks
+    ]
+    both = by_name(source)["benign/benign (4)"]["mask"]
+    assert both.sum() > (masks[0] > 127).sum() > 0
+    np.testing.assert_array_equal(both, (np.maximum(*masks) > 127).astype(np.uint8))
+    dataset = build("busi", root=root, stretch_masks=True)
+    assert sum(dataset.sizes.values()) == 28
+
+
+def test_the_real_busi_images_of_256_pixels(reference):
+    dataset = build("busi", root=str(reference / "data" / "busi_150" / "img256"))
+    assert dataset.sizes == {"train": 104, "val": 23, "test": 22}
+    contents = {
+        split: {dataset.example(split, i)["image"].tobytes() for i in range(n)} for split, n in dataset.sizes.items()
+    }
+    assert not contents["train"] & contents["test"]
+    assert not contents["val"] & (contents["test"] | contents["train"])
+    for split in dataset.sizes:
+        for batch in dataset.evaluate(split, 16):
+            kinds = batch["class"][batch["valid"]]
+            assert ((batch["mask"][batch["valid"]].sum((1, 2)) == 0) == (kinds == 2)).all()

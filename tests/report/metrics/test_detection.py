@@ -1,0 +1,212 @@
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn
+
+from kdjax.config import ConfigError
+from kdjax.report import tables
+from kdjax.report.metrics import detection
+
+
+def drawn(seed, n=60, levels=None):
+    """Scores that overlap; with `levels`, many of them are equal."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.3).astype(np.int32)
+    scores = rng.normal(labels, 1.0)
+    return (np.round(scores * levels) / levels if levels else scores).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_measures_are_those_of_scikit_learn(seed, levels):
+    scores, labels = drawn(seed, levels=levels)
+    for threshold in (-0.5, 0.5, 1.5):
+        alarm = scores > threshold
+        expected = {
+            "f1": sklearn.f1_score(labels, alarm),
+            "auc": sklearn.roc_auc_score(labels, scores),
+            "accuracy": sklearn.accuracy_score(labels, alarm),
+            "precision": sklearn.precision_score(labels, alarm),
+            "recall": sklearn.recall_score(labels, alarm),
+            "average_precision": sklearn.average_precision_score(labels, scores),
+            "false_positive_rate": 1 - sklearn.recall_score(1 - labels, ~alarm),
+        }
+        found = detection.measure(scores, labels, threshold)
+        assert tuple(found) == tuple(expected) == detection.NAMES
+        assert found == pytest.approx(expected, rel=1e-12)
+        counts = detection.confusion(scores, labels, threshold)
+        np.testing.assert_array_equal(counts, sklearn.confusion_matrix(labels, alarm))
+    fpr, tpr, _ = sklearn.roc_curve(labels, scores, drop_intermediate=False)
+    x, y = detection.roc(scores, labels)
+    np.testing.assert_allclose(np.interp(fpr, x, y)[np.diff(fpr, append=2) > 0], tpr[np.diff(fpr, append=2) > 0])
+    assert len(x) <= len(fpr)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_auc_is_the_share_of_pairs_in_order_and_the_area_under_the_curve(seed):
+    scores, labels = drawn(seed, levels=3)
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels == 1] for b in scores[labels == 0]]
+    assert detection.auc(scores, labels) == pytest.approx(np.mean(pairs), rel=1e-12)
+    assert np.trapezoid(*detection.roc(scores, labels)[::-1]) == pytest.approx(np.mean(pairs), rel=1e-12)
+
+
+def test_what_orders_equally_measures_equally_and_what_orders_in_reverse_the_opposite():
+    scores, labels = drawn(0, levels=2)
+    assert detection.auc(np.exp(scores), labels) == detection.auc(scores, labels)
+    assert detection.auc(-scores, labels) == pytest.approx(1 - detection.auc(scores, labels), rel=1e-12)
+    assert detection.auc(scores, 1 - labels) == pytest.approx(1 - detection.auc(scores, labels), rel=1e-12)
+
+
+def test_a_hand_made_case():
+    scores, labels = np.array([0.9, 0.8, 0.8, 0.3, 0.1]), np.array([1, 0, 1, 1, 0])
+    assert detection.measure(scores, labels, 0.8) == {  # a score at the threshold is no alarm
+        "f1": 0.5,
+        "auc": 4.5 / 6,
+        "accuracy": 0.6,
+        "precision": 1.0,
+        "recall": 1 / 3,
+        "average_precision": pytest.approx(1 / 3 + (1 / 3) * (2 / 3) + (1 / 3) * (3 / 4)),
+        "false_positive_rate": 0.0,
+    }
+    np.testing.assert_array_equal(detection.confusion(scores, labels, 0.8), [[2, 0], [2, 1]])
+
+
+NAN = math.nan
+EVEN, ONES, ZEROS = np.full(4, 0.5), np.ones(4, int), np.zeros(4, int)
+DEGENERATE = {  # f1, auc, accuracy, precision, recall, average precision, false-positive rate
+    "equal, all alarms": (EVEN, np.array([0, 1, 1, 1]), 0.4, (6 / 7, 0.5, 0.75, 0.75, 1, 0.75, 1)),
+    "equal, no alarm": (EVEN, np.array([0, 1, 1, 1]), 0.5, (0, 0.5, 0.25, 0, 0, 0.75, 0)),
+    "no attacks, alarms": (EVEN, ZEROS, 0.4, (NAN, NAN, 0, NAN, NAN, NAN, 1)),
+    "no attacks, no alarm": (EVEN, ZEROS, 0.5, (NAN, NAN, 1, NAN, NAN, NAN, 0)),
+    "attacks alone": (EVEN, ONES, 0.4, (1, NAN, 1, 1, 1, 1, NAN)),
+    "empty": (EVEN[:0], ZEROS[:0], 0.5, (NAN,) * 7),
+    "diverged": (np.array([NAN, 1, 0, 1]), np.array([0, 1, 0, 1]), 0.5, (NAN,) * 7),
+    "beyond all bounds": (np.array([-np.inf, np.inf, np.inf, 0]), np.array([0, 1, 1, 0]), 5.0, (1, 1, 1, 1, 1, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate_sets(case):
+    scores, labels, threshold, expected = DEGENERATE[case]
+    found = detection.measure(scores, labels, threshold)
+    assert list(found.values()) == pytest.approx(list(expected), rel=1e-12, nan_ok=True)
+    assert detection.confusion(scores, labels, threshold).sum() == (~np.isnan(scores)).sum()
+    x, y = detection.roc(scores, labels)
+    assert np.isnan(x).all() == (not (labels == 0).any())
+    assert np.isnan(y).all() == (not (labels == 1).any())
+
+
+def test_labels_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="found -1; leave out what is not labelled"):
+        detection.measure(np.zeros(3), np.array([0, 1, -1]), 0.0)
+
+
+def test_means_over_sets_count_each_set_once_and_leave_out_what_it_cannot_tell():
+    sets = {"a": drawn(0), "b": drawn(1, n=200), "quiet": (np.zeros(5), np.zeros(5, int))}
+    measured = detection.per_set(sets, 0.5)
+    assert measured["b"] == detection.measure(*sets["b"], 0.5)
+    found = detection.summarise(measured)
+    auc = [measured["a"]["auc"], measured["b"]["auc"]]
+    assert found["auc"] == {"mean": pytest.approx(np.mean(auc)), "std": pytest.approx(np.std(auc)), "n": 2}
+    assert found["accuracy"]["n"] == 3
+    one = detection.as_statistics(measured["quiet"])
+    assert tables.mean_std("accuracy", one["accuracy"]) == "1.000"
+    assert tables.mean_std("auc", one["auc"]) == tables.MISSING
+    assert tables.mean_std("auc", found["auc"]) == f"{np.mean(auc):.3f} ± {np.std(auc):.3f}"
+
+
+PUBLISHED = {  # graphs, attacks, accuracy, precision, recall, F1 of the authors' GAT with LSTM, alarms above logit 0.5
+    "test01": (7989, 3848, 0.9867, 0.9968, 0.9756, 0.9861),
+    "test02": (3724, 1503, 0.6874, 0.5636, 1.0, 0.7209),
+    "test03": (6121, 2310, 0.6306, 0.9804, 0.0216, 0.0424),
+    "test04": (1595, 620, 0.5498, 0.3833, 0.2597, 0.3096),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_authors_numbers_on_real_traffic(reference, name):
+    with np.load(reference / "goldens" / "can_hcrl_sa.npz") as file:
+        labels, logits = file[f"{name}_w50_labels"], file[f"{name}_w50_gat_lstm_student_genA_logits"].ravel()
+    found = detection.measure(logits, labels, 0.5)
+    rounded = [round(found[m], 4) for m in ("accuracy", "precision", "recall", "f1")]
+    assert (len(labels), int(labels.sum()), *rounded) == PUBLISHED[name]
+    assert found["auc"] == pytest.approx(sklearn.roc_auc_score(labels, logits), rel=1e-12)
+
+
+def test_accuracy_of_several_classes_leaves_out_the_unlabelled():
+    assert detection.accuracy(np.array([2, 0, 1, 5]), np.array([2, 1, 1, -1])) == pytest.approx(2 / 3)
+    assert math.isnan(detection.accuracy(np.array([2]), np.array([-1])))
+
+
+# -- thresholds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_threshold_has_a_better_f1(seed, levels):
+    scores, labels = drawn(seed, levels=levels)
+
+    def f1(threshold):
+        return sklearn.f1_score(labels, scores > threshold)
+
+    every = [*scores, scores.min() - 1.0]
+    found = detection.calibrate(scores, labels)
+    assert f1(found) == max(map(f1, every))
+    below, above = scores[scores <= found], scores[scores > found]
+    assert found == pytest.approx((below.max().astype(float) + above.min()) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("scores", "expected"), [((9, 8, 5, 4, 0), 2), ((9, 4, 3, 2, 1), 6.5), ((5, 4, 3, 2, 1), 4.5)])
+def test_of_equally_good_gaps_the_widest_is_halved(scores, expected):
+    scores, labels = np.array(scores, float), np.array([1, 0, 0, 1, 0])
+    assert sklearn.f1_score(labels, scores > scores[1]) == sklearn.f1_score(labels, scores > scores[4])
+    assert detection.calibrate(scores, labels) == expected
+
+
+def test_thresholds_of_perfect_and_of_hopeless_scores():
+    scores = np.array([1.0, 2.0, 5.0, 6.0])
+    assert detection.calibrate(scores, np.array([0, 0, 1, 1])) == 3.5
+    for hopeless, labels in ((EVEN, np.array([0, 1, 1, 0])), (scores, np.array([1, 1, 0, 1]))):
+        threshold = detection.calibrate(hopeless, labels)
+        assert threshold < hopeless.min()
+        assert detection.measure(hopeless, labels, threshold)["recall"] == 1
+    neighbours = np.array([1.0, np.nextafter(1.0, 2)])
+    assert detection.calibrate(neighbours, np.array([0, 1])) == 1.0
+
+
+@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.95, 1.0])
+def test_a_quantile_of_normal_traffic_bounds_its_false_alarms(quantile):
+    scores = np.random.default_rng(0).normal(size=501)
+    labels = np.zeros(501, int)
+    found = detection.calibrate(scores, labels, "quantile", quantile=quantile)
+    assert abs((scores > found).mean() - (1 - quantile)) <= 1 / 501
+    with_attacks = np.append(scores, [99.0] * 50), np.append(labels, [1] * 50)
+    assert detection.calibrate(*with_attacks, "quantile", quantile=quantile) == found
+
+
+def test_the_originals_threshold_is_the_median_of_all():
+    scores = np.array([3.0, 1.0, 2.0, 10.0])
+    assert detection.calibrate(scores, np.array([0, 0, 0, 1]), "original") == 2.5
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "args", "said"),
+    [
+        (EVEN, ZEROS, {}, "found none; how='quantile' needs normal traffic alone"),
+        (EVEN, ONES, {}, "expected scores of normal traffic, found none"),
+        (EVEN, ONES, {"how": "quantile"}, "expected scores of normal traffic, found none"),
+        (EVEN, ZEROS, {"how": "quantile", "quantile": 95.0}, r"in \[0, 1\], found 95.0"),
+        (EVEN[:0], ZEROS[:0], {"how": "original"}, "expected scores, found none"),
+        (np.array([NAN, np.inf, 0, 1]), np.array([0, 1, 0, 1]), {}, "finite scores, found 2 that are not"),
+        (EVEN, ONES, {"how": "median"}, "expected one of f1, quantile, original, found 'median'"),
+    ],
+)
+def test_no_threshold_without_what_it_takes(scores, labels, args, said):
+    with pytest.raises(ConfigError, match=said):
+        detection.calibrate(scores, labels, **args)
+
+
+def test_all_faults_are_told_at_once():
+    with pytest.raises(ConfigError, match="not; the model diverged; expected scores of normal traffic, found none"):
+        detection.calibrate(np.array([NAN, 1.0]), np.array([1, 1]))

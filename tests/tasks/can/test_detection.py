@@ -1,0 +1,177 @@
+"""Detection: measures beside scikit-learn, thresholds from validation data, what a diverged model shows."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from kdjax.config import ConfigError, Data
+from kdjax.tasks import task as finished
+from kdjax.tasks.can import alarms
+from kdjax.tasks.can.detection import Detection, logit
+
+TASK = Detection.of(Data("can_traffic"))
+VAL = np.array([0, 0, 1, 0, 1, 0, 0, 1])
+
+
+@dataclasses.dataclass
+class Sets:
+    """Two test sets, the second with a graph that nobody labelled; rings as example graphs."""
+
+    val: np.ndarray = dataclasses.field(default_factory=lambda: VAL)
+    test: np.ndarray = dataclasses.field(default_factory=lambda: np.array([0, 1, 1, 0, 0, 1, -1, 0, 1]))
+    groups: tuple[str, ...] = ("here",) * 5 + ("elsewhere",) * 4
+
+    def labels(self, split):
+        return {"train": VAL, "val": self.val, "test": self.test}[split]
+
+    def begins(self, split):
+        return np.arange(len(self.labels(split))) / 4
+
+    def graph(self, split, i):
+        ring = np.arange(3)
+        told = {"x": np.ones((3, 2)), "name": ring + 256, "senders": ring, "receivers": (ring + 1) % 3}
+        return {**told, "label": self.labels(split)[i]}
+
+
+def batch(seed: int = 0, packs: int = 3, graphs: int = 5) -> tuple[dict, dict]:
+    rng = np.random.default_rng(seed)
+    shape = (packs, graphs)
+    label, valid, labelled = rng.integers(0, 2, shape), rng.random(shape) < 0.8, rng.random(shape) < 0.7
+    outputs = {"logits": rng.normal(0, 2, (*shape, 1)), "embedding": rng.normal(size=(*shape, 4))}
+    told = {"class": np.where(valid & labelled, label, -1), "valid": valid, "labelled": valid & labelled}
+    return {k: jnp.asarray(v, jnp.float32) for k, v in outputs.items()}, {k: jnp.asarray(v) for k, v in told.items()}
+
+
+def test_measures_are_those_of_scikit_learn():
+    outputs, seen = batch()
+    known = np.asarray(seen["labelled"])
+    z, y = np.asarray(outputs["logits"])[..., 0][known], np.asarray(seen["class"])[known]
+    assert 0 < known.sum() < known.size
+    found = TASK.measure(outputs, seen)
+    (hits, alarmed), (sure, count) = found["f1"], found["confidence"]
+    assert float(hits / alarmed) == pytest.approx(metrics.f1_score(y, z > 0), rel=1e-6)
+    p = 1 / (1 + np.exp(-z))
+    assert float(sure / count) == pytest.approx(np.maximum(p, 1 - p).mean(), rel=1e-6)
+    halves = [
+        TASK.measure(*({k: v[part] for k, v in d.items()} for d in (outputs, seen))) for part in (slice(1), slice(1, 3))
+    ]
+    for name, (total, count) in found.items():
+        np.testing.assert_allclose(sum(h[name][0] for h in halves), total, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(sum(h[name][1] for h in halves), count, rtol=1e-6, err_msg=name)
+
+
+def test_two_logits_are_the_same_as_their_difference():
+    outputs, seen = batch()
+    z, other = outputs["logits"], jnp.full_like(outputs["logits"], 0.7)
+    both = {**outputs, "logits": jnp.concatenate([other, other + z], axis=-1)}
+    np.testing.assert_allclose(logit(both["logits"]), z[..., 0], rtol=1e-5, atol=1e-6)
+    for name, value in TASK.measure(outputs, seen).items():
+        np.testing.assert_allclose(TASK.measure(both, seen)[name], value, rtol=1e-6)
+    predicted = TASK.predict(both, seen)
+    np.testing.assert_allclose(predicted[..., 0], z[..., 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(predicted[..., 1:], outputs["embedding"])
+    assert TASK.predict({"logits": z}, seen).shape == (3, 5, 1)
+
+
+def test_what_is_not_finite_shows_unless_it_is_padding():
+    outputs, seen = batch()
+    known = np.asarray(seen["labelled"])
+    where = [tuple(map(int, np.argwhere(k)[0])) for k in (~known, known)]
+    for (p, g), shows in zip(where, (False, True), strict=True):
+        found = TASK.measure({"logits": outputs["logits"].at[p, g].set(jnp.nan)}, seen)
+        assert bool(jnp.isnan(found["f1"][0])) is shows
+
+
+@pytest.mark.parametrize(
+    ("outputs", "found"),
+    [({}, "none"), ({"logits": jnp.zeros((2, 3, 4))}, r"\[2, 3, 4\]"), ({"logits": jnp.zeros((2, 1))}, r"\[2, 1\]")],
+)
+def test_other_models_are_refused(outputs, found):
+    with pytest.raises(ConfigError, match=rf"needs 'logits' \[packs, graphs, 1 or 2\], the model gives {found}"):
+        TASK.check(outputs)
+    for k in (1, 2):
+        TASK.check({"logits": jnp.zeros((2, 3, k))})
+
+
+def test_the_threshold_is_that_of_the_best_f1_on_validation_data():
+    scores = np.array([0.1, 0.4, 0.35, 0.2, 2.0, -1.0, 0.3, 1.0], np.float32)
+    (limit,) = TASK.calibrate(scores[:, None], Sets()).values()
+    best = max(metrics.f1_score(VAL, scores > t) for t in np.append(scores, -2.0))
+    assert metrics.f1_score(VAL, scores > limit) == best == pytest.approx(6 / 7)
+    unknown = np.append(VAL, -1)  # the highest score, and nobody knows of what
+    assert TASK.calibrate(np.append(scores, 9.0)[:, None], Sets(val=unknown))["threshold"] == limit
+
+
+def test_the_threshold_without_attacks_is_a_percentile():
+    scores = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    for label in (0, -1):  # all normal, or nothing known
+        found = TASK.calibrate(scores[:, None], Sets(val=np.full(500, label)))
+        assert found["threshold"] == pytest.approx(np.quantile(scores, 0.99), rel=1e-6)
+
+
+def run(task=TASK, width: int = 1) -> tuple[dict, list, np.ndarray]:
+    rng = np.random.default_rng(1)
+    scores = np.stack([rng.normal(2 * np.maximum(Sets().test, 0)), *rng.normal(size=(width - 1, 9))], axis=1)
+    scores = scores.astype(np.float32)
+    made = {"val": (2.0 * VAL - 1 + 0.1 * np.arange(8)).astype(np.float32)[:, None], "test": scores}
+    result, table = task.test(made.__getitem__, Sets(), {"threshold": 1.0})
+    again, _ = task.test(made.__getitem__, Sets(), {})  # nothing was kept with the weights: calibrated now
+    assert again["threshold"] == pytest.approx(0.4)  # between -0.4 and 1.2
+    return result, table, scores
+
+
+def test_each_test_set_is_measured_alone():
+    result, table, scores = run()
+    assert result["threshold"] == 1.0
+    each = []
+    for name, some in (("here", slice(0, 5)), ("elsewhere", [5, 7, 8])):
+        y, z = Sets().test[some], scores[some, 0]
+        expected = {
+            "f1": metrics.f1_score(y, z > 1.0),
+            "precision": metrics.precision_score(y, z > 1.0),
+            "recall": metrics.recall_score(y, z > 1.0),
+            "accuracy": metrics.accuracy_score(y, z > 1.0),
+            "auc": metrics.roc_auc_score(y, z),
+        }
+        for measure, value in expected.items():
+            assert result["per_class"][name][measure]["mean"] == pytest.approx(value), (name, measure)
+        each.append(expected)
+    for measure in each[0]:
+        values = [of[measure] for of in each]
+        assert result["metrics"][measure]["mean"] == pytest.approx(np.mean(values))
+        assert result["metrics"][measure]["n"] == 2
+    assert result["per_image"] == {"f1": [of["f1"] for of in each]}
+    head, *rows = table
+    assert head == ["set", "begin", "label", "score", "alarm"]
+    assert len(rows) == 9
+    assert rows[6] == ["elsewhere", "1.500000", -1, float(scores[6, 0]), int(scores[6, 0] > 1)]
+
+
+def test_pictures_are_made_of_the_last_student():
+    result, _, scores = run(width=5)
+    made = [
+        finished.Tested({"title": title, "role": role, **result}, Sets(), scores)
+        for title, role in (("the large one", "teacher"), ("the small one", "student"), ("alone", "control"))
+    ]
+    (heading, html), *_ = TASK.pictures(made).items()
+    assert heading == "Detection"
+    for text in ("scores of the small one", "alarms of the small one", "embeddings of the small one, 9 test graphs"):
+        assert text in html
+    assert html.count("<svg") == 4
+    narrow = [finished.Tested(one.row, one.dataset, one.predicted[:, :1]) for one in made]
+    assert TASK.pictures(narrow)["Detection"].count("<svg") == 3, "no plane of one number"
+    assert TASK.words(Sets()) == {"group": "test set", "group_measures": ["auc"], "over": "2 test sets"}
+
+
+def test_example_graphs_are_of_a_set_that_has_both_kinds():
+    result, _, scores = run()
+    lone = Sets(test=np.array([0, 0, 0, 0, 0, 1, -1, 0, 1]))
+    row = {"title": "x", "role": "other", **result}
+    (html,) = alarms.graphs(finished.Tested(row, lone, scores)).values()
+    assert "elsewhere, normal" in html
+    assert "elsewhere, attack" in html
+    assert "here, normal" not in html.replace("elsewhere, normal", "")
+    assert alarms.graphs(finished.Tested(row, Sets(test=np.zeros(9, int)), scores)) == {}
