@@ -210,8 +210,8 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
 def _validated(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> list[str]:
     """The measure on validation data to draw: the page's own where it was recorded, else the first one."""
     records = [r for stage in curves.values() for r in stage if r["split"] == "val"]
-    found = [k for k in dict.fromkeys(k for r in records for k in r) if k not in ("step", "split")]
-    return [primary(summary)] if primary(summary) in found else found[:1]
+    measures = [k for k in dict.fromkeys(k for r in records for k in r) if k not in ("step", "split")]
+    return [primary(summary)] if primary(summary) in measures else measures[:1]
 
 
 def figure(heading: str, svg: str, wide: bool = False) -> str:

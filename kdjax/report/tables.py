@@ -19,6 +19,9 @@ HEADINGS = {
     "recall": "recall",
     "specificity": "specificity",
     "pixel_accuracy": "pixel accuracy",
+    "top5": "top-5 accuracy",
+    "macro_f1": "macro F1",
+    "ece": "ECE",
 }
 DIGITS = {"hd95": 1}  # after the point; the others have 3
 SHOWN = ("dice", "iou", "hd95")
@@ -57,8 +60,8 @@ def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 def shown(summary: dict[str, Any]) -> list[str]:
     """The metrics of the short table: Dice, IoU and HD95, or the first three that there are."""
-    found = list(dict.fromkeys(name for row in summary["rows"] for name in row.get("metrics") or {}))
-    return [name for name in SHOWN if name in found] or found[:3]
+    metrics = list(dict.fromkeys(name for row in summary["rows"] for name in row.get("metrics") or {}))
+    return [name for name in SHOWN if name in metrics] or metrics[:3]
 
 
 def over(summary: dict[str, Any]) -> str:

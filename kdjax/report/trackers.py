@@ -98,12 +98,12 @@ def _cut(path: pathlib.Path, steps_done: int) -> None:
     if not path.exists():
         return
     old = path.read_bytes()
-    kept = b"".join(line for line in old.splitlines(keepends=True) if _belongs(line, steps_done))
-    if kept == old:
+    new = b"".join(line for line in old.splitlines(keepends=True) if _belongs(line, steps_done))
+    if new == old:
         return
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        file.write(kept)
+        file.write(new)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

@@ -95,11 +95,11 @@ def panels(example: dict[str, Any], side: int, student: str = "") -> dict[str, U
     """
     image, truth = resize(example["image"], side), resize_mask(example["truth"], side)
     masks = {title: resize_mask(mask, side) for title, mask in example["predictions"].items()}
-    made = {"image": image, "truth": overlay(image, truth, truth)}
-    made |= {title: overlay(image, mask, truth) for title, mask in masks.items()}
+    drawn = {"image": image, "truth": overlay(image, truth, truth)}
+    drawn |= {title: overlay(image, mask, truth) for title, mask in masks.items()}
     if masks:
-        made["errors"] = errors(image, masks.get(student, list(masks.values())[-1]), truth)
-    return made
+        drawn["errors"] = errors(image, masks.get(student, list(masks.values())[-1]), truth)
+    return drawn
 
 
 def sheet(examples: list[dict[str, Any]], student: str = "") -> bytes:
@@ -129,9 +129,9 @@ def learning_curves(records: list[dict[str, Any]]) -> dict[str, str]:
     train = [r for r in records if r["split"] == "train"]
     loss = {"all terms": _series(train, "loss")} | _group(train, "terms/")
     norms = {"all terms": _series(train, "grad_norm")} | _group(train, "grad_norm/")
-    made = {"training loss": loss, "gradient norm": norms}
-    made = {title: {name: points for name, points in lines.items() if points} for title, lines in made.items()}
-    return {title: svg(lines, xlabel="step") for title, lines in made.items() if lines}
+    charts = {"training loss": loss, "gradient norm": norms}
+    charts = {title: {name: points for name, points in lines.items() if points} for title, lines in charts.items()}
+    return {title: svg(lines, xlabel="step") for title, lines in charts.items() if lines}
 
 
 def validation_curves(curves: dict[str, list[dict[str, Any]]], name: str) -> str:

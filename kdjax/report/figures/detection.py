@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from kdjax.report.figures.drawing import INK, SERIES, drawing, plain, salt_of
+from kdjax.report.figures.drawing import INK, SERIES, dots, drawing, plain, salt_of
 from kdjax.report.metrics import detection
 
 Sets = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> scores, labels
@@ -18,6 +18,7 @@ NORMAL, ATTACK = SERIES[0], SERIES[1]
 WIDTH = 4.4  # inches of a drawing in a column of the page: then its letters have the size of all others
 _DOTS = 700  # of a group; more would only make the page heavier
 _BINS = 40
+_UPRIGHT = 9  # letters of a class under its cell; longer names are turned
 
 
 def score_histograms(sets: Sets, threshold: float = math.nan, *, xlabel: str = "anomaly score") -> str:
@@ -131,23 +132,24 @@ def confusions(counts: dict[str, np.ndarray], classes: tuple[str, ...] = ("norma
     counts = {name: table for name, table in counts.items() if table.sum()}
     if not counts:
         return ""
+    wide, high = 0.68 * len(classes) + 0.2, 0.55 * len(classes) + 0.65
+    columns = max(1, min(4, len(counts), int(7.5 / wide)))  # wider drawings the page makes smaller, letters and all
+    longest = max(map(len, classes))
 
     def paint(figure: Any) -> None:
-        columns = min(4, len(counts))
         grid = figure.subplots(-(-len(counts) // columns), columns, squeeze=False)
         for ax in grid.flat[len(counts) :]:
             ax.set_axis_off()
         for i, (ax, (name, table)) in enumerate(zip(grid.flat, counts.items(), strict=False)):
             share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
             _cells(ax, share, np.vectorize(lambda n, s: f"{n}\n{100 * s:.1f} %", otypes=[object])(table, share))
-            ax.set_xticks(range(len(classes)), map(plain, classes))
+            ax.set_xticks(range(len(classes)), map(plain, classes), rotation=90 if longest > _UPRIGHT else 0)
             ax.set_yticks(range(len(classes)), map(plain, classes) if i % columns == 0 else [""] * len(classes))
             ax.set_title(plain(textwrap.fill(name, 9 * len(classes))), fontsize=8)
         figure.supxlabel("prediction", fontsize=8.5)
         figure.supylabel("truth", fontsize=8.5)
 
-    columns = min(4, len(counts))
-    wide, high = 0.68 * len(classes) + 0.2, 0.55 * len(classes) + 0.65
+    high += 0.08 * longest if longest > _UPRIGHT else 0.0
     size = (max(WIDTH, wide * columns + 0.9), high * -(-len(counts) // columns) + 0.3)
     return drawing(paint, size, salt=salt_of("confusion", *classes, *counts, *counts.values()))
 
@@ -196,11 +198,11 @@ def policy(
     Alpha 0 believes the anomaly score alone, 1 the probability alone. The line is where the fused score is 0.5.
     """
     bins, outer = 20, [(0.0, 1.0), (0.0, 1.0)]
-    some, _, _ = np.histogram2d(probability, anomaly, bins, outer)
+    counts, _, _ = np.histogram2d(probability, anomaly, bins, outer)
     total, _, _ = np.histogram2d(probability, anomaly, bins, outer, weights=alpha)
-    if not some.any():
+    if not counts.any():
         return ""
-    mean = np.where(some > 0, total / np.maximum(some, 1), math.nan)
+    mean = np.where(counts > 0, total / np.maximum(counts, 1), math.nan)
     centres = (np.arange(bins) + 0.5) / bins
     fused = (1 - mean) * centres[None, :] + mean * centres[:, None]
 
@@ -229,7 +231,7 @@ def policy(
 
 
 def embedding(points: Float[np.ndarray, "n 2"], groups: list[str], share: Float[np.ndarray, " 2"] | None = None) -> str:
-    """Points in the plane, a colour per group; the smallest group lies on top. `share` is that of the variance (`pca`).
+    """Points in the plane, a colour per group; the smallest group lies on top. `share` is that of the variance.
 
     Of large groups a part is drawn, evenly taken.
     """
@@ -244,7 +246,7 @@ def embedding(points: Float[np.ndarray, "n 2"], groups: list[str], share: Float[
         for i, (name, chosen) in enumerate(members.items()):
             shown = chosen[np.unique(np.linspace(0, len(chosen) - 1, _DOTS).round().astype(int))]
             said = plain(f"{name} ({len(chosen)})")
-            _dots(ax, points[shown], SERIES[i % len(SERIES)], said, order=1 + 1 / len(chosen))
+            dots(ax, points[shown], SERIES[i % len(SERIES)], said, order=1 + 1 / len(chosen))
         for axis, limit in ((0, ax.set_xlim), (1, ax.set_ylim)):
             low, high = points[:, axis].min(), points[:, axis].max()
             limit(low - 0.04 * (high - low) - 1e-9, high + 0.04 * (high - low) + 1e-9)
@@ -257,17 +259,3 @@ def embedding(points: Float[np.ndarray, "n 2"], groups: list[str], share: Float[
     columns = max(1, 70 // (12 + max(map(len, order))))
     height = 3.0 + 0.17 * -(-len(order) // columns)
     return drawing(paint, (WIDTH, height), salt=salt_of("embedding", groups, points))
-
-
-def _dots(ax: Any, points: Float[np.ndarray, "n 2"], colour: str, label: str, order: float) -> None:
-    """All dots as one path of strokes without length, which is a tenth of the text that markers would take."""
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
-    path = Path(np.repeat(points, 2, axis=0), np.tile([Path.MOVETO, Path.LINETO], len(points)))
-    path.should_simplify = False  # which would take points for nothing
-    ax.add_patch(
-        PathPatch(path, edgecolor=colour, facecolor="none", linewidth=2.6, capstyle="round", alpha=0.75, zorder=order)
-    )
-    ax.add_line(Line2D([], [], color=colour, marker="o", markersize=4, linewidth=0, label=label))

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.report.figures import curves
@@ -41,17 +42,16 @@ def _example(example: dict[str, Any], side: int, student: str) -> str:
     for caption, picture in curves.panels(example, side, student).items():
         dice = example.get("dice", {}).get(caption)
         value = "" if dice is None or math.isnan(dice) else f"<b>{dice:.3f}</b>"
-        source = _data_uri(picture)
         shown = f"errors of {student}" if caption == "errors" and student else caption
-        alt = escape(f"{example['name']}: {shown}", quote=True)
-        cells.append(
-            f'<figure><img src="{source}" alt="{alt}"><figcaption>{escape(shown)}{value}</figcaption></figure>'
-        )
+        cells.append(panel(picture, f"{example['name']}: {shown}", escape(shown) + value))
     rank, name = escape(str(example["rank"])), escape(str(example["name"]))
     return f'<h3><span class="rank">{rank}</span>{name}</h3><div class="panels">{"".join(cells)}</div>'
 
 
-def _data_uri(picture: np.ndarray) -> str:
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, format="WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
+def panel(picture: UInt8[np.ndarray, "h w 3"], description: str, caption: str) -> str:
+    """A picture inside the page; `description` is for who cannot see it, `caption` is HTML."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="WEBP", quality=85)
+    source = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    alt = escape(description, quote=True)
+    return f'<figure><img src="{source}" alt="{alt}"><figcaption>{caption}</figcaption></figure>'

@@ -138,7 +138,7 @@ def _edges(
 
 
 def _circle(centre: Float64[np.ndarray, " 2"], radius: float) -> Any:
-    """Of four arcs; matplotlib's own has eight, and there are many in a picture."""
+    """A circle of four arcs; matplotlib's own has eight, and a picture has many circles."""
     from matplotlib.path import Path
 
     k = 4 / 3 * (math.sqrt(2) - 1)

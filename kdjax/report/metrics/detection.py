@@ -9,13 +9,17 @@ What a set cannot tell is nan, and left out of means over sets: without attacks 
 average_precision; without normals false_positive_rate and auc; of an empty set everything. With attacks but no alarm
 precision is 0. Where a score is nan all measures are: a model that has diverged must not pass for one that finds
 nothing.
+
+scikit-learn computes what it defines alike; the functions import it when they are called, since that takes a second
+which the first step of training need not wait for.
 """
 
 import math
+import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64, Integer
-from scipy.stats import rankdata
 
 from kdjax.config import ConfigError
 from kdjax.report.metrics import statistics
@@ -30,19 +34,25 @@ Measures = dict[str, float]
 
 def measure(scores: Scores, labels: Labels, threshold: float) -> Measures:
     """Every measure in `NAMES`."""
+    from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     _check_labels(labels)
     if not len(scores) or np.isnan(scores).any():
         return dict.fromkeys(NAMES, math.nan)
-    (tn, fp), (fn, tp) = confusion(scores, labels, threshold).tolist()
-    some = tp + fn > 0
+    alarms, normal = scores > threshold, labels == 0
+    attacks = not normal.all()
+    undefined: Any = 0.0  # Any, because scikit-learn's default makes a type checker expect text
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, alarms, average="binary", zero_division=undefined
+    )
     return {
-        "f1": 2 * tp / (2 * tp + fp + fn) if some else math.nan,
+        "f1": float(f1) if attacks else math.nan,
         "auc": auc(scores, labels),
-        "accuracy": (tp + tn) / len(scores),
-        "precision": (tp / (tp + fp) if tp + fp else 0.0) if some else math.nan,
-        "recall": tp / (tp + fn) if some else math.nan,
+        "accuracy": float(accuracy_score(labels, alarms)),
+        "precision": float(precision) if attacks else math.nan,
+        "recall": float(recall) if attacks else math.nan,
         "average_precision": average_precision(scores, labels),
-        "false_positive_rate": fp / (fp + tn) if fp + tn else math.nan,
+        "false_positive_rate": float(alarms[normal].mean()) if normal.any() else math.nan,
     }
 
 
@@ -63,26 +73,30 @@ def as_statistics(measures: Measures) -> statistics.Statistics:
 
 def confusion(scores: Scores, labels: Labels, threshold: float) -> Int64[np.ndarray, "2 2"]:
     """Counts [truth, alarm]: [[tn, fp], [fn, tp]]. A score that is nan is counted nowhere."""
+    from sklearn.metrics import confusion_matrix
+
     _check_labels(labels)
     known = ~np.isnan(scores)
-    cell = 2 * labels[known].astype(np.int64) + (scores[known] > threshold)
-    return np.bincount(cell, minlength=4).reshape(2, 2).astype(np.int64)
+    if not known.any():
+        return np.zeros((2, 2), np.int64)
+    return confusion_matrix(labels[known], scores[known] > threshold, labels=[0, 1])
 
 
 def auc(scores: Scores, labels: Labels) -> float:
-    """The area under the ROC curve, from the ranks of the scores."""
-    attacks, normals = int((labels == 1).sum()), int((labels == 0).sum())
-    if not attacks or not normals or np.isnan(scores).any():
+    """The area under the ROC curve."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(labels)) < 2 or np.isnan(scores).any():
         return math.nan
-    ranks = rankdata(scores)[labels == 1].sum()
-    return float((ranks - attacks * (attacks + 1) / 2) / (attacks * normals))
+    return float(roc_auc_score(labels, _ranks(scores)))
 
 
 def average_precision(scores: Scores, labels: Labels) -> float:
-    tp, fp = _alarms(scores, labels)
-    if not tp[-1] or np.isnan(scores).any():
+    from sklearn.metrics import average_precision_score
+
+    if not (labels == 1).any() or np.isnan(scores).any():
         return math.nan
-    return float(np.sum(np.diff(tp) / tp[-1] * (tp[1:] / (tp[1:] + fp[1:]))))
+    return float(average_precision_score(labels, _ranks(scores)))
 
 
 def roc(scores: Scores, labels: Labels) -> tuple[Float64[np.ndarray, " m"], Float64[np.ndarray, " m"]]:
@@ -90,21 +104,19 @@ def roc(scores: Scores, labels: Labels) -> tuple[Float64[np.ndarray, " m"], Floa
 
     Equal scores are one step, and points inside a straight piece are left out.
     """
-    tp, fp = _alarms(scores, labels)
-    bend = np.ones(len(tp), bool)
-    bend[1:-1] = np.diff(tp)[:-1] * np.diff(fp)[1:] != np.diff(tp)[1:] * np.diff(fp)[:-1]
-    rates = (x[bend] / x[-1] if x[-1] else np.full(bend.sum(), math.nan) for x in (fp, tp))
-    return next(rates), next(rates)
+    from sklearn.exceptions import UndefinedMetricWarning
+    from sklearn.metrics import roc_curve
+
+    if not len(scores):
+        return np.full(1, math.nan), np.full(1, math.nan)
+    with warnings.catch_warnings(action="ignore", category=UndefinedMetricWarning):
+        false_positive_rates, recalls, _ = roc_curve(labels, _ranks(scores), pos_label=1)
+    return false_positive_rates, recalls
 
 
-def _alarms(scores: Scores, labels: Labels) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
-    """True and false alarms with the threshold just below each distinct score, highest first, after none at all."""
-    _check_labels(labels)
-    order = np.argsort(scores, kind="stable")[::-1]
-    falling = scores[order]
-    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], len(falling) > 0))  # of each run of equal scores
-    tp = np.cumsum(labels[order] == 1)[last]
-    return np.append(0, tp).astype(np.int64), np.append(0, last + 1 - tp).astype(np.int64)
+def _ranks(scores: Scores) -> Int64[np.ndarray, " n"]:
+    """0, 1, ... in the order of the scores, equal ones alike: scikit-learn refuses infinite scores."""
+    return np.unique(scores, return_inverse=True)[1]
 
 
 def _check_labels(labels: Labels) -> None:
@@ -114,12 +126,6 @@ def _check_labels(labels: Labels) -> None:
             f"labels: expected 0 (normal) and 1 (attack), found {', '.join(map(str, strange[:5]))}; leave out what is "
             "not labelled"
         )
-
-
-def accuracy(predicted: Labels, truth: Labels) -> float:
-    """The share of right classes among those whose truth is known (not negative); nan where there are none."""
-    known = truth >= 0
-    return float((predicted == truth)[known].mean()) if known.any() else math.nan
 
 
 # -- thresholds ------------------------------------------------------------------------------------------------------
@@ -138,28 +144,31 @@ def calibrate(scores: Scores, labels: Labels, how: str = "f1", *, quantile: floa
     if how not in CALIBRATIONS:
         raise ConfigError(f"calibrate: expected one of {', '.join(CALIBRATIONS)}, found {how!r}")
     _check_labels(labels)
-    kept = scores if how == "original" else scores[labels == 0]
-    attacks, wrong = int((labels == 1).sum()), []
+    basis = scores if how == "original" else scores[labels == 0]
+    attacks, faults = int((labels == 1).sum()), []
     if not np.isfinite(scores).all():
-        wrong.append(f"expected finite scores, found {(~np.isfinite(scores)).sum()} that are not; the model diverged")
-    if not len(kept):
-        wrong.append(f"expected {'scores' if how == 'original' else 'scores of normal traffic'}, found none")
+        faults.append(f"expected finite scores, found {(~np.isfinite(scores)).sum()} that are not; the model diverged")
+    if not len(basis):
+        faults.append(f"expected {'scores' if how == 'original' else 'scores of normal traffic'}, found none")
     if how == "f1" and not attacks:
-        wrong.append("expected attacks to find, found none; how='quantile' needs normal traffic alone")
+        faults.append("expected attacks to find, found none; how='quantile' needs normal traffic alone")
     if how == "quantile" and not 0 <= quantile <= 1:
-        wrong.append(f"expected a quantile in [0, 1], found {quantile}")
-    if wrong:
-        raise ConfigError(f"no threshold can be calibrated by {how!r}: " + "; ".join(wrong))
+        faults.append(f"expected a quantile in [0, 1], found {quantile}")
+    if faults:
+        raise ConfigError(f"no threshold can be calibrated by {how!r}: " + "; ".join(faults))
     if how == "f1":
         return _best_f1(scores.astype(np.float64), labels)
-    return float(np.quantile(kept.astype(np.float64), 0.5 if how == "original" else quantile))
+    return float(np.quantile(basis.astype(np.float64), 0.5 if how == "original" else quantile))
 
 
 def _best_f1(scores: Float64[np.ndarray, " n"], labels: Labels) -> float:
-    tp, fp = _alarms(scores, labels)
-    f1 = 2 * tp / (tp + fp + tp[-1])
-    distinct = np.unique(scores)[::-1]  # alarms i + 1 are those of a threshold between distinct[i] and distinct[i + 1]
-    best = np.flatnonzero(f1[1:-1] == f1.max())
+    from sklearn.metrics import precision_recall_curve
+
+    # The alarms of entry i are the scores >= distinct[i], those of a threshold between distinct[i + 1] and distinct[i].
+    precision, recall, rising = precision_recall_curve(labels, scores)
+    precision, recall, distinct = precision[-2::-1], recall[-2::-1], rising[::-1]
+    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
+    best = np.flatnonzero(np.isclose(f1[:-1], f1.max(), rtol=1e-12, atol=0))
     if not len(best):
         return float(np.nextafter(distinct[-1], -np.inf))
     widest = best[np.argmax(distinct[best] - distinct[best + 1])]

@@ -68,8 +68,8 @@ def _one_class(p: Bool[np.ndarray, "h w"], t: Bool[np.ndarray, "h w"], empty: st
     }
 
 
-def _ratio(part: int, whole: int, undefined: float) -> float:
-    return part / whole if whole else undefined
+def _ratio(part: int, total: int, undefined: float) -> float:
+    return part / total if total else undefined
 
 
 def _hd95(p: Bool[np.ndarray, "h w"], t: Bool[np.ndarray, "h w"], empty: str) -> float:
@@ -132,48 +132,50 @@ def compare_folders(
     writes nothing.
     """
     _check_empty(empty)
-    wrong: list[str] = []
-    predicted, truth = (_mask_files(pathlib.Path(d), wrong) for d in (predicted_dir, truth_dir))
+    faults: list[str] = []
+    predicted, truth = (_mask_files(pathlib.Path(d), faults) for d in (predicted_dir, truth_dir))
     if predicted and truth:
-        wrong += [f"{predicted[s]}: no true mask of that name in {truth_dir}" for s in sorted(predicted.keys() - truth)]
-        wrong += [
+        faults += [
+            f"{predicted[s]}: no true mask of that name in {truth_dir}" for s in sorted(predicted.keys() - truth)
+        ]
+        faults += [
             f"{truth[s]}: no prediction of that name in {predicted_dir}" for s in sorted(truth.keys() - predicted)
         ]
     rows: dict[str, Scores] = {}
     for stem in sorted(predicted.keys() & truth.keys()):
-        p, t = (_read_mask(path, num_classes, wrong) for path in (predicted[stem], truth[stem]))
+        p, t = (_read_mask(path, num_classes, faults) for path in (predicted[stem], truth[stem]))
         if p is None or t is None:
             continue
         if p.shape != t.shape:
             sizes = " and ".join(f"{m.shape[1]}x{m.shape[0]}" for m in (p, t))
-            wrong.append(f"{predicted[stem]} and {truth[stem]}: expected equal sizes, found {sizes}")
+            faults.append(f"{predicted[stem]} and {truth[stem]}: expected equal sizes, found {sizes}")
             continue
         rows[stem] = segmentation(p, t, num_classes, empty=empty)
-    if wrong:
-        more = [f"... and {len(wrong) - 30} more"] if len(wrong) > 30 else []
-        raise ConfigError("the folders cannot be compared:\n  " + "\n  ".join(wrong[:30] + more))
+    if faults:
+        more = [f"... and {len(faults) - 30} more"] if len(faults) > 30 else []
+        raise ConfigError("the folders cannot be compared:\n  " + "\n  ".join(faults[:30] + more))
     results = list(rows.values())
     summary = {"images": len(rows), "metrics": summarise(results), "per_class": summarise_classes(results)}
     _write_csv(pathlib.Path(output_csv), rows, summary, several=num_classes > 2)
     return summary
 
 
-def _mask_files(folder: pathlib.Path, wrong: list[str]) -> dict[str, pathlib.Path]:
+def _mask_files(folder: pathlib.Path, faults: list[str]) -> dict[str, pathlib.Path]:
     """Image name -> file of its mask."""
     if not folder.is_dir():
-        wrong.append(f"{folder}: expected a folder of masks, found {'a file' if folder.exists() else 'nothing'}")
+        faults.append(f"{folder}: expected a folder of masks, found {'a file' if folder.exists() else 'nothing'}")
         return {}
-    found: dict[str, list[pathlib.Path]] = {}
+    candidates: dict[str, list[pathlib.Path]] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in MASK_FILES and not path.stem.endswith("_overlay"):
-            found.setdefault(_image_name(path), []).append(path)
-    if not found:
-        wrong.append(f"{folder}: expected masks ({', '.join(MASK_FILES)}), found none")
+            candidates.setdefault(_image_name(path), []).append(path)
+    if not candidates:
+        faults.append(f"{folder}: expected masks ({', '.join(MASK_FILES)}), found none")
     chosen = {}
-    for name, paths in found.items():
+    for name, paths in candidates.items():
         named = [p for p in paths if p.stem != name] or paths
         if len(named) > 1:
-            wrong.append(f"{folder}: expected one mask for {name!r}, found {', '.join(p.name for p in named)}")
+            faults.append(f"{folder}: expected one mask for {name!r}, found {', '.join(p.name for p in named)}")
         chosen[name] = named[0]
     return chosen
 
@@ -185,20 +187,20 @@ def _image_name(path: pathlib.Path) -> str:
     return path.stem
 
 
-def _read_mask(path: pathlib.Path, num_classes: int, wrong: list[str]) -> np.ndarray | None:
-    """Class ids [h, w], or None with a line added to `wrong`."""
+def _read_mask(path: pathlib.Path, num_classes: int, faults: list[str]) -> np.ndarray | None:
+    """Class ids [h, w], or None with a line added to `faults`."""
     from PIL import Image
 
     try:
         with Image.open(path) as file:
             mask = np.asarray(file).astype(np.int64)
     except (OSError, ValueError, SyntaxError) as error:
-        wrong.append(f"{path}: cannot be read as an image: {error}")
+        faults.append(f"{path}: cannot be read as an image: {error}")
         return None
     if mask.ndim == 3:
         colours = mask[..., : 1 if mask.shape[-1] == 2 else 3]  # without alpha
         if (colours != colours[..., :1]).any():
-            wrong.append(f"{path}: expected class ids in one channel, found colours; convert it first")
+            faults.append(f"{path}: expected class ids in one channel, found colours; convert it first")
             return None
         mask = colours[..., 0]
     ids = np.unique(mask)
@@ -209,7 +211,7 @@ def _read_mask(path: pathlib.Path, num_classes: int, wrong: list[str]) -> np.nda
         strange = [int(i) for i in ids if not 0 <= i < num_classes]
         listed = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
         remedy = "JPEG does not keep ids, use PNG" if path.suffix.lower() in (".jpg", ".jpeg") else "or more classes"
-        wrong.append(f"{path}: expected ids {allowed}, found {listed}; mend the mask, {remedy}")
+        faults.append(f"{path}: expected ids {allowed}, found {listed}; mend the mask, {remedy}")
         return None
     return mask
 

@@ -1,4 +1,4 @@
-"""What is told of many values: mean, standard deviation, number."""
+"""Statistics of many values: mean, standard deviation, number."""
 
 import math
 
@@ -8,16 +8,16 @@ Statistics = dict[str, dict[str, float | int]]  # measure -> mean, std, n -> val
 
 
 def over(values: list[dict[str, float]], names: tuple[str, ...]) -> Statistics:
-    """Of each measure in `names`, nan left out; the standard deviation is that of these values (divided by n)."""
-    found: Statistics = {}
+    """The statistics of each measure in `names` without nan; the standard deviation divides by n."""
+    result: Statistics = {}
     for name in names:
-        kept = [v[name] for v in values if not math.isnan(v[name])]
-        spread = float(np.std(kept)) if kept else math.nan
-        found[name] = {"mean": mean(kept), "std": spread, "n": len(kept)}
-    return found
+        defined = [v[name] for v in values if not math.isnan(v[name])]
+        spread = float(np.std(defined)) if defined else math.nan
+        result[name] = {"mean": mean(defined), "std": spread, "n": len(defined)}
+    return result
 
 
 def mean(values: list[float]) -> float:
-    """Of those that are not nan; nan where there are none."""
-    kept = [v for v in values if not math.isnan(v)]
-    return float(np.mean(kept)) if kept else math.nan
+    """The mean of the values that are not nan; nan where there are none."""
+    defined = [v for v in values if not math.isnan(v)]
+    return float(np.mean(defined)) if defined else math.nan

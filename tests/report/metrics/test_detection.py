@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn
 
 from kdjax.config import ConfigError
 from kdjax.report import tables
@@ -17,38 +16,57 @@ def drawn(seed, n=60, levels=None):
     return (np.round(scores * levels) / levels if levels else scores).astype(np.float32), labels
 
 
+def counts(scores, labels, threshold):
+    """tp, fp, fn, tn, one example after the other."""
+    cells = [(bool(label), bool(score > threshold)) for score, label in zip(scores, labels, strict=True)]
+    return [cells.count(cell) for cell in ((True, True), (False, True), (True, False), (False, False))]
+
+
+def f1(scores, labels, threshold):
+    tp, fp, fn, _ = counts(scores, labels, threshold)
+    return 2 * tp / (2 * tp + fp + fn)
+
+
+def pairs_in_order(scores, labels):
+    return np.mean([(a > b) + 0.5 * (a == b) for a in scores[labels == 1] for b in scores[labels == 0]])
+
+
 @pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_measures_are_those_of_scikit_learn(seed, levels):
+def test_measures_are_those_of_their_formulas(seed, levels):
     scores, labels = drawn(seed, levels=levels)
+    falling = [counts(scores, labels, np.nextafter(s, np.float32(-np.inf))) for s in np.unique(scores)[::-1]]
+    recalls = np.array([tp / (tp + fn) for tp, _, fn, _ in falling])
+    precisions = np.array([tp / (tp + fp) for tp, fp, _, _ in falling])
     for threshold in (-0.5, 0.5, 1.5):
-        alarm = scores > threshold
+        tp, fp, fn, tn = counts(scores, labels, threshold)
         expected = {
-            "f1": sklearn.f1_score(labels, alarm),
-            "auc": sklearn.roc_auc_score(labels, scores),
-            "accuracy": sklearn.accuracy_score(labels, alarm),
-            "precision": sklearn.precision_score(labels, alarm),
-            "recall": sklearn.recall_score(labels, alarm),
-            "average_precision": sklearn.average_precision_score(labels, scores),
-            "false_positive_rate": 1 - sklearn.recall_score(1 - labels, ~alarm),
+            "f1": 2 * tp / (2 * tp + fp + fn),
+            "auc": pairs_in_order(scores, labels),
+            "accuracy": (tp + tn) / len(scores),
+            "precision": tp / (tp + fp),
+            "recall": tp / (tp + fn),
+            "average_precision": np.sum(np.diff(recalls, prepend=0) * precisions),
+            "false_positive_rate": fp / (fp + tn),
         }
-        found = detection.measure(scores, labels, threshold)
-        assert tuple(found) == tuple(expected) == detection.NAMES
-        assert found == pytest.approx(expected, rel=1e-12)
-        counts = detection.confusion(scores, labels, threshold)
-        np.testing.assert_array_equal(counts, sklearn.confusion_matrix(labels, alarm))
-    fpr, tpr, _ = sklearn.roc_curve(labels, scores, drop_intermediate=False)
+        measured = detection.measure(scores, labels, threshold)
+        assert tuple(measured) == tuple(expected) == detection.NAMES
+        assert measured == pytest.approx(expected, rel=1e-12)
+        np.testing.assert_array_equal(detection.confusion(scores, labels, threshold), [[tn, fp], [fn, tp]])
+    every = {(0.0, 0.0)} | {(fp / (fp + tn), tp / (tp + fn)) for tp, fp, fn, tn in falling}
     x, y = detection.roc(scores, labels)
-    np.testing.assert_allclose(np.interp(fpr, x, y)[np.diff(fpr, append=2) > 0], tpr[np.diff(fpr, append=2) > 0])
-    assert len(x) <= len(fpr)
+    assert {(0.0, 0.0), (1.0, 1.0)} <= set(zip(x, y, strict=True)) <= every
+    for rate, recall in every:  # what is left out lies on the line between its neighbours
+        above = y[x == rate] if rate in x else np.interp([rate], x, y)
+        assert above.min() - 1e-12 <= recall <= above.max() + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_auc_is_the_share_of_pairs_in_order_and_the_area_under_the_curve(seed):
     scores, labels = drawn(seed, levels=3)
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels == 1] for b in scores[labels == 0]]
-    assert detection.auc(scores, labels) == pytest.approx(np.mean(pairs), rel=1e-12)
-    assert np.trapezoid(*detection.roc(scores, labels)[::-1]) == pytest.approx(np.mean(pairs), rel=1e-12)
+    share = pairs_in_order(scores, labels)
+    assert detection.auc(scores, labels) == pytest.approx(share, rel=1e-12)
+    assert np.trapezoid(*detection.roc(scores, labels)[::-1]) == pytest.approx(share, rel=1e-12)
 
 
 def test_what_orders_equally_measures_equally_and_what_orders_in_reverse_the_opposite():
@@ -131,12 +149,9 @@ def test_the_authors_numbers_on_real_traffic(reference, name):
     found = detection.measure(logits, labels, 0.5)
     rounded = [round(found[m], 4) for m in ("accuracy", "precision", "recall", "f1")]
     assert (len(labels), int(labels.sum()), *rounded) == PUBLISHED[name]
-    assert found["auc"] == pytest.approx(sklearn.roc_auc_score(labels, logits), rel=1e-12)
-
-
-def test_accuracy_of_several_classes_leaves_out_the_unlabelled():
-    assert detection.accuracy(np.array([2, 0, 1, 5]), np.array([2, 1, 1, -1])) == pytest.approx(2 / 3)
-    assert math.isnan(detection.accuracy(np.array([2]), np.array([-1])))
+    wins = np.searchsorted(np.sort(logits[labels == 0]), logits[labels == 1], side="left")
+    ties = np.searchsorted(np.sort(logits[labels == 0]), logits[labels == 1], side="right") - wins
+    assert found["auc"] == pytest.approx((wins + ties / 2).mean() / np.sum(labels == 0), rel=1e-12)
 
 
 # -- thresholds ------------------------------------------------------------------------------------------------------
@@ -146,21 +161,16 @@ def test_accuracy_of_several_classes_leaves_out_the_unlabelled():
 @pytest.mark.parametrize("seed", range(4))
 def test_no_threshold_has_a_better_f1(seed, levels):
     scores, labels = drawn(seed, levels=levels)
-
-    def f1(threshold):
-        return sklearn.f1_score(labels, scores > threshold)
-
-    every = [*scores, scores.min() - 1.0]
-    found = detection.calibrate(scores, labels)
-    assert f1(found) == max(map(f1, every))
-    below, above = scores[scores <= found], scores[scores > found]
-    assert found == pytest.approx((below.max().astype(float) + above.min()) / 2, rel=1e-12)
+    threshold = detection.calibrate(scores, labels)
+    assert f1(scores, labels, threshold) == max(f1(scores, labels, t) for t in [*scores, scores.min() - 1.0])
+    below, above = scores[scores <= threshold], scores[scores > threshold]
+    assert threshold == pytest.approx((below.max().astype(float) + above.min()) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize(("scores", "expected"), [((9, 8, 5, 4, 0), 2), ((9, 4, 3, 2, 1), 6.5), ((5, 4, 3, 2, 1), 4.5)])
 def test_of_equally_good_gaps_the_widest_is_halved(scores, expected):
     scores, labels = np.array(scores, float), np.array([1, 0, 0, 1, 0])
-    assert sklearn.f1_score(labels, scores > scores[1]) == sklearn.f1_score(labels, scores > scores[4])
+    assert f1(scores, labels, scores[1]) == f1(scores, labels, scores[4])
     assert detection.calibrate(scores, labels) == expected
 
 

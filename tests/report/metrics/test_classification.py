@@ -1,0 +1,117 @@
+import math
+
+import numpy as np
+import pytest
+
+from kdjax.report.metrics import classification
+
+
+def drawn(n=80, k=7, seed=0, certainty=2.0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, k, n)
+    return (rng.normal(size=(n, k)) + certainty * np.eye(k)[labels]).astype(np.float32), labels
+
+
+def probabilities(logits):
+    exponentials = np.exp(logits.astype(np.float64))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def ece(logits, labels, bins=15):
+    """Guo et al. 2017, equations 1 to 3, bin by bin."""
+    p = probabilities(logits)
+    confidence, right, error = p.max(axis=1), p.argmax(axis=1) == labels, 0.0
+    for m in range(1, bins + 1):
+        inside = (confidence > (m - 1) / bins) & (confidence <= m / bins)
+        if inside.any():
+            error += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def macro_f1(logits, labels):
+    predicted = logits.argmax(axis=1)
+    hits = lambda k: np.sum((predicted == k) & (labels == k))  # noqa: E731
+    return np.mean([2 * hits(k) / (np.sum(predicted == k) + np.sum(labels == k)) for k in set(labels.tolist())])
+
+
+@pytest.mark.parametrize("certainty", [0.0, 2.0, 9.0])
+@pytest.mark.parametrize("k", [2, 5, 7])
+def test_measures_are_those_of_their_formulas(k, certainty):
+    logits, labels = drawn(k=k, certainty=certainty)
+    better = np.sum(logits > logits[np.arange(len(labels)), labels][:, None], axis=1)  # logits above the true class's
+    expected = {"accuracy": np.mean(better == 0)}
+    if k > 5:
+        expected["top5"] = np.mean(better < 5)
+    expected |= {"macro_f1": macro_f1(logits, labels), "ece": ece(logits, labels)}
+    measured = classification.measure(logits, labels)
+    assert tuple(measured) == tuple(expected)
+    assert measured == pytest.approx(expected, rel=1e-12)
+    table = [[np.sum((labels == t) & (logits.argmax(axis=1) == p)) for p in range(k)] for t in range(k)]
+    np.testing.assert_array_equal(classification.confusion(logits, labels, k), table)
+
+
+def test_a_hand_made_case():
+    logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    measured = classification.measure(logits, np.array([0, 1, 1, 0]))
+    assert measured == {"accuracy": 0.5, "macro_f1": 0.5, "ece": pytest.approx((2 * 0.4 + 0.2 + 0.7) / 4)}
+    confidence, accuracy, share = classification.calibration(logits, np.array([0, 1, 1, 0]))
+    np.testing.assert_allclose(confidence, [0.7, 0.8, 0.9])
+    np.testing.assert_array_equal(accuracy, [0, 1, 0.5])
+    np.testing.assert_array_equal(share, [0.25, 0.25, 0.5])
+
+
+def test_a_bin_holds_its_upper_edge():
+    uniform = np.zeros((3, 5))  # confidence 0.2, the edge between the third bin and the fourth
+    slightly_more = uniform + 0.1 * np.eye(5)[:3]
+    confidence, *_ = classification.calibration(np.concatenate([uniform, slightly_more]), np.zeros(6, int))
+    assert len(confidence) == 2
+
+
+def test_what_is_not_labelled_is_left_out():
+    logits, labels = drawn()
+    unlabelled = np.arange(len(labels)) % 3 == 0
+    seen = logits.copy()
+    seen[unlabelled] = math.nan
+    marked = np.where(unlabelled, -1, labels)
+    assert classification.measure(seen, marked) == classification.measure(logits[~unlabelled], labels[~unlabelled])
+    counts = classification.confusion(logits, marked, 7)
+    np.testing.assert_array_equal(counts, classification.confusion(logits[~unlabelled], labels[~unlabelled], 7))
+    assert counts.sum() == (~unlabelled).sum()
+
+
+def test_a_class_without_examples_is_no_part_of_the_macro_f1():
+    logits, labels = drawn(k=7, certainty=9.0)
+    logits, labels = logits[labels != 3], labels[labels != 3]
+    assert classification.measure(logits, labels)["macro_f1"] == 1.0
+    logits[0, 3] += 99.0  # a false alarm for it costs the recall of the true class
+    measured = classification.measure(logits, labels)["macro_f1"]
+    assert measured == pytest.approx(macro_f1(logits, labels), rel=1e-12)
+    assert measured < 1.0
+    counts = classification.confusion(logits, labels, 7)
+    assert (counts[3].sum(), counts[:, 3].sum()) == (0, 1)
+
+
+def test_one_class_and_one_example():
+    logits, _ = drawn(n=1, k=3)
+    for label in range(3):
+        measured = classification.measure(logits, np.array([label]))
+        assert measured["accuracy"] == measured["macro_f1"] == (logits.argmax() == label)
+
+
+@pytest.mark.parametrize("k", [3, 7])
+def test_nothing_labelled_and_divergence_measure_nothing(k):
+    logits, labels = drawn(k=k)
+    names = list(classification.measure(logits, labels))
+    broken = np.where(np.arange(len(labels))[:, None] == 5, np.inf, logits)
+    for seen, truth in ((logits, np.full_like(labels, -1)), (broken, labels), (logits[:0], labels[:0])):
+        measured = classification.measure(seen, truth)
+        assert list(measured) == names
+        assert all(map(math.isnan, measured.values()))
+    assert classification.confusion(logits, np.full_like(labels, -1), k).sum() == 0
+    assert classification.confusion(broken, labels, k).sum() == len(labels) - 1
+    assert [len(part) for part in classification.calibration(logits[:0], labels[:0])] == [0, 0, 0]
+
+
+def test_extreme_logits_are_confident():
+    logits = np.array([[1e4, -1e4, 0.0], [0.0, 3e38, -3e38]], np.float32)
+    assert classification.measure(logits, np.array([0, 1])) == {"accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0}
