@@ -89,8 +89,7 @@ def loop(model: Model, whole: dict, mapping: Mapping) -> Callable[[Path], np.nda
         with torch.no_grad():
             for one in looped([read(path)], mapping):
                 x, (senders, receivers) = one.x.float(), one.edge_index
-                alone = torch.zeros(len(x), dtype=torch.long)
-                out = module.endpoints(x[:, 1:], x[:, 0].long(), senders, receivers, alone, torch.ones(1))
+                out = module.endpoints(x[:, 1:], x[:, 0].long(), senders, receivers, torch.tensor([len(x)]))
                 found.append(out["logits"][0, 0].item())
         return np.array(found)
 

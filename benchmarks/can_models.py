@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+import jraph
 import numpy as np
 
 from benchmarks.side_by_side import RESULTS, Failed, Worker, duration, machine, summary, times
@@ -36,31 +37,29 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def windows() -> dict[str, np.ndarray]:
-    """The graphs side by side: x [n, f], id [n], senders and receivers [e], graph [n], label [g]."""
-    rng, parts, first = np.random.default_rng(0), [], 0
-    for g in range(GRAPHS):
+def windows() -> tuple[jraph.GraphsTuple, np.ndarray]:
+    """The graphs side by side, and the label of each."""
+    rng, parts = np.random.default_rng(0), []
+    for _ in range(GRAPHS):
         n = int(rng.integers(*NODES))
         links = np.sort(rng.permutation(n * n)[:EDGES])
-        part = {
+        nodes = {
             "x": rng.random((n, FEATURES), np.float32),
-            "id": np.sort(rng.permutation(NUM_IDS)[:n]),
-            "senders": links // n + first,
-            "receivers": links % n + first,
-            "graph": np.full(n, g),
+            "id": np.sort(rng.permutation(NUM_IDS)[:n]).astype(np.int32),
         }
-        parts.append(part)
-        first += n
-    found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return found | {"label": (rng.random(GRAPHS) < 0.3).astype(np.float32)}
+        ends = {"senders": (links // n).astype(np.int32), "receivers": (links % n).astype(np.int32)}
+        sizes = {"n_node": np.array([n], np.int32), "n_edge": np.array([EDGES], np.int32)}
+        parts.append(jraph.GraphsTuple(nodes=nodes, edges=None, globals=None, **ends, **sizes))
+    return jraph.batch_np(parts), (rng.random(GRAPHS) < 0.3).astype(np.float32)
 
 
 def torch_step(name: str, options: dict[str, Any], threads: int) -> tuple[Callable[[], object], Callable, int]:
     """As `torch_side.build`."""
+    import jax
     import torch
     from torch.nn import functional as F
 
-    from convert.originals import can_gat, can_vgae, gat_conv
+    from convert.originals import can_gat, can_vgae, gat_conv, packs
     from kdjax.config import Model
 
     with warnings.catch_warnings():
@@ -73,17 +72,17 @@ def torch_step(name: str, options: dict[str, Any], threads: int) -> tuple[Callab
 
     torch.set_num_threads(threads)
     gat_conv.CONVS["gat"] = Layer
-    given = {k: torch.from_numpy(v) for k, v in windows().items()}
-    label = given.pop("label")
+    graphs, label = jax.tree.map(packs.tensor, windows())
     module = {"can_gat": can_gat, "can_vgae": can_vgae}[name].build(Model(name, **options)).train()
     adam = torch.optim.Adam(module.parameters(), lr=1e-3)
 
-    real = torch.ones(len(given["x"]), dtype=torch.bool)
+    ends = {"senders": graphs.senders, "receivers": graphs.receivers}
 
     def loss():
         if name == "can_gat":
-            return F.binary_cross_entropy_with_logits(module.endpoints(**given, valid=label)["logits"][:, 0], label)
-        out = module.nodes(*(given[k] for k in ("x", "id", "senders", "receivers")), real)
+            logits = module.endpoints(**graphs.nodes, **ends, n_node=graphs.n_node)["logits"]
+            return F.binary_cross_entropy_with_logits(logits[:, 0], label)
+        out = module.nodes(**graphs.nodes, **ends)
         mean, logvar = out["z_mean"], out["z_logvar"]
         penalty = -0.5 * (1 + logvar - mean.square() - logvar.exp()).mean()
         return sum(out[f"{part}_error"].mean() for part in ("feature", "neighbour", "id")) + KL * penalty
@@ -105,43 +104,34 @@ def jax_step(name: str, options: dict[str, Any], threads: int) -> tuple[Callable
     import optax
 
     from kdjax import registry
+    from kdjax.data.graphs.packs import padded
+    from kdjax.distill.taps import Network
 
     model = registry.get("models", name)(**options)
-    given = windows()
-    n, e = (-(-(len(given[k]) + 1) // ROUND) * ROUND for k in ("x", "senders"))
-    fill = {"x": 0, "id": 0, "senders": n - 1, "receivers": n - 1, "graph": GRAPHS}
-
-    def padded(name: str) -> jax.Array:
-        x = given[name] if name == "x" else given[name].astype(np.int32)
-        length = e if name in ("senders", "receivers") else n
-        widths = [(0, length - len(x)), *[(0, 0)] * (x.ndim - 1)]
-        return jnp.asarray(np.pad(x, widths, constant_values=fill[name])[None])
-
-    inputs = (*(padded(k) for k in model.inputs[:-1]), jnp.ones((1, GRAPHS), bool))
-    nodes, label = len(given["x"]), jnp.asarray(given["label"])
-    variables = jax.jit(model.init)(jax.random.key(0), *inputs)
+    graphs, label = windows()
+    nodes, edges = (int(sizes.sum()) for sizes in (graphs.n_node, graphs.n_edge))
+    pack = padded(graphs, *(-(-size // ROUND) * ROUND for size in (nodes + 1, edges + 1)))
+    network, batch = Network(model), jax.tree.map(lambda x: jnp.asarray(x)[None], {"graphs": pack, "label": label})
+    variables = jax.jit(model.init)(jax.random.key(0), pack)
     params, stats = variables["params"], variables.get("batch_stats", {})
     adam = optax.adam(1e-3)
 
-    def loss(params: dict, stats: dict, key: jax.Array, inputs: tuple) -> tuple[jax.Array, dict]:
-        out, changed = model.apply(
-            {"params": params, "batch_stats": stats},
-            *inputs,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
+    def loss(params: dict, stats: dict, key: jax.Array, batch: dict) -> tuple[jax.Array, dict]:
+        variables = {"params": params, "batch_stats": stats}
+        out, changed = network(variables, batch, train=True, key=key)
         if name == "can_gat":
-            return optax.sigmoid_binary_cross_entropy(out["logits"][0, :, 0], label).mean(), stats
+            return optax.sigmoid_binary_cross_entropy(out["logits"][:, :-1, 0], batch["label"]).mean(), stats
+        real = jax.vmap(jraph.get_node_padding_mask)(batch["graphs"])
         mean, logvar = out["z_mean"], out["z_logvar"]
-        each = jnp.where((inputs[4] < GRAPHS)[:, :, None], 1 + logvar - jnp.square(mean) - jnp.exp(logvar), 0)
-        errors = sum(out[f"{part}_error"].sum() for part in ("feature", "neighbour", "id")) / nodes
+        each = jnp.where(real[:, :, None], 1 + logvar - jnp.square(mean) - jnp.exp(logvar), 0)
+        errors = [jnp.where(real, out[f"{part}_error"], 0).sum() for part in ("feature", "neighbour", "id")]
+        errors = sum(errors) / nodes
         return errors - KL / 2 * each.sum() / (nodes * mean.shape[-1]), changed["batch_stats"]
 
-    def step(state: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
+    def step(state: tuple, batch: dict) -> tuple[tuple, jax.Array]:
         params, stats, optimiser, key = state
         key, use = jax.random.split(key)
-        (value, stats), slopes = jax.value_and_grad(loss, has_aux=True)(params, stats, use, inputs)
+        (value, stats), slopes = jax.value_and_grad(loss, has_aux=True)(params, stats, use, batch)
         updates, optimiser = adam.update(slopes, optimiser)
         return (optax.apply_updates(params, updates), stats, optimiser, key), value
 
@@ -149,7 +139,7 @@ def jax_step(name: str, options: dict[str, Any], threads: int) -> tuple[Callable
     at = [(params, stats, adam.init(params), jax.random.key(1))]
 
     def once() -> object:
-        at[0], value = train(at[0], inputs)
+        at[0], value = train(at[0], batch)
         return value
 
     return once, jax.block_until_ready, sum(x.size for x in jax.tree.leaves(params))

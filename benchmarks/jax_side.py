@@ -16,7 +16,8 @@ from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
 from kdjax.models.vision.sam import build_sam
 from kdjax.models.vision.sam.image_encoder import ImageEncoder
-from kdjax.train import loop, sharding
+from kdjax.train import sharding
+from kdjax.train.finish import count
 from kdjax.train.setup import initial, prepare
 
 
@@ -52,13 +53,15 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     state, fixed, _ = learner.start({"": variables(learner.model)}, teachers)
     placed = jax.tree.map(lambda x: x.sharding, state)
     train = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
-    trained, n = loop.count(state.params), case.batch
-    every = {"labelled": np.ones(n, bool), "valid": np.ones(n, bool)}
-    local = {**given, **every, "class": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
+    trained, n = count(state.params), case.batch
+    every = {name: np.ones(n, bool) for name in ("valid", "mask_known", "class_known")}
+    numbers = {"class": np.zeros(n, np.int32), "view": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
+    local = {**given, **every, **numbers}
+    assert local.keys() == learner.dataset.fields.keys()
     at = [state]
 
     def once() -> object:
-        at[0], measures = train(at[0], fixed, sharding.global_batch(local, mesh))
+        at[0], measures = train(at[0], fixed, learner.knobs, sharding.global_batch(local, mesh))
         return at[0], measures
 
     del state, teachers

@@ -2,40 +2,49 @@
 
 from typing import Any
 
+import jraph
 import numpy as np
 
 from kdjax.models.inputs import GraphInput
 
-# Of two packs of 12 nodes: which graph a node is of (4: padding), and the edges. There are a graph of one node, nodes
-# without neighbours, nodes with an edge to themselves, and graphs that are padding.
-GRAPHS = ((0, 0, 0, 0, 0, 1, 2, 2, 2, 4, 4, 4), (0, 1, 1, 1, 1, 1, 1, 3, 3, 3, 3, 4))
-EDGES = (
-    ((0, 1), (1, 0), (0, 2), (2, 2), (4, 2), (1, 4), (4, 4), (2, 1), (6, 8), (8, 6), (8, 8), (11, 11), (11, 11)),
-    ((0, 0), (1, 2), (3, 2), (5, 2), (2, 6), (6, 6), (4, 1), (6, 1), (1, 1), (5, 3), (3, 5), (11, 11), (11, 11)),
+# How many nodes each graph of a pack has, and its edges. There are a graph of one node, nodes without neighbours, nodes
+# with an edge to themselves, and graphs without nodes.
+GRAPHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
+    (5, ((0, 1), (1, 0), (0, 2), (2, 2), (4, 2), (1, 4), (4, 4), (2, 1))),
+    (1, ()),
+    (3, ((0, 2), (2, 0), (2, 2))),
+    (0, ()),
+    (1, ((0, 0),)),
+    (6, ((0, 1), (2, 1), (4, 1), (1, 5), (5, 5), (3, 0), (5, 0), (0, 0), (4, 2), (2, 4))),
+    (0, ()),
+    (4, ()),
 )
-VALID = ((True, True, True, False), (True, True, False, True))
+PADDING = (4, 3)  # nodes and edges
 
 
-def example(module: Any) -> tuple[np.ndarray, ...]:
-    """An array for each of `module.inputs`."""
-    found = packs(module.input_spec) if "graph" in module.inputs else {"image": image(module)}
-    return tuple(found[name] for name in module.inputs)
+def example(module: Any) -> tuple[Any, ...]:
+    """One for each of `module.inputs`."""
+    return tuple(pack(spec) if isinstance(spec, GraphInput) else image(spec) for spec in module.inputs.values())
 
 
-def image(module: Any) -> np.ndarray:
+def image(spec: Any) -> np.ndarray:
     """[1, h, w, c], normalised."""
-    sides = getattr(getattr(module, "options", None), "image_hw", None)  # an input_spec is of squares alone
-    shape = (1, *sides, 3) if sides else module.input_spec.example()["image"].shape
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    return np.random.default_rng(0).normal(size=spec.shape(1).shape).astype(np.float32)
 
 
-def packs(spec: GraphInput) -> dict[str, np.ndarray]:
-    draw, graph, edges = np.random.default_rng(0), np.array(GRAPHS, np.int32), np.array(EDGES, np.int32)
-    return {
-        "x": draw.normal(size=(*graph.shape, spec.features)).astype(np.float32),
-        "id": draw.integers(0, max(1, spec.num_ids), graph.shape, np.int32),
-        "senders": edges[..., 0],
-        "receivers": edges[..., 1],
-        "graph": graph,
-        "valid": np.array(VALID),
+def pack(spec: GraphInput) -> jraph.GraphsTuple:
+    draw = np.random.default_rng(0)
+    singles = [_graph(draw, spec, n, np.array(edges, np.int32).reshape(-1, 2)) for n, edges in GRAPHS]
+    pack = jraph.batch_np(singles)
+    nodes, edges = (int(sizes.sum()) + more for sizes, more in zip((pack.n_node, pack.n_edge), PADDING, strict=True))
+    return jraph.pad_with_graphs(pack, nodes, edges, len(GRAPHS) + 1)
+
+
+def _graph(draw: np.random.Generator, spec: GraphInput, n: int, edges: np.ndarray) -> jraph.GraphsTuple:
+    nodes = {
+        "x": draw.normal(size=(n, spec.features)).astype(np.float32),
+        "id": draw.integers(0, max(1, spec.num_ids), n, np.int32),
     }
+    ends = {"senders": edges[:, 0], "receivers": edges[:, 1]}
+    sizes = {"n_node": np.array([n], np.int32), "n_edge": np.array([len(edges)], np.int32)}
+    return jraph.GraphsTuple(nodes=nodes, edges=None, globals=None, **ends, **sizes)

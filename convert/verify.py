@@ -68,7 +68,7 @@ def verify(
         return made
     # Weights can be such that float32 does not tell more: then the original is no nearer to the truth than we are.
     with torch.no_grad():
-        exact = original.outputs(theirs.double(), *map(_exact, inputs))
+        exact = original.outputs(theirs.double(), *jax.tree.map(_exact, inputs))
     rounding = max(_difference(name, expected[name], exact[name]).relative for name in expected)
     return [dataclasses.replace(one, rounding=rounding) for one in made]
 

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from convert.originals.gat_conv import CONVS
-from convert.originals.packs import outputs
+from convert.originals.packs import graph_of_node, outputs
 from kdjax import registry
 from kdjax.config import Model
 
@@ -29,8 +29,8 @@ class GATWithJK(nn.Module):
         else:
             self.lin = nn.Linear(d, k)
 
-    def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.graphs.can_gat, for one pack without the axis of packs."""
+    def endpoints(self, x, id, senders, receivers, n_node):
+        """As those of kdjax.models.graphs.can_gat."""
         x = x if self.id_embedding is None else torch.cat([self.id_embedding(id), x], dim=1)
         layers = []
         for conv in self.convs:
@@ -38,7 +38,7 @@ class GATWithJK(nn.Module):
             layers.append(x)
         out = {f"layer_{i}": x for i, x in enumerate(layers)}
         x = self.jk(layers) if self.jk else torch.cat(layers, dim=1)
-        out["embedding"] = mean(x, graph, len(valid))
+        out["embedding"] = mean(x, n_node)
         head = self.fc_layers if hasattr(self, "fc_layers") else self.lin
         return out | {"logits": head(out["embedding"])}
 
@@ -55,10 +55,10 @@ class Jumping(nn.Module):
         return (x * self.att(self.lstm(x)[0]).softmax(dim=1)).sum(dim=1)
 
 
-def mean(x, graph, g):
-    """Of the nodes of each graph; padding nodes are of graph g."""
-    total = x.new_zeros(g + 1, x.shape[1]).index_add(0, graph, x)
-    return total[:g] / torch.bincount(graph, minlength=g + 1)[:g, None].clamp(min=1)
+def mean(x, n_node):
+    """Of the nodes of each graph."""
+    total = x.new_zeros(len(n_node), x.shape[1]).index_add(0, graph_of_node(n_node), x)
+    return total / n_node[:, None].clamp(min=1)
 
 
 def build(model: Model) -> nn.Module:

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from convert.originals.can_gat import mean
 from convert.originals.gat_conv import CONVS
-from convert.originals.packs import outputs
+from convert.originals.packs import graph_of_node, outputs
 from kdjax import registry
 from kdjax.config import Model
 
@@ -36,17 +36,17 @@ class GraphAutoencoderNeighborhood(nn.Module):
         )
         self.dropout = nn.Dropout(o.dropout)
 
-    def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.graphs.can_vgae, for one pack without the axis of packs; z is the mean."""
-        out, g = self.nodes(x, id, senders, receivers, graph < len(valid)), len(valid)
-        wrong = mean((out["id_logits"].argmax(1) != id)[:, None].float(), graph, g)
+    def endpoints(self, x, id, senders, receivers, n_node):
+        """As those of kdjax.models.graphs.can_vgae; z is the mean."""
+        out = self.nodes(x, id, senders, receivers)
+        wrong = mean((out["id_logits"].argmax(1) != id)[:, None].float(), n_node)
         errors = torch.stack([out["feature_error"], out["neighbour_error"]], dim=1)
-        index = graph[:, None].expand_as(errors)
-        worst = errors.new_zeros(g + 1, 2).scatter_reduce(0, index, errors, "amax")[:g]
+        index = graph_of_node(n_node)[:, None].expand_as(errors)
+        worst = errors.new_zeros(len(n_node), 2).scatter_reduce(0, index, errors, "amax")
         return out | {"anomaly_parts": torch.cat([worst, wrong], dim=1)}
 
-    def nodes(self, x, id, senders, receivers, real):
-        """The endpoints of each node; `real` is False for padding."""
+    def nodes(self, x, id, senders, receivers):
+        """The endpoints of each node."""
         h = torch.cat([self.id_embedding(id), x], dim=1)
         for conv, norm in zip(self.encoder_layers, self.encoder_bns, strict=True):
             h = self.dropout(norm(conv(h, senders, receivers)).relu())
@@ -67,9 +67,9 @@ class GraphAutoencoderNeighborhood(nn.Module):
             "z_mean": mu,
             "z_logvar": logvar,
             "posterior": torch.cat([mu, logvar], dim=1),
-            "feature_error": F.mse_loss(features, x, reduction="none").mean(1) * real,
-            "neighbour_error": binary.mean(1) * real,
-            "id_error": F.cross_entropy(ids, id, reduction="none") * real,
+            "feature_error": F.mse_loss(features, x, reduction="none").mean(1),
+            "neighbour_error": binary.mean(1),
+            "id_error": F.cross_entropy(ids, id, reduction="none"),
         }
 
 

@@ -51,8 +51,8 @@ class Gat(nn.Module):
     def layers(self):
         return self.gat_net
 
-    def endpoints(self, x, id, senders, receivers, graph, valid):
-        """As those of kdjax.models.graphs.node_gat, for one pack without the axis of packs."""
+    def endpoints(self, x, id, senders, receivers, n_node):
+        """As those of kdjax.models.graphs.node_gat."""
         out = {}
         for i, layer in enumerate(self.layers()):
             x = layer(self.dropout(x), senders, receivers)

@@ -1,11 +1,10 @@
 """Watching a CAN bus: a log, which may still be growing, is cut into windows as in training and scored as it comes.
 
 What drove an alert is found by leaving out. Each id's node, with its edges, is taken out of the window's graph, and the
-model scores the rest; as far as the score falls, so much has the id driven it. That is what a person would ask (would
-there be an alert without this id?), and it holds for any model, of whose inside nothing need be known: gradients end at
-the choice of an agent, and an autoencoder's errors lie as much with an intruder's neighbours (the largest one names a
-flooding id in 39 % of alerts, leaving out in 96 %). It costs a forward pass over as many graphs as the window has ids,
-for alerts alone.
+model scores the rest; the more the score falls, the more the id has driven it. That answers what a person would ask
+(would there be an alert without this id?), and it works for any model: gradients end at the choice of an agent, and an
+autoencoder's errors lie as much with an intruder's neighbours (the largest error names a flooding id in 39 % of alerts,
+leaving out in 96 %). Each alert costs a forward pass over as many graphs as its window has ids.
 """
 
 import contextlib
@@ -23,7 +22,6 @@ import jax
 import numpy as np
 from jaxtyping import Float64, Int
 
-from kdjax import registry
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.data.can import log as can_log
 from kdjax.data.can import windows
@@ -34,6 +32,7 @@ from kdjax.deploy.predict import calibrated, chosen, load
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
+from kdjax.train.setup import task_of
 
 STDIN = "-"
 BLOCK = 1 << 18  # bytes that are read at most before what is in them is scored
@@ -54,13 +53,13 @@ class Cutting:
     @staticmethod
     def load(path: Path) -> "Cutting":
         try:
-            told = json.loads(path.read_text())
-            ids, sizes = tuple(map(int, told["ids"])), {k: int(told[k]) for k in ("window", "stride")}
-            windows.check(told["generation"], **sizes)
-            told = windows.keepsake(
-                Mapping(ids), told["generation"], sizes["window"], sizes["stride"], **told["reading"]
+            saved = json.loads(path.read_text())
+            ids, sizes = tuple(map(int, saved["ids"])), {k: int(saved[k]) for k in ("window", "stride")}
+            windows.check(saved["generation"], **sizes)
+            saved = windows.keepsake(
+                Mapping(ids), saved["generation"], sizes["window"], sizes["stride"], **saved["reading"]
             )
-            return Cutting(**{**told, "ids": ids})
+            return Cutting(**{**saved, "ids": ids})
         except (ValueError, TypeError, KeyError) as error:
             expected = "generation, window, stride, reading and ids"
             raise ConfigError(f"{path}: expected {expected} as JSON ({error!r}); copy it from the run again") from error
@@ -85,21 +84,21 @@ class Cutting:
 class Detector:
     """A model that scores windows: the higher, the likelier an attack."""
 
-    def __init__(self, stage: Stage, whole: dict, cutting: Cutting):
+    def __init__(self, stage: Stage, variables: dict, cutting: Cutting):
         model = build_model(stage.model, stage.dtype)
-        known, spec = len(cutting.ids) + 1, model.input_spec
+        known, spec = len(cutting.ids) + 1, model.inputs["graphs"]
         if spec.num_ids and spec.num_ids != known:
             raise ConfigError(
                 f"{KEEPSAKE} tells {known} ids apart, all unknown ones being one, and the model {spec.num_ids}; take "
                 "the file of the run that trained the model"
             )
-        network, task = Network(model), registry.get("tasks", stage.task).of(stage.data)
+        network, task = Network(model), task_of(stage)
         w = cutting.window
         # A window has up to w + 1 nodes and w edges; of many, most have half as many nodes and fewer edges.
         self.buckets = {1: (w + 2, w), PACK: (PACK * w // 2 + 2, PACK * w * 3 // 4)}
         self._features = spec.features
-        task.check(network.shapes(whole, self._batch(_none(spec.features), 1, 0)))
-        self._run, self._whole = compiled(network, task), jax.device_put(whole)
+        task.check(network.shapes(variables, self._batch(_none(spec.features), 1, 0)))
+        self._run, self._whole = compiled(network, task), jax.device_put(variables)
 
     def warm_up(self) -> None:
         """Compiles what scoring takes."""
@@ -107,47 +106,46 @@ class Detector:
             jax.block_until_ready(self._run(self._whole, self._batch(_none(self._features), g, 0)))
 
     def scores(self, graphs: Graphs) -> Float64[np.ndarray, " g"]:
-        found, first, sizes = [], 0, graphs.sizes()
+        parts, first, sizes = [], 0, graphs.sizes()
         while first < len(graphs):
             g = PACK if len(graphs) - first > FEW else 1
             (nodes, edges), total = self.buckets[g], np.cumsum(sizes[first : first + g], axis=0)
             fit = int(((total[:, 0] < nodes) & (total[:, 1] <= edges)).sum())
-            found.append(self._run(self._whole, self._batch(graphs, g, fit, first))[:fit])
+            parts.append(self._run(self._whole, self._batch(graphs, g, fit, first))[:fit])
             first += fit
-        return np.concatenate([np.asarray(scores, np.float64) for scores in found])
+        return np.concatenate([np.asarray(scores, np.float64) for scores in parts])
 
-    def _batch(self, graphs: Graphs, g: int, count: int, first: int = 0) -> dict[str, np.ndarray]:
+    def _batch(self, graphs: Graphs, g: int, count: int, first: int = 0) -> dict[str, Any]:
         at = np.where(np.arange(g) < count, first + np.arange(g), -1)
-        packed = {k: v[None] for k, v in pack(graphs, at, *self.buckets[g]).items()}
-        return {**packed, "valid": (at >= 0)[None]}
+        return {"graphs": jax.tree.map(lambda x: x[None], pack(graphs, at, *self.buckets[g]))}
 
     def drivers(
         self, graphs: Graphs, alerts: Int[np.ndarray, " a"], scores: Float64[np.ndarray, " a"]
     ) -> list[list[tuple[int, float]]]:
-        """Of each alert the ids that drove it and their shares, largest first; none where no id does so alone."""
+        """The ids that drove each alert and their shares, largest first; none where no id does so alone."""
         if not len(alerts):
             return []
         parts = [without_each(graphs, int(i)) for i in alerts]
-        rest, found = np.split(self.scores(joined(parts)), np.cumsum([len(part) for part in parts])[:-1]), []
+        rest, shares = np.split(self.scores(joined(parts)), np.cumsum([len(part) for part in parts])[:-1]), []
         for i, score, left in zip(alerts, scores, rest, strict=True):
             names = graphs.name[slice(*graphs.first_node[i : i + 2])]
             falls = np.maximum(np.nan_to_num(score - left), 0.0)
             order = np.argsort(-falls, kind="stable")
-            found.append([(int(names[k]), float(falls[k] / falls.sum())) for k in order if falls[k] > 0])
-        return found
+            shares.append([(int(names[k]), float(falls[k] / falls.sum())) for k in order if falls[k] > 0])
+        return shares
 
 
 @cache
 def compiled(network: Network, task: Any) -> Any:
     """(variables, a pack) -> the score of each of its graphs."""
-    return jax.jit(lambda whole, batch: task.predict(network(whole, batch)[0], batch)[0, :, 0])
+    return jax.jit(lambda variables, batch: task.predict(network(variables, batch)[0], batch)["score"][0])
 
 
 def _none(features: int) -> Graphs:
-    """A graph of nothing, to make padding of."""
-    i, one, ends = np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros(2, np.int64)
+    """An empty graph, which becomes padding."""
+    i, zero, ends = np.zeros(0, np.int32), np.zeros(1, np.int32), np.zeros(2, np.int64)
     x = np.zeros((0, features), np.float32)
-    return Graphs(x, i, i.astype(np.int64), i, i, one, one, np.zeros(1), ends, ends)
+    return Graphs(x, i, i.astype(np.int64), i, i, zero, zero, np.zeros(1), ends, ends)
 
 
 def without_each(graphs: Graphs, i: int) -> Graphs:
@@ -156,20 +154,20 @@ def without_each(graphs: Graphs, i: int) -> Graphs:
     senders, receivers = graphs.senders[edges], graphs.receivers[edges]
     n = nodes.stop - nodes.start
     out = np.arange(n)[:, None]
-    kept = (senders[None] != out) & (receivers[None] != out)
+    remaining = (senders[None] != out) & (receivers[None] != out)
     at = np.nonzero(np.arange(n)[None] != out)[1]  # places of the nodes that are left
-    one = np.full(n, i)
+    copies = np.full(n, i)
     return Graphs(
         x=graphs.x[nodes][at],
         id=graphs.id[nodes][at],
         name=graphs.name[nodes][at],
-        senders=(senders[None] - (senders[None] > out))[kept].astype(np.int32),
-        receivers=(receivers[None] - (receivers[None] > out))[kept].astype(np.int32),
-        label=graphs.label[one],
-        file=graphs.file[one],
-        begin=graphs.begin[one],
+        senders=(senders[None] - (senders[None] > out))[remaining].astype(np.int32),
+        receivers=(receivers[None] - (receivers[None] > out))[remaining].astype(np.int32),
+        label=graphs.label[copies],
+        file=graphs.file[copies],
+        begin=graphs.begin[copies],
         first_node=np.arange(n + 1) * (n - 1),
-        first_edge=np.concatenate([[0], np.cumsum(kept.sum(axis=1))]),
+        first_edge=np.concatenate([[0], np.cumsum(remaining.sum(axis=1))]),
     )
 
 
@@ -178,7 +176,7 @@ def without_each(graphs: Graphs, i: int) -> Graphs:
 
 @dataclass
 class Tally:
-    """What a log came to."""
+    """The totals of a log."""
 
     windows: int = 0
     alerts: int = 0
@@ -227,23 +225,23 @@ def detect(
     checks.validate(experiment)
     if jax.process_count() > 1:
         raise ConfigError("--mode=predict runs in one process; leave --coordinator out")
-    name, of = chosen(experiment, stage)
-    kept = load(of, Path(workdir), name, weights)
-    limit = calibrated(kept.about).get("threshold") if threshold is None else threshold
+    name, plain = chosen(experiment, stage)
+    loaded = load(plain, Path(workdir), name, weights)
+    limit = calibrated(loaded.about).get("threshold") if threshold is None else threshold
     if limit is None:
-        raise ConfigError(f"{kept.path} holds no threshold; give one with --threshold")
+        raise ConfigError(f"{loaded.path} holds no threshold; give one with --threshold")
     if output and not output.endswith(".jsonl"):
         raise ConfigError(f"--output={output}: expected a file whose name ends in .jsonl")
-    if kept.keepsake is None:
+    if loaded.keepsake is None:
         raise ConfigError(
-            f"{kept.path}: expected {KEEPSAKE} beside it, which says how logs become graphs, found none; copy it from "
-            "the run that the weights come from"
+            f"{loaded.path}: expected {KEEPSAKE} beside it, which says how logs become graphs, found none; copy it "
+            "from the run that the weights come from"
         )
-    cutting = Cutting.load(kept.keepsake)
+    cutting = Cutting.load(loaded.keepsake)
     tally, known = Tally(), frozenset(cutting.ids)
     with contextlib.ExitStack() as stack:
         chunks = opened(log, {**cutting.reading, **(reading or {})}, cutting.window, tally, stack)
-        detector = Detector(kept.stage, kept.whole, cutting)
+        detector = Detector(loaded.stage, loaded.whole, cutting)
         detector.warm_up()
         lines = stack.enter_context(open(output, "w")) if output else None
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
@@ -255,12 +253,17 @@ def detect(
             for i, driven in zip(alerts, detector.drivers(graphs, alerts, scores[alerts]), strict=True):
                 drivers[i] = driven
             for i in range(len(scores)):
-                told = {"window": tally.windows + i, "begin": graphs.begin[i], "end": ends[i], "score": scores[i]}
-                told |= {"threshold": limit, "alert": bool(alarm[i]), "ids": drivers[i], "label": int(graphs.label[i])}
+                record = {"window": tally.windows + i, "begin": graphs.begin[i], "end": ends[i], "score": scores[i]}
+                record |= {
+                    "threshold": limit,
+                    "alert": bool(alarm[i]),
+                    "ids": drivers[i],
+                    "label": int(graphs.label[i]),
+                }
                 if alarm[i]:
-                    say(_text(told, known))
+                    say(_text(record, known))
                 if lines:
-                    print(_json(told, known), file=lines)
+                    print(_json(record, known), file=lines)
             for stream in filter(None, (sys.stdout, lines)):
                 stream.flush()
             tally.scored(len(scores), len(alerts))
@@ -273,32 +276,32 @@ def opened(
     log: str, reading: dict[str, str], window: int, tally: Tally, stack: contextlib.ExitStack
 ) -> Iterator[Messages]:
     """The messages of a log as they come."""
-    told: dict[str, Any] = {**reading, "told": tally.skipped}
+    options: dict[str, Any] = {**reading, "told": tally.skipped}
     if log == STDIN:
-        return can_log.stream(blocks(sys.stdin.buffer, window + 2, tally), chunk=1, **told)
+        return can_log.stream(blocks(sys.stdin.buffer, window + 2, tally), chunk=1, **options)
     path = Path(log).expanduser()
     if not path.exists() or path.is_dir():
         beside = [str(p) for p in path.parent.glob("*") if p.suffix.lower() in can_log.SUFFIXES]
         near = f"; {nearest(str(path), beside)}" if beside else ""
-        found = "a folder" if path.is_dir() else "no such file"
-        raise ConfigError(f"{path}: expected a log (CSV or parquet; - is standard input), found {found}{near}")
+        actual = "a folder" if path.is_dir() else "no such file"
+        raise ConfigError(f"{path}: expected a log (CSV or parquet; - is standard input), found {actual}{near}")
     if path.suffix.lower() == ".parquet":
-        return can_log.stream_parquet(path, **told)
+        return can_log.stream_parquet(path, **options)
     file = open(path, "rb")  # noqa: SIM115 - the stack closes it
-    return can_log.stream(blocks(stack.enter_context(file), window + 2, tally), name=str(path), chunk=1, **told)
+    return can_log.stream(blocks(stack.enter_context(file), window + 2, tally), name=str(path), chunk=1, **options)
 
 
 def blocks(file: Any, least: int, tally: Tally) -> Iterator[bytes]:
-    """Whole lines, as many as have come; but first as many as tell how ids are written."""
+    """Yields whole lines as they come; the first block has enough lines to show how ids are written."""
     held, lines = b"", -least
     while got := file.read1(BLOCK):
         tally.arrived = time.perf_counter()
         held += got
         lines += got.count(b"\n")
-        whole, newline, tail = held.rpartition(b"\n")
+        complete, newline, tail = held.rpartition(b"\n")
         if newline and lines >= 0:
             held = tail
-            yield whole + newline
+            yield complete + newline
     if held:
         yield held
 
@@ -313,18 +316,18 @@ def counted(chunks: Iterator[Messages], tally: Tally) -> Iterator[Messages]:
         tally.seconds = time.perf_counter() - began
 
 
-def _text(told: dict[str, Any], known: frozenset[int]) -> str:
+def _text(record: dict[str, Any], known: frozenset[int]) -> str:
     """An unknown id stands for all unknown ones of its window, which are one node."""
-    named = [f"{_hex(id)}{'' if id in known or not known else ' (unknown)'} {share:.0%}" for id, share in told["ids"]]
-    score = f"score {told['score']:.4g} > {told['threshold']:.4g}"
-    return f"{told['begin']:.6f}  window {told['window']}  {score}  {', '.join(named[:NAMED]) or 'no single id'}"
+    named = [f"{_hex(id)}{'' if id in known or not known else ' (unknown)'} {share:.0%}" for id, share in record["ids"]]
+    score = f"score {record['score']:.4g} > {record['threshold']:.4g}"
+    return f"{record['begin']:.6f}  window {record['window']}  {score}  {', '.join(named[:NAMED]) or 'no single id'}"
 
 
-def _json(told: dict[str, Any], known: frozenset[int]) -> str:
-    ids = [{"id": _hex(id), "share": round(share, 4), "known": id in known or not known} for id, share in told["ids"]]
-    score = told["score"] if math.isfinite(told["score"]) else None
-    left_out = ({"ids"} if not told["alert"] else set()) | ({"label"} if told["label"] < 0 else set())
-    return json.dumps({k: v for k, v in {**told, "score": score, "ids": ids}.items() if k not in left_out})
+def _json(record: dict[str, Any], known: frozenset[int]) -> str:
+    ids = [{"id": _hex(id), "share": round(share, 4), "known": id in known or not known} for id, share in record["ids"]]
+    score = record["score"] if math.isfinite(record["score"]) else None
+    left_out = ({"ids"} if not record["alert"] else set()) | ({"label"} if record["label"] < 0 else set())
+    return json.dumps({k: v for k, v in {**record, "score": score, "ids": ids}.items() if k not in left_out})
 
 
 def _hex(id: int) -> str:

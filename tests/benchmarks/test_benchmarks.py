@@ -16,6 +16,8 @@ from kdjax.losses import features, labels, logits
 from kdjax.models.vision.sam import MEAN, STD, VARIANTS, build_sam
 from kdjax.models.vision.sam.image_encoder import ImageEncoder
 
+pytestmark = pytest.mark.long
+
 ABOUT = {"device": "Some CPU", "backend": "cpu", "threads": 2, "versions": {"torch": "2.0", "jax": "0.10"}}
 
 

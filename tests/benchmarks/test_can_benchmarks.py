@@ -9,11 +9,15 @@ from convert.example import example
 from convert.originals import can_gat, can_vgae
 from kdjax import registry
 from kdjax.config import Model
+from tests.support.graph_packs import nodes_of
+
+pytestmark = pytest.mark.long
 
 
 def test_windows_are_graphs():
-    given = can_models.windows()
-    senders, receivers, graph = given["senders"], given["receivers"], given["graph"]
+    graphs, label = can_models.windows()
+    assert label.shape == (can_models.GRAPHS,)
+    senders, receivers, graph = graphs.senders, graphs.receivers, nodes_of(jax.tree.map(lambda x: x[None], graphs))[0]
     np.testing.assert_array_equal(graph[senders], graph[receivers])
     assert (
         len(np.unique(np.stack([senders, receivers]), axis=1).T) == len(senders) == can_models.GRAPHS * can_models.EDGES
@@ -21,7 +25,7 @@ def test_windows_are_graphs():
     sizes = np.bincount(graph)
     assert len(sizes) == can_models.GRAPHS
     assert 24 <= sizes.mean() <= 26
-    assert all(len(np.unique(given["id"][graph == g])) == sizes[g] for g in range(3))
+    assert all(len(np.unique(graphs.nodes["id"][graph == g])) == sizes[g] for g in range(3))
 
 
 @pytest.mark.parametrize("case", can_models.CASES)

@@ -11,6 +11,8 @@ from kdjax.data.can import log as can_log
 from kdjax.data.can import windows
 from kdjax.data.can.windows import Mapping
 
+pytestmark = pytest.mark.long
+
 
 def test_both_sides_make_the_same_graphs(tmp_path):
     paths = can_preprocessing.write(tmp_path, 1500)

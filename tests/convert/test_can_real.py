@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jraph
 import numpy as np
 import pytest
 
@@ -15,7 +16,11 @@ from convert.family import build
 from convert.sources import open_source
 from kdjax.data.can.folders import Can
 from kdjax.data.graphs.packs import Graphs, pack
+from kdjax.models.graphs.pooling import graph_max
 from kdjax.weights import safetensors
+from tests.support.graph_packs import graph
+
+pytestmark = pytest.mark.long
 
 PACK = 512  # graphs
 ACCURACY = {"01": 0.9867, "02": 0.6874, "03": 0.6306, "04": 0.5498}  # as printed in the notebook of KD-GAT
@@ -48,12 +53,12 @@ def windows(root: Path, generation: str) -> dict[str, Graphs]:
     return {name.split("_")[1]: graphs for name, graphs in found.test.items()}
 
 
-def logit(out: dict, graph: jax.Array) -> jax.Array:
-    return out["logits"][0, :, 0]
+def logit(out: dict, graphs: jraph.GraphsTuple) -> jax.Array:
+    return out["logits"][:, 0]
 
 
-def largest_error(out: dict, graph: jax.Array) -> jax.Array:
-    return jax.ops.segment_max(out["feature_error"][0], graph[0], PACK)
+def largest_error(out: dict, graphs: jraph.GraphsTuple) -> jax.Array:
+    return graph_max(out["feature_error"][:, None], graphs)[:, 0]
 
 
 def run(model: Any, variables: dict, sets: dict[str, Graphs], what: Callable) -> dict[str, np.ndarray]:
@@ -62,12 +67,11 @@ def run(model: Any, variables: dict, sets: dict[str, Graphs], what: Callable) ->
     parts = {name: [np.arange(len(graphs))[i : i + PACK] for i in cut[name]] for name, graphs in sets.items()}
     nodes, edges = np.max([sets[name].sizes()[at].sum(axis=0) for name in sets for at in parts[name]], axis=0)
     module = build(model)
-    apply = jax.jit(lambda graph, *inputs: what(module.apply(variables, *inputs), graph))
+    apply = jax.jit(lambda graphs: what(module.apply(variables, graphs), graphs))
 
     def each(graphs: Graphs, at: np.ndarray) -> np.ndarray:
-        made = pack(graphs, np.pad(at, (0, PACK - len(at)), constant_values=-1), int(nodes) + 1, int(edges))
-        made["valid"] = np.arange(PACK) < len(at)
-        return np.asarray(apply(made["graph"][None], *(made[name][None] for name in module.inputs)))[: len(at)]
+        rows = np.pad(at, (0, PACK - len(at)), constant_values=-1)
+        return np.asarray(apply(pack(graphs, rows, int(nodes) + 1, int(edges))))[: len(at)]
 
     return {name: np.concatenate([each(sets[name], at) for at in parts[name]]) for name in sets}
 
@@ -119,22 +123,13 @@ def test_autoencoders_on_the_first_graphs(reference, converted, size):
     """Eight graphs as they were given to the original: every number of every node."""
     model, variables, _ = converted(f"vgae_{size}_hcrl_sa_genB")
     given = golden(reference, "can_vgae_first8_graphs")
-    n, (senders, receivers) = len(given["x"]), given["edge_index"]
-    arrays = {
-        "x": np.pad(given["x"][:, 1:], ((0, 1), (0, 0))),
-        "id": np.pad(given["x"][:, 0].astype(np.int32), (0, 1)),
-        "senders": senders.astype(np.int32),
-        "receivers": receivers.astype(np.int32),
-        "graph": np.append(given["batch"], 8).astype(np.int32),
-        "valid": np.ones(8, np.bool),
-    }
-    module = build(model)
-    out = jax.jit(module.apply)(variables, *(arrays[name][None] for name in module.inputs))
+    graphs = graph(given["x"][:, 1:], given["x"][:, 0], *given["edge_index"])
+    out = jax.jit(build(model).apply)(variables, graphs)
     at = size[0]
     for ours, theirs in (("features", "cont"), ("z_mean", "mu"), ("z_logvar", "logvar")):
-        close(out[ours][0, :n], given[f"{at}_{theirs}"])
+        close(out[ours], given[f"{at}_{theirs}"])
     if size == "teacher":
-        np.testing.assert_array_equal(out["id_logits"][0, :n].argmax(axis=-1), given["t_canid_argmax"])
+        np.testing.assert_array_equal(out["id_logits"].argmax(axis=-1), given["t_canid_argmax"])
 
 
 def test_a_threshold_goes_with_the_weights(converted, capsys):
@@ -171,17 +166,8 @@ def test_cora(reference, tmp_path):
     model, variables = load(dst)
     assert (model.name, model.options) == ("node_gat", {"variant": "cora", "num_classes": 7})
     data = np.load(reference / "data/cora/cora.npz")
-    n, (senders, receivers) = len(data["features"]), data["edge_index"]
     x = data["features"] / np.maximum(data["features"].sum(axis=1, keepdims=True), 1e-12)
-    arrays = {
-        "x": np.pad(x, ((0, 1), (0, 0))).astype(np.float32),
-        "id": np.zeros(n + 1, np.int32),
-        "senders": senders.astype(np.int32),
-        "receivers": receivers.astype(np.int32),
-        "graph": np.append(np.zeros(n), 1).astype(np.int32),
-        "valid": np.ones(1, np.bool),
-    }
-    module = build(model)
-    logits = jax.jit(module.apply)(variables, *(arrays[name][None] for name in module.inputs))["logits"][0]
+    cora = graph(x, np.zeros(len(x)), *data["edge_index"])
+    logits = jax.jit(build(model).apply)(variables, cora)["logits"]
     test = slice(1708, 2708)
     assert (logits.argmax(axis=-1)[test] == data["labels"][test]).mean() == np.float32(float(told["test_acc"]))

@@ -4,6 +4,7 @@ import warnings
 from typing import Any
 
 import jax
+import jraph
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from kdjax.config import Model
 from kdjax.models.graphs import can_gat, can_vgae
 from kdjax.weights import safetensors
 from tests.convert.test_families import CASES, original, tensor
-from tests.support.graph_packs import packed, random_graphs
+from tests.support.graph_packs import random_graphs
 from tests.support.quick import QUICK
 from tests.support.twins import close, randomised
 
@@ -60,12 +61,12 @@ def state(module: torch.nn.Module) -> dict[str, Any]:
     return {name: tensor(x.numpy()) for name, x in module.state_dict().items()}
 
 
-def computed(module: torch.nn.Module) -> tuple[tuple, np.ndarray]:
-    """(inputs of ours, what the module says of the nodes) of random graphs."""
-    inputs = packed([random_graphs(5, 5)])
-    x, _, senders, receivers, *_ = (torch.from_numpy(array[0]) for array in inputs)
+def computed(module: torch.nn.Module) -> tuple[jraph.GraphsTuple, np.ndarray]:
+    """(input of ours, what the module says of the nodes) of random graphs."""
+    graphs = jraph.batch_np(random_graphs(5, 5))
+    x, senders, receivers = map(torch.from_numpy, (graphs.nodes["x"], graphs.senders, graphs.receivers))
     with torch.no_grad():
-        return inputs, module(x, torch.stack([senders, receivers]).long()).numpy()
+        return graphs, module(x, torch.stack([senders, receivers]).long()).numpy()
 
 
 @pytest.mark.parametrize("at", ["", "module.model."])
@@ -74,9 +75,9 @@ def test_stacks_of_pyg_compute_what_they_did(name, at):
     module = randomised(STACKS[name]()).eval()
     options = {"self_loops": False} if "without" in name else {}
     found = fit(FAMILY, {at + key: x for key, x in state(module).items()}, options)
-    inputs, expected = computed(module)
-    ours = jax.jit(build(found.model).apply, compiler_options=QUICK)(read(found.variables), *inputs)
-    close(ours["logits"][0], expected)
+    graphs, expected = computed(module)
+    ours = jax.jit(build(found.model).apply, compiler_options=QUICK)(read(found.variables), graphs)
+    close(ours["logits"], expected)
 
 
 def test_goes_out_for_a_list_of_layers(tmp_path):

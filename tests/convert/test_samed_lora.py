@@ -190,6 +190,7 @@ def test_all_faults_are_told_at_once():
         assert [line for line in lines if line.strip().startswith(start) and word in line], (start, lines)
 
 
+@pytest.mark.long
 def test_by_command(tmp_path, capsys):
     """Alone and onto a base, and each compared with the original; another base is noticed."""
     model, variables, _ = base()

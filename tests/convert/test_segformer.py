@@ -18,7 +18,7 @@ from convert.sources import Tensor, open_source
 from convert.table import slots
 from kdjax import launch
 from kdjax.config import Experiment, Model
-from kdjax.experiment.run import open_run
+from kdjax.experiment.opening import open_run
 from kdjax.models.vision.segformer import VARIANTS
 from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
@@ -130,6 +130,7 @@ def test_names_of_another_making_are_strangers():
 # -- where training starts -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_published_teacher_starts_from_a_file_of_150_classes():
     teacher = launch.load("configs/segformer_distill.py:busi_b4").stages["teacher"]
     converted = unflatten_dict(leaves(Model("segformer", variant="b4", num_classes=150)), sep="/")
@@ -138,6 +139,7 @@ def test_the_published_teacher_starts_from_a_file_of_150_classes():
     safetensors.check(initial_shapes(build(teacher.model)), alone, skip=HEAD)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["150 classes", "encoder"])
 def test_a_stage_of_two_classes_starts_from(form, tmp_path):
     """All is the file's but what is skipped, which is fresh, and of the stage's own shape."""
@@ -165,4 +167,4 @@ def started(experiment: Experiment, converted: Converted, path: Path, skipped: t
     run = open_run(replace(experiment, stages={"teacher": teacher}, control=False), path.parent / "run")
     learner = run.learners["teacher"]
     state, fixed, _ = learner.start({"": run.files[str(path)]}, {})
-    return flatten_dict(learner.whole(state.params, state.batch_stats["model"], fixed["frozen"]), sep="/")
+    return flatten_dict(learner.whole(state.params, state.collections["model"], fixed["frozen"]), sep="/")

@@ -31,7 +31,7 @@ from tests.support.command import command, refused, tiny
 
 W = 50
 CONFIG = f"""
-from kdjax.config import Agent, Data, Experiment, Mesh, Model, Optim, Stage, to_dict
+from kdjax.config import Data, Experiment, Mesh, Model, Optim, Stage, to_dict
 
 TRAFFIC = {{"seed": 3, "train_windows": 500, "test_windows": 8, "known": ("dos",), "window": {W}}}
 
@@ -46,7 +46,7 @@ def get_config(variant=""):
     stages = {{
         "gat": Stage(task="detection", model=gat, **common),
         "vgae": Stage(task="autoencoder", model=vgae, **common),
-        "fusion": Stage(task="fusion", model=both, parts={{"vgae": "vgae", "gat": "gat"}}, agent=Agent(), **common),
+        "fusion": Stage(task="fusion", model=both, parts={{"vgae": "vgae", "gat": "gat"}}, **common),
     }}
     return Experiment(name="watch", stages=stages, mesh=Mesh(data=1), quick_compile=True)
 """
@@ -128,7 +128,7 @@ def test_scores_are_those_of_training(run):
     path, workdir = run
     stage = launch.load(str(path)).stages["gat"]
     dataset = pipeline.build(stage.data)
-    tested = np.load(workdir / "stages" / "gat" / "test.npz")["predicted"][:, 0]
+    tested = np.load(workdir / "stages" / "gat" / "test.npz")["score"]
     traffic = Traffic(seed=3, train_windows=500, test_windows=8, known=("dos",), window=W)
     ours, cutting = detector(run)
     found = [ours.scores(next(cutting([log]))[0]) for name, log in traffic.logs.items() if name.startswith("test")]
@@ -415,7 +415,9 @@ def test_what_is_exported_scores_alike(run, logs, stage):
     assert Cutting.load(folder / KEEPSAKE) == cutting
     graphs, _ = next(cutting([logs[0]]))
     batch = ours._batch(graphs, watch.PACK, len(graphs))
-    arrays = [batch[name] for name in told["input"] if name != "how"]
+    packs = batch["graphs"]
+    fields = {**packs._asdict(), **packs.nodes}
+    arrays = [fields[name] for name in told["input"] if name != "how"]
     score = np.asarray(stablehlo.load(folder / "model.stablehlo")(*arrays)["score"])[0, : len(graphs)]
     np.testing.assert_allclose(score, ours.scores(graphs), rtol=1e-5, atol=1e-5)
     again = on(run, f"--log={logs[1]}", f"--weights={folder}/model.safetensors", stage=stage)

@@ -30,9 +30,9 @@ def pair(ours, theirs, **options):
 
 
 def graphs():
-    """Two packs of unlike size, the smaller one with much padding."""
-    many = random_graphs(7, C)
-    return packed([many[:5], many[5:]])
+    """x, senders and receivers of a pack with padding."""
+    pack = jax.tree.map(lambda x: x[0], packed([random_graphs(7, C)], nodes=60, edges=90))
+    return pack.nodes["x"], pack.senders, pack.receivers
 
 
 def compared(model, module, inputs, run, flat=()):
@@ -78,40 +78,32 @@ OPTIONS = [
 @pytest.mark.parametrize(("ours", "theirs"), [(GATConv, pyg.GATConv), (GATv2Conv, pyg.GATv2Conv)])
 def test_attention(ours, theirs, options):
     model, module = pair(ours, theirs, **options)
-    x, _, senders, receivers, *_ = graphs()
-
-    def run(x):
-        edges = torch.from_numpy(np.stack([senders, receivers], axis=1).astype(np.int64))
-        return torch.stack([module(one, edge) for one, edge in zip(x, edges, strict=True)])
-
-    compared(model, module, (x, senders, receivers), run)
+    x, senders, receivers = graphs()
+    edges = torch.from_numpy(np.stack([senders, receivers]).astype(np.int64))
+    compared(model, module, (x, senders, receivers), lambda x: module(x, edges))
 
 
 def test_shared_weights():
     model, module = GATv2Conv(D, 2, share_weights=True), randomised(pyg.GATv2Conv(C, D, 2, share_weights=True))
-    x, _, senders, receivers, *_ = map(jnp.asarray, graphs())
+    x, senders, receivers = map(jnp.asarray, graphs())
     abstract = jax.eval_shape(model.init, jax.random.key(0), x, senders, receivers)
     state = {k: v.detach().numpy() for k, v in module.state_dict().items() if not k.startswith("lin_r")}
     found = model.apply(to_flax(state, abstract), x, senders, receivers)
-    for p in range(2):
-        edges = torch.from_numpy(np.stack([senders[p], receivers[p]]).astype(np.int64))
-        close(np.asarray(found[p]), module(torch.from_numpy(np.array(x[p])), edges).detach().numpy())
+    edges = torch.from_numpy(np.stack([senders, receivers]).astype(np.int64))
+    close(np.asarray(found), module(torch.from_numpy(np.array(x)), edges).detach().numpy())
 
 
 @pytest.mark.parametrize("count", [2, 5])
 def test_jumping(count):
     rng = np.random.default_rng(0)
-    layers = rng.normal(size=(count, 2, 6, 8)).astype(np.float32)
+    layers = rng.normal(size=(count, 6, 8)).astype(np.float32)
     module = randomised(pyg.JumpingKnowledge("lstm", channels=8, num_layers=count))
-
-    def run(layers):
-        return torch.stack([module([layer[p] for layer in layers]) for p in range(2)])
 
     class Stacked(LstmJumping):
         def __call__(self, layers):
             return super().__call__(list(layers))
 
-    compared(Stacked(), module, (layers,), run, flat=("att/bias",))
+    compared(Stacked(), module, (layers,), lambda layers: module(list(layers)), flat=("att/bias",))
 
 
 def test_lstm():

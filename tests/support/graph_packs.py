@@ -1,19 +1,24 @@
-"""Random packs of graphs, and other orders and divisions of the same graphs."""
+"""Random graphs, in packs or alone, and other orders and divisions of the same graphs."""
 
-import jax.numpy as jnp
+import jax
+import jraph
 import numpy as np
 
 from convert.example import example
-
-INPUTS = ("x", "id", "senders", "receivers", "graph", "valid")
+from kdjax.distill.taps import PACKS
 
 
 def eaten(model) -> tuple:
-    """Two packs of four graphs: isolated nodes, self-loops, padding."""
-    return tuple(map(jnp.asarray, example(model)))
+    """A pack of eight graphs: isolated nodes, self-loops, graphs without nodes, padding."""
+    return tuple(map(jax.device_put, example(model)))
 
 
-def random_graphs(count: int, features: int = 10, num_ids: int = 0, seed: int = 0) -> list[dict]:
+def over_packs(function):
+    """`function` of one pack, mapped over packs as a step does it."""
+    return jax.vmap(function, axis_name=PACKS)
+
+
+def random_graphs(count: int, features: int = 10, num_ids: int = 0, seed: int = 0) -> list[jraph.GraphsTuple]:
     """With self-loops, nodes without edges, a graph of one node and no edge, and one whose nodes share an id."""
     rng = np.random.default_rng(seed)
     graphs = []
@@ -22,40 +27,43 @@ def random_graphs(count: int, features: int = 10, num_ids: int = 0, seed: int = 
         pairs = np.array([(a, b) for a in range(n) for b in range(n) if a != n - 1 != b])  # the last stays alone
         pairs = pairs[np.sort(rng.permutation(len(pairs))[: 2 * n])] if n > 1 else np.zeros((0, 2))
         ids = rng.integers(0, num_ids, n) if num_ids else np.zeros(n)
-        graphs.append(
-            {
-                "x": rng.normal(size=(n, features)).astype(np.float32),
-                "id": np.full(n, num_ids - 1) if num_ids and i == 2 else ids,
-                "senders": pairs[:, 0].astype(int),
-                "receivers": pairs[:, 1].astype(int),
-            }
-        )
+        x = rng.normal(size=(n, features)).astype(np.float32)
+        ids = np.full(n, num_ids - 1) if num_ids and i == 2 else ids
+        graphs.append(graph(x, ids, *pairs.astype(np.int32).T))
     return graphs
 
 
-def packed(packs: list[list[dict]], nodes: int = 0, edges: int = 0, graphs: int = 0) -> tuple:
-    """The inputs of a model: each list of graphs is a pack, padded to at least so many nodes, edges and graphs."""
-    n = max(nodes, *(sum(len(g["x"]) for g in pack) + 1 for pack in packs))
-    e = max(edges, *(sum(len(g["senders"]) for g in pack) for pack in packs), 1)
-    many = max(graphs, *map(len, packs))
-    features = packs[0][0]["x"].shape[1]
-    x = np.zeros((len(packs), n, features), np.float32)
-    ids, of = np.zeros((len(packs), n), np.int32), np.full((len(packs), n), many, np.int32)
-    senders, receivers = (np.full((len(packs), e), n - 1, np.int32) for _ in range(2))
-    valid = np.zeros((len(packs), many), bool)
-    for p, pack in enumerate(packs):
-        node = edge = 0
-        for g, one in enumerate(pack):
-            stop, last = node + len(one["x"]), edge + len(one["senders"])
-            x[p, node:stop], ids[p, node:stop], of[p, node:stop] = one["x"], one["id"], g
-            senders[p, edge:last], receivers[p, edge:last] = one["senders"] + node, one["receivers"] + node
-            valid[p, g] = True
-            node, edge = stop, last
-    return x, ids, senders, receivers, of, valid
+def graph(x, ids, senders, receivers) -> jraph.GraphsTuple:
+    return jraph.GraphsTuple(
+        nodes={"x": np.asarray(x, np.float32), "id": np.asarray(ids, np.int32)},
+        edges=None,
+        senders=np.asarray(senders, np.int32),
+        receivers=np.asarray(receivers, np.int32),
+        n_node=np.array([len(x)], np.int32),
+        n_edge=np.array([len(senders)], np.int32),
+        globals=None,
+    )
 
 
-def permuted(graph: dict, order: np.ndarray) -> dict:
+def packed(packs: list[list[jraph.GraphsTuple]], nodes: int = 0, edges: int = 0, graphs: int = 0) -> jraph.GraphsTuple:
+    """Each list of graphs is a pack, padded to at least so many nodes, edges and graphs; graphs that a pack lacks have
+    no nodes and stand before the padding."""
+    n = max(nodes, *(sum(len(g.nodes["x"]) for g in pack) + 1 for pack in packs))
+    e = max(edges, *(sum(len(g.senders) for g in pack) for pack in packs), 1)
+    count = max(graphs, *map(len, packs))
+    empty = graph(np.zeros((0, packs[0][0].nodes["x"].shape[1])), [], [], [])
+    full = [jraph.batch_np([*pack, *[empty] * (count - len(pack))]) for pack in packs]
+    padded = [jraph.pad_with_graphs(each, n, e, count + 1) for each in full]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
+
+
+def nodes_of(graphs: jraph.GraphsTuple) -> np.ndarray:
+    """The graph of each node of packs [p, n]."""
+    return np.stack([np.repeat(np.arange(len(sizes)), sizes) for sizes in np.asarray(graphs.n_node)])
+
+
+def permuted(single: jraph.GraphsTuple, order: np.ndarray) -> jraph.GraphsTuple:
     """The same graph, its nodes in another order: the new node i is the old `order[i]`."""
-    place = np.argsort(order)
-    moved = {name: graph[name][order] for name in ("x", "id")}
-    return moved | {name: place[graph[name]] for name in ("senders", "receivers")}
+    place = np.argsort(order).astype(np.int32)
+    nodes = {name: value[order] for name, value in single.nodes.items()}
+    return single._replace(nodes=nodes, senders=place[single.senders], receivers=place[single.receivers])

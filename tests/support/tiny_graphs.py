@@ -5,39 +5,40 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 
 from kdjax import config
 from kdjax.config import Data, Experiment, Model, Stage
 from kdjax.data import pipeline
+from kdjax.data.fields import examples
 from kdjax.models.graphs.can_fusion import logit
 from kdjax.models.graphs.dqn import Dqn, build_dqn
 from kdjax.models.graphs.pooling import graph_mean
 from kdjax.models.inputs import GraphInput
 from kdjax.train import sharding
 from kdjax.train.setup import Learner, prepare
+from tests.support.graph_packs import graph, packed
 from tests.support.tiny import SGD
 
-INPUTS = ("x", "id", "senders", "receivers", "graph", "valid")
 DATA = Data("can_traffic", batch_size=8, train_windows=64, test_windows=8, window=50)
 
 
 class Tiny(nn.Module):
-    """One sum over neighbours. Endpoints: `logits` [p, g, 1], `embedding` [p, g, d], `nodes` [p, n, d]."""
+    """One sum over neighbours. Endpoints: `logits` [g, 1], `embedding` [g, d], `nodes` [n, d]."""
 
     dim: int = 6
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
-    inputs: ClassVar[tuple[str, ...]] = INPUTS
-    input_spec: ClassVar[GraphInput] = GraphInput(10)
+    inputs: ClassVar[dict[str, GraphInput]] = {"graphs": GraphInput(10)}
 
     @nn.compact
-    def __call__(self, x, id, senders, receivers, graph, valid, train=False):
-        x = nn.tanh(nn.Dense(self.dim, dtype=self.dtype, name="lin")(x))
-        x += jax.vmap(lambda x, s, r: jax.ops.segment_sum(x[s], r, len(x)))(x, senders, receivers)
+    def __call__(self, graphs, train=False):
+        x = nn.tanh(nn.Dense(self.dim, dtype=self.dtype, name="lin")(graphs.nodes["x"]))
+        x += jraph.segment_sum(x[graphs.senders], graphs.receivers, len(x))
         nodes = nn.Dropout(self.dropout, deterministic=not train)(x)
-        embedding = graph_mean(nodes, graph, valid.shape[1])
+        embedding = graph_mean(nodes, graphs)
         logits = nn.Dense(1, dtype=self.dtype, name="head")(embedding)
         return {"logits": logits, "embedding": embedding, "nodes": nodes}
 
@@ -48,22 +49,20 @@ class Actor(nn.Module):
     agent: Dqn
     features: int
 
-    inputs: ClassVar[tuple[str, ...]] = INPUTS
-
     @property
-    def input_spec(self):
-        return GraphInput(self.features)
+    def inputs(self):
+        return {"graphs": GraphInput(self.features)}
 
     def setup(self):
         self.eyes = nn.Dense(2, kernel_init=nn.initializers.normal(1.0))
 
-    def __call__(self, x, id, senders, receivers, graph, valid, train=False):
-        state = jax.lax.stop_gradient(graph_mean(x, graph, valid.shape[1]))
+    def __call__(self, graphs, train=False):
+        state = jax.lax.stop_gradient(graph_mean(graphs.nodes["x"], graphs))
         anomaly, probability = jnp.moveaxis(nn.sigmoid(self.eyes(state)), -1, 0)
         q = self.agent_of(state, train)
         alpha = q.argmax(axis=-1) / (q.shape[-1] - 1)
-        told = {"anomaly": anomaly, "probability": probability, "alpha": alpha, "state": state, "q": q}
-        return {**told, "logits": logit((1 - alpha) * anomaly + alpha * probability)[..., None]}
+        parts = {"anomaly": anomaly, "probability": probability, "alpha": alpha, "state": state, "q": q}
+        return {**parts, "logits": logit((1 - alpha) * anomaly + alpha * probability)[..., None]}
 
     def agent_of(self, state, train=False):
         return self.agent(state, train)["q"]
@@ -93,13 +92,10 @@ def learner(of: Stage, mesh: config.Mesh | None = None, seed: int = 0, earlier: 
     return prepare("student", of, experiment, made, pipeline.build(of.data, parts), earlier or {})
 
 
-def single_nodes(states: np.ndarray, **given) -> dict[str, np.ndarray]:
-    """A pack of graphs of one node each, whose features are their states."""
-    g, f = states.shape
-    nothing = np.zeros((1, g + 1), np.int32)
-    batch = {"x": np.concatenate([states, np.zeros((1, f))])[None].astype(np.float32), "id": nothing}
-    batch |= {"senders": np.full((1, 1), g, np.int32), "receivers": np.full((1, 1), g, np.int32)}
-    batch |= {"graph": np.arange(g + 1, dtype=np.int32)[None], "nodes": np.arange(g + 1)[None] < g}
-    some = np.ones((1, g), bool)
-    batch |= {"valid": some, "labelled": some, "class": np.zeros((1, g), np.int32)}
-    return {**batch, "index": np.arange(g, dtype=np.int32)[None], **{k: v[None] for k, v in given.items()}}
+def single_nodes(states: np.ndarray, label: Any = 0, known: Any = True) -> dict[str, Any]:
+    """A pack of graphs of one node each, whose features are their states; `label` and `known` of each or of all."""
+    g = len(states)
+    batch = {name: field.rows(1) for name, field in examples(g + 1).items()}
+    batch["index"][0, :g], batch["class"][0, :g], batch["class_known"][0, :g] = np.arange(g), label, known
+    batch["valid"][0, :g] = True
+    return batch | {"graphs": packed([[graph(state[None], [0], [], []) for state in states]])}

@@ -1,6 +1,7 @@
 """An agent that plays batches as episodes: it finds what pays, remembers in a ring, and goes on where it was."""
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,20 +10,25 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax.config import Agent, ConfigError, Log, Optim
+from kdjax.config import ConfigError, Log, Optim, Task
+from kdjax.tasks.can.fusion import Agent, Fusion
 from kdjax.train import loop
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.setup import initial
+from kdjax.train.signals import Signals, Stopped
 from kdjax.train.step import State
 from kdjax.weights import safetensors
 from tests.support import tiny, tiny_graphs
 from tests.train.test_loop import StopsAfter, records
 
 KINDS, ACTIONS = 3, 5
+RATE = 1e-2
+KNOBS = {"lr": np.float32(1), "seed": np.uint32(0)}
 RIGHT = np.array([0, 3, 4])  # the action that each kind of state asks for
 
 
-class Game:
+@dataclass(frozen=True)
+class Game(Fusion):
     """One action is right for each state, which the anomaly tells the judge; the rest earns nothing."""
 
     def reward(self, alpha: Any, anomaly: Any, probability: Any, label: Any) -> Any:
@@ -48,16 +54,15 @@ def made(dropout: float = 0.0, **plan) -> tuple[EpisodeStep, State, dict]:
     model = Told(agent, KINDS)
     variables = started(model)
     params = {"model": {"agent": variables["agent"]}}
-    plan = Agent(**{"replay": 64, "batch_size": 16, "acts": 4, "target_every": 5, **plan})
-    step = EpisodeStep(model, plan, optax.with_extra_args_support(optax.adam(1e-2)), lambda step: 1e-2, Game(), seed=0)
+    game = Game(Agent(**{"replay": 64, "batch_size": 16, "acts": 4, "target_every": 5, **plan}))
+    step = EpisodeStep(model, optax.with_extra_args_support(optax.scale_by_adam()), lambda update: RATE, game)
     none: dict = {}
     state = State(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=none,
+        collections={"model": none, **step.collections(params)},
         opt_state=step.tx.init(params),
         ema=none,
-        memory=step.memory(params),
     )
     return step, state, {"frozen": {"model": {"eyes": variables["eyes"]}}, "teachers": none}
 
@@ -70,7 +75,7 @@ def test_it_finds_the_right_action_and_explores_less_and_less():
     step, state, fixed = made(gamma=0.0, explore=0.5, explore_decay=0.8, explore_end=0.02)
     train, earned = jax.jit(step.train), []
     for i in range(25):
-        state, measures = train(state, fixed, tiny_graphs.single_nodes(states(i)))
+        state, measures = train(state, fixed, KNOBS, tiny_graphs.single_nodes(states(i)))
         total, count = measures["reward"]
         assert count == 32
         assert float(measures["explore"][0]) == pytest.approx(max(0.5 * 0.8**i, 0.02))
@@ -87,10 +92,9 @@ def test_it_finds_the_right_action_and_explores_less_and_less():
 def test_an_action_is_the_best_one_or_drawn(explore):
     """Without a learning rate the network stays; then what it did is what it says, or anything."""
     step, state, fixed = made(explore=explore, explore_end=explore, explore_decay=1.0)
-    step = EpisodeStep(step.model, step.plan, optax.with_extra_args_support(optax.sgd(0.0)), step.rate, step.task, 0)
-    state = state.replace(opt_state=step.tx.init(state.params))
-    state, _ = jax.jit(step.train)(state, fixed, tiny_graphs.single_nodes(states(3, 64)))
-    replay = {k: np.asarray(v) for k, v in state.memory["replay"].items()}
+    step = EpisodeStep(step.model, step.tx, lambda update: 0.0, step.task)
+    state, _ = jax.jit(step.train)(state, fixed, KNOBS, tiny_graphs.single_nodes(states(3, 64)))
+    replay = {k: np.asarray(v) for k, v in state.collections["replay"].items()}
     best = np.asarray(step.q(state.params, jnp.asarray(replay["state"]))).argmax(axis=1)
     if explore:
         counts = np.bincount(replay["action"].astype(int), minlength=ACTIONS)
@@ -106,19 +110,19 @@ def test_the_memory_is_a_ring():
     """20 places, episodes of 16: the second begins to write over the first."""
     step, state, fixed = made(replay=20)
     train, rng = jax.jit(step.train), np.random.default_rng(0)
-    kept: dict = {k: np.zeros(v.shape, np.float32) for k, v in state.memory["replay"].items()}
+    kept: dict = {k: np.zeros(v.shape, np.float32) for k, v in state.collections["replay"].items()}
     written = 0
     for _ in range(3):
         seen, known = rng.random((18, KINDS)).astype(np.float32), rng.random(18) < 0.7
-        state, _ = train(state, fixed, tiny_graphs.single_nodes(seen, labelled=known))
+        state, _ = train(state, fixed, KNOBS, tiny_graphs.single_nodes(seen, known=known))
         for i in range(16):  # two are left over: an update acts on four
             at = written % 20
             kept["state"][at], kept["next"][at] = seen[i], seen[(i + 1) % 16]
             kept["last"][at], kept["counts"][at] = i == 15, known[i]
             written += 1
-        assert int(state.memory["filled"]) == written
+        assert int(state.collections["filled"]) == written
         for name in ("state", "next", "last", "counts"):
-            np.testing.assert_allclose(state.memory["replay"][name], kept[name], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(state.collections["replay"][name], kept[name], rtol=1e-6, err_msg=name)
 
 
 # -- the loss --------------------------------------------------------------------------------------------------------
@@ -203,34 +207,35 @@ def test_the_target_is_copied_at_every_fifth_update():
     step, state, fixed = made()
     train, copied = jax.jit(step.train), state.params
     for update in range(1, 12):
-        state, _ = train(state, fixed, tiny_graphs.single_nodes(states(update, 4)))
+        state, _ = train(state, fixed, KNOBS, tiny_graphs.single_nodes(states(update, 4)))
         copied = state.params if update % 5 == 0 else copied
-        assert tiny.largest_difference(state.memory["target"], copied) == 0
+        assert tiny.largest_difference(state.collections["target"], copied) == 0
         assert (tiny.largest_difference(state.params, copied) > 1e-3) == (update % 5 != 0)
 
 
 # -- as a stage ------------------------------------------------------------------------------------------------------
 
-AGENT = Agent(replay=50, batch_size=8, acts=4, target_every=3)
+GAME = Task("fusion", replay=50, batch_size=8, acts=4, target_every=3)
 EYES = ((r"model/agent/.*", True), (r".*", False))
 MODEL = "tests.support.tiny_graphs:build_actor"
 
 
 def learner(**fields):
     optim = Optim("adamw", lr=1e-2, schedule="constant", clip=1.0, trainable=EYES)
-    given = {"task": "fusion", "model": tiny_graphs.Model(MODEL), "agent": AGENT, "optim": optim, **fields}
+    given = {"task": GAME, "model": tiny_graphs.Model(MODEL), "optim": optim, **fields}
     return tiny_graphs.learner(tiny_graphs.stage(grad_norms_every=0, **given))
 
 
 def train(folder, signals=None) -> tuple[dict, Any]:
     one = learner()
-    with signals or loop.Signals() as signals:
+    with signals or Signals() as signals:
         return loop.train(one, folder, {}, {}, Log(every=1, tensorboard=False), signals), one
 
 
+@pytest.mark.long
 def test_killed_it_ends_in_the_same_bits_and_the_eyes_stay(tmp_path):
     whole, one = train(tmp_path / "whole")
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         train(tmp_path / "cut", StopsAfter(one.steps_per_epoch + 2))
     again, _ = train(tmp_path / "cut")
     assert {**again, "seconds": 0, "wait": 0} == {**whole, "seconds": 0, "wait": 0}
@@ -245,7 +250,6 @@ def test_killed_it_ends_in_the_same_bits_and_the_eyes_stay(tmp_path):
     assert whole["trained_parameters"] < whole["parameters"]
 
 
-def test_tasks_that_act_and_no_others_have_an_agent():
-    for task, agent in (("detection", AGENT), ("fusion", None)):
-        with pytest.raises(ConfigError, match="agent: the tasks that act, and no others, need an Agent"):
-            learner(task=task, agent=agent)
+def test_an_option_that_no_agent_has_is_refused():
+    with pytest.raises(ConfigError, match="no option 'replays'; did you mean 'replay'"):
+        learner(task=Task("fusion", replays=50))

@@ -68,28 +68,28 @@ class Can:
         cache: str = CACHE,
     ):
         where = Path(root).expanduser()
-        found, notes = scan(where)
+        log_files, notes = scan(where)
         reading = {"ids": ids, "payload": payload, "strict": strict}
         cutting = {"generation": generation, "window": window, "stride": stride}
         windows.check(**cutting)
-        self.files = tuple(str(file.path) for file in found)
+        self.files = tuple(str(file.path) for file in log_files)
         self._settings: dict[str, Any] = {**cutting, "ids": ids, "payload": payload}
-        kept = None
+        cache_file = None
         if cache:
-            kept = _folder(cache) / f"{_key(where, found, reading | cutting)}.npz"
-            if (saved := _load(kept)) is not None:
+            cache_file = _folder(cache) / f"{_key(where, log_files, reading | cutting)}.npz"
+            if (saved := _load(cache_file)) is not None:
                 sets, about = saved
                 self.mapping, self.ids = Mapping(tuple(about["mapping"])), about["ids"]
                 self._end(sets, [*notes, *about["notes"]])
                 return
-        sets, self.mapping, self.ids, told = _build(found, reading, cutting)
-        if kept is not None:
-            about = {"mapping": list(self.mapping.ids), "ids": self.ids, "notes": told}
+        sets, self.mapping, self.ids, new_notes = _build(log_files, reading, cutting)
+        if cache_file is not None:
+            about = {"mapping": list(self.mapping.ids), "ids": self.ids, "notes": new_notes}
             try:
-                _save(kept, sets, about)
+                _save(cache_file, sets, about)
             except OSError as error:
-                told = [*told, f"the graphs could not be kept in {kept.parent} ({error})"]
-        self._end(sets, [*notes, *told])
+                new_notes = [*new_notes, f"the graphs could not be kept in {cache_file.parent} ({error})"]
+        self._end(sets, [*notes, *new_notes])
 
     def _end(self, sets: dict[str, Graphs], notes: Iterable[str]) -> None:
         self.train = joined([graphs for name, graphs in sets.items() if _is_train(name)])
@@ -104,9 +104,9 @@ class Can:
 def scan(root: Path) -> tuple[list[LogFile], list[str]]:
     """The logs below a folder by set and name, and what a person should know about the choice."""
     if not root.is_dir():
-        found = "a file" if root.exists() else "no such folder"
+        actual = "a file" if root.exists() else "no such folder"
         raise ConfigError(
-            f"{root}: expected a folder of CAN logs, found {found}; set root to the folder that holds them"
+            f"{root}: expected a folder of CAN logs, found {actual}; set root to the folder that holds them"
         )
     paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in can_log.SUFFIXES and p.is_file())
     logs, lone, skipped = [], [], []
@@ -141,9 +141,9 @@ def scan(root: Path) -> tuple[list[LogFile], list[str]]:
             f"train_01__x.parquet, found {inside}; set root to the folder that holds them"
         )
     logs.sort(key=lambda log: (log.set, log.name))
-    for one, other in pairwise(logs):
-        if (one.set, one.name) == (other.set, other.name):
-            raise ConfigError(f"{one.path} and {other.path.name}: one log in two files; keep one of them")
+    for log, other in pairwise(logs):
+        if (log.set, log.name) == (other.set, other.name):
+            raise ConfigError(f"{log.path} and {other.path.name}: one log in two files; keep one of them")
     return logs, notes
 
 
@@ -155,10 +155,10 @@ def _is_train(name: str) -> bool:
     return name.lower().startswith("train")
 
 
-def _build(found: list[LogFile], reading: dict, cutting: dict) -> tuple[dict[str, Graphs], Mapping, str, list[str]]:
+def _build(log_files: list[LogFile], reading: dict, cutting: dict) -> tuple[dict[str, Graphs], Mapping, str, list[str]]:
     """The graphs of each set, the mapping of the training logs, how ids are written, and notes."""
-    logs = can_log.read_all([file.path for file in found], **reading)
-    training = [log.messages for file, log in zip(found, logs, strict=True) if _is_train(file.set)]
+    logs = can_log.read_all([file.path for file in log_files], **reading)
+    training = [log.messages for file, log in zip(log_files, logs, strict=True) if _is_train(file.set)]
     mapping = Mapping.build(training, cutting["generation"])
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         work = enumerate(logs)
@@ -168,8 +168,8 @@ def _build(found: list[LogFile], reading: dict, cutting: dict) -> tuple[dict[str
     if short:
         notes.append(f"too few messages for a window: {', '.join(short)}")
     sets = {
-        name: joined([part for file, part in zip(found, parts, strict=True) if file.set == name])
-        for name in dict.fromkeys(file.set for file in found)
+        name: joined([part for file, part in zip(log_files, parts, strict=True) if file.set == name])
+        for name in dict.fromkeys(file.set for file in log_files)
     }
     return sets, mapping, "/".join(sorted({log.ids for log in logs})), notes
 
@@ -183,15 +183,15 @@ def _folder(cache: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdjax" / "graphs"
 
 
-def _key(root: Path, found: list[LogFile], settings: dict) -> str:
-    """Another one when a file, a setting or the code that builds the graphs changes."""
+def _key(root: Path, log_files: list[LogFile], settings: dict) -> str:
+    """The key of the cache; it changes with each file, each setting and the code that builds the graphs."""
 
     def content(file: LogFile) -> list[str]:
         with open(file.path, "rb") as stream:
             return [str(file.path.relative_to(root)), hashlib.file_digest(stream, "sha256").hexdigest()]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        files = list(pool.map(content, found))
+        files = list(pool.map(content, log_files))
     code = [inspect.getsource(module) for module in (can_fields, messages, can_log, windows)]
     text = json.dumps([str(root.resolve()), files, settings, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -213,12 +213,12 @@ def _save(path: Path, sets: dict[str, Graphs], about: dict) -> None:
 
 
 def _load(path: Path) -> tuple[dict[str, Graphs], dict] | None:
-    """What was kept; nothing where the file is missing or damaged (zip has a checksum for every array)."""
+    """The cached graphs; None where the file is missing or damaged (zip has a checksum for every array)."""
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as kept:
-            about = json.loads(kept["about"].tobytes())
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            about = json.loads(arrays["about"].tobytes())
             return {
-                name: Graphs(**{f.name: kept[f"{name}/{f.name}"] for f in fields(Graphs)}) for name in about["sets"]
+                name: Graphs(**{f.name: arrays[f"{name}/{f.name}"] for f in fields(Graphs)}) for name in about["sets"]
             }, about
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None

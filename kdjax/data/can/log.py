@@ -1,4 +1,4 @@
-"""Logs of a CAN bus, CSV or parquet, as arrays of messages. Rows that cannot be read are counted and told."""
+"""Logs of a CAN bus, CSV or parquet, as arrays of messages. It counts and reports rows that it cannot read."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,10 +71,10 @@ def stream(
     chunk: int = 100,
     told: Callable[[Faults], None] = lambda faults: None,
 ) -> Iterator[Messages]:
-    """The messages of a CSV log that may still be growing, `chunk` lines at a time; `told` hears of the bad ones.
+    """The messages of a CSV log that may still be growing, `chunk` lines at a time; `told` gets the bad ones.
 
-    The header comes first. How ids are written must show in the first chunk, or be said. What stands for a line may be
-    several whole ones.
+    The header comes first. The first chunk must show how ids are written, unless `ids` says it.
+    An item of `lines` may hold several whole lines.
     """
     rows = Rows(name, strict=strict)
 
@@ -122,20 +122,20 @@ def _in_turn(
 
 
 def _known(**bases: str) -> None:
-    wrong = [f"{key}: no {base!r}; {nearest(base, BASES)}" for key, base in bases.items() if base not in BASES]
-    if wrong:
-        raise ConfigError("\n  ".join(wrong))
+    faults = [f"{key}: no {base!r}; {nearest(base, BASES)}" for key, base in bases.items() if base not in BASES]
+    if faults:
+        raise ConfigError("\n  ".join(faults))
 
 
 def _base(option: str, given: str, signs: dict[str, Signs], verdict: Callable[[Signs], str]) -> str:
-    """How numbers are written: what was said, or what the logs agree on."""
+    """How numbers are written: what the option says, or what the logs agree on."""
     if given != "auto":
         return given
-    found = {name: verdict(s) for name, s in signs.items() if s.rows}
+    verdicts = {name: verdict(s) for name, s in signs.items() if s.rows}
     for base in ("hex", "decimal"):
-        if set(found.values()) <= {base, ""} and (base in found.values() or not found):
+        if set(verdicts.values()) <= {base, ""} and (base in verdicts.values() or not verdicts):
             return base
-    first = {base: name for name, base in reversed(found.items())}
+    first = {base: name for name, base in reversed(verdicts.items())}
     what = "ids" if option == "ids" else "bytes"
     if len(first) == 1:
         raise ConfigError(
@@ -160,9 +160,9 @@ def _scan(path: str, strict: bool) -> Rows:
     with open(path, "rb") as file:
         rest = b""
         while block := file.read(BLOCK):
-            whole, newline, tail = block.rpartition(b"\n")
+            complete, newline, tail = block.rpartition(b"\n")
             if newline:
-                csv.feed(rest + whole + newline)
+                csv.feed(rest + complete + newline)
                 rest = tail
             else:
                 rest += block
@@ -200,15 +200,17 @@ def _places(name: str, header: Sequence[str]) -> dict[str, Any]:
     }
     if at["payload"] is None:
         at["payload"] = next(([names.index(k) for k in usual] for usual in BYTES if set(usual) <= set(names)), None)
-    wrong = [
+    faults = [
         f"no {what} column: expected one of {', '.join(COLUMNS[what])}"
         + (f", or eight such as {BYTES[0][0]} to {BYTES[0][-1]}" if what == "payload" else "")
         for what in ("time", "id", "payload")
         if at[what] is None
     ]
-    if wrong:
-        found = ", ".join(names)[:200]
-        raise ConfigError("\n  ".join([f"{name}: expected a log of CAN messages, found the columns {found}", *wrong]))
+    if faults:
+        columns = ", ".join(names)[:200]
+        raise ConfigError(
+            "\n  ".join([f"{name}: expected a log of CAN messages, found the columns {columns}", *faults])
+        )
     return at
 
 
@@ -235,8 +237,8 @@ class _Csv:
 
     def end(self) -> None:
         if not self.messages:
-            found = "an empty file" if self.at is None else "a header alone"
-            raise ConfigError(f"{self.rows.name}: expected a header and messages below it, found {found}")
+            actual = "an empty file" if self.at is None else "a header alone"
+            raise ConfigError(f"{self.rows.name}: expected a header and messages below it, found {actual}")
 
     def _begin(self, header: str) -> bool:
         """Finds the columns; true if the line is no header, but a message in HCRL's form."""
@@ -289,8 +291,8 @@ class _Csv:
             wanted = np.where(count == 12, 12, there + 4)  # some pad the bytes to eight
             right = full & sized & (count == wanted)
             places = None
-        wrong = np.flatnonzero(full & ~right)
-        self.rows.skip(line[wrong], lambda i: f"expected {wanted[wrong[i]]} fields, found {count[wrong[i]]}")
+        misfits = np.flatnonzero(full & ~right)
+        self.rows.skip(line[misfits], lambda i: f"expected {wanted[misfits[i]]} fields, found {count[misfits[i]]}")
         first, newline, line = first[right], newline[right], line[right]
         if places:
             at = places["payload"]

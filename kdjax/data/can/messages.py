@@ -1,4 +1,4 @@
-"""Messages of a CAN bus in arrays, and how they are made from columns, row by row checked."""
+"""Messages of a CAN bus in arrays, built from columns whose rows are checked one by one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -64,12 +64,12 @@ class Signs:
     widest: int = 0  # digits
     largest: int = 0  # read as hex
 
-    def see(self, found: Digits) -> None:
-        self.rows += int(found.good.sum())
-        self.hex += int(found.letters.sum())
-        self.padded += int(found.padded.sum())
-        self.widest = max(self.widest, int(found.width[found.good].max(initial=0)))
-        self.largest = max(self.largest, int(found.packed[found.good].max(initial=0)))
+    def see(self, digits: Digits) -> None:
+        self.rows += int(digits.good.sum())
+        self.hex += int(digits.letters.sum())
+        self.padded += int(digits.padded.sum())
+        self.widest = max(self.widest, int(digits.width[digits.good].max(initial=0)))
+        self.largest = max(self.largest, int(digits.packed[digits.good].max(initial=0)))
 
     def of_ids(self) -> str:
         """Loggers pad hex ids; and where all are standard ones as decimal numbers but not as hex, they are decimal.
@@ -91,7 +91,7 @@ class Signs:
 
 
 class Rows:
-    """Collects the rows of a log. How its numbers are written may be known only when all were seen."""
+    """Collects the rows of a log. Only all rows together may show how its numbers are written."""
 
     def __init__(self, name: str, unit: str = "line", strict: bool = False):
         self.name, self.unit, self.strict = name, unit, strict
@@ -147,7 +147,7 @@ class Rows:
         self.parts.append(part if good.all() else tuple(column[good] for column in part))
 
     def taken(self, id_base: str, byte_base: str) -> Messages:
-        """The messages so far, now that it is known how ids and bytes are written ("hex" or "decimal")."""
+        """The messages so far, with ids and bytes written in these bases ("hex" or "decimal")."""
         time, packed, data, length, label, line = (np.concatenate(column) for column in zip(*self.parts, strict=True))
         self.parts = []
         id, fine = _read(packed, "hex" if self.numeric else id_base, EXTENDED)
@@ -159,8 +159,8 @@ class Rows:
             checks.append((fine, lambda i: f"expected bytes from 0 to 255 as {byte_base} numbers"))
             data = data.astype(np.uint8)
         good = self._passed(line, checks)
-        found = Messages(time, id, data, length, label, line)
-        return found if good.all() else found[good]
+        messages = Messages(time, id, data, length, label, line)
+        return messages if good.all() else messages[good]
 
     def _passed(self, line: Int64[np.ndarray, " n"], checks: Sequence[Check]) -> Bool[np.ndarray, " n"]:
         """Which rows pass all checks; the others are counted, each for the first that it fails."""
@@ -178,9 +178,9 @@ class Rows:
 
     def _ids(self, column: Column) -> tuple[np.ndarray, np.ndarray]:
         if isinstance(column, Text):
-            found = can_fields.digits(column, widest=10)
-            self.id_signs.see(found)
-            return found.packed, found.good
+            digits = can_fields.digits(column, widest=10)
+            self.id_signs.see(digits)
+            return digits.packed, digits.good
         self.numeric = True
         return column.astype(np.int64), column >= 0
 
@@ -188,9 +188,9 @@ class Rows:
         """Packed digits, where the field is empty or a number, and where it is not empty."""
         if isinstance(column, Text):
             there = column.end > column.begin
-            found = can_fields.digits(column, widest=3)
-            self.byte_signs.see(found)
-            return found.packed, found.good | ~there, there
+            digits = can_fields.digits(column, widest=3)
+            self.byte_signs.see(digits)
+            return digits.packed, digits.good | ~there, there
         there = column >= 0
         return np.where(there, column, 0).astype(np.int64), column <= 255, there
 

@@ -62,13 +62,13 @@ class Traffic:
     ):
         windows.check(generation, window, stride)
         sizes = {"train_windows": train_windows, "test_windows": test_windows}
-        wrong = [f"{name}: expected at least 8, found {n}" for name, n in sizes.items() if n < 8]
+        faults = [f"{name}: expected at least 8, found {n}" for name, n in sizes.items() if n < 8]
         attacks = {"known": known, "unknown": unknown}
         for which, names in attacks.items():
-            wrong += [f"{which}: no {name!r}; {nearest(name, ATTACKS)}" for name in names if name not in ATTACKS]
-            wrong += [] if names else [f"{which}: expected one attack or more, found none"]
-        if wrong:
-            raise ConfigError("the CAN traffic cannot be made:\n  " + "\n  ".join(wrong))
+            faults += [f"{which}: no {name!r}; {nearest(name, ATTACKS)}" for name in names if name not in ATTACKS]
+            faults += [] if names else [f"{which}: expected one attack or more, found none"]
+        if faults:
+            raise ConfigError("the CAN traffic cannot be made:\n  " + "\n  ".join(faults))
         window = window or windows.WINDOWS[generation]
         plan = [("train_01_attack_free", 0, ("",), train_windows - train_windows // 2)]
         plan += [("train_02_with_attacks", 0, tuple(known), train_windows // 2)]
@@ -101,10 +101,10 @@ def vehicles(seed: int) -> tuple[tuple[Sender, ...], tuple[Sender, ...]]:
     rng = np.random.default_rng([seed, 100])
     ids = rng.choice(np.arange(1, STANDARD + 1), 2 * IDS - COMMON, replace=False)
     both = [_sender(rng, int(i)) for i in ids[:COMMON]]
-    one = [_sender(rng, int(i)) for i in ids[COMMON:IDS]]
-    two = [_sender(rng, int(i)) for i in ids[IDS:]]
+    first = [_sender(rng, int(i)) for i in ids[COMMON:IDS]]
+    second = [_sender(rng, int(i)) for i in ids[IDS:]]
     other = [s if k % 2 else replace(_sender(rng, s.id), period=s.period) for k, s in enumerate(both)]
-    return (*both, *one), (*other, *two)
+    return (*both, *first), (*other, *second)
 
 
 def _sender(rng: np.random.Generator, id: int) -> Sender:
@@ -116,10 +116,12 @@ def _sender(rng: np.random.Generator, id: int) -> Sender:
     held = held[:length]
     if length > 4 and rng.random() < 0.4:
         held[-1] = "checksum"
-    of = [int(rng.integers(256)) if what in ("constant", "switch") else int(rng.integers(SIGNALS)) for what in held]
+    sources = [
+        int(rng.integers(256)) if what in ("constant", "switch") else int(rng.integers(SIGNALS)) for what in held
+    ]
     for k in range(1, length):
-        of[k] = of[k - 1] if held[k] == "fine" else of[k]
-    return Sender(id, float(rng.choice(PERIODS, p=SHARES)), rng.uniform(0.01, 0.08), tuple(held), tuple(of))
+        sources[k] = sources[k - 1] if held[k] == "fine" else sources[k]
+    return Sender(id, float(rng.choice(PERIODS, p=SHARES)), rng.uniform(0.01, 0.08), tuple(held), tuple(sources))
 
 
 def drive(rng: np.random.Generator, vehicle: Sequence[Sender], attack: str, n: int) -> Messages:
@@ -136,10 +138,10 @@ def drive(rng: np.random.Generator, vehicle: Sequence[Sender], attack: str, n: i
             added = ATTACKS[attack](rng, vehicle, normal, at, length)
             parts.append(replace(added, label=np.ones(len(added), np.int8)))
             at += length + rng.uniform(*PAUSE)
-    found = Messages.joined(parts)
-    found = found[np.argsort(found.time, kind="stable")][:n]
+    messages = Messages.joined(parts)
+    messages = messages[np.argsort(messages.time, kind="stable")][:n]
     slot = FRAME * np.arange(n)
-    return replace(found, time=np.maximum.accumulate(found.time - slot) + slot, line=np.arange(1, n + 1))
+    return replace(messages, time=np.maximum.accumulate(messages.time - slot) + slot, line=np.arange(1, n + 1))
 
 
 def _signals(rng: np.random.Generator, seconds: float) -> Float64[np.ndarray, "s t"]:
@@ -163,16 +165,16 @@ def _payload(
 ) -> UInt8[np.ndarray, "n b"]:
     at = np.minimum((time * SAMPLES).astype(np.int64), signals.shape[1] - 1)
     data = np.zeros((len(time), len(sender.bytes)), np.uint8)
-    for k, (what, of) in enumerate(zip(sender.bytes, sender.of, strict=True)):
+    for k, (what, source) in enumerate(zip(sender.bytes, sender.of, strict=True)):
         if what in ("signal", "fine"):
-            wide = (signals[of][at] * 65535).astype(np.uint16)
+            wide = (signals[source][at] * 65535).astype(np.uint16)
             data[:, k] = wide >> 8 if what == "signal" else wide & 255
         elif what == "counter":
-            data[:, k] = count % (16 if of % 2 else 256)
+            data[:, k] = count % (16 if source % 2 else 256)
         elif what == "switch":
-            data[:, k] = np.where(signals[of % SIGNALS][at] > 0.6, of, of & 15)
+            data[:, k] = np.where(signals[source % SIGNALS][at] > 0.6, source, source & 15)
         else:
-            data[:, k] = of if what == "constant" else 0
+            data[:, k] = source if what == "constant" else 0
     for k in np.flatnonzero(np.array(sender.bytes) == "checksum"):
         data[:, k] = np.bitwise_xor.reduce(data[:, :k], axis=1) ^ (sender.id & 255)
     return data
@@ -229,11 +231,11 @@ def _replay(
     """A stretch of some other time, of all ids or of some, sent again as it was."""
     begin = rng.uniform(0, max(normal.time[-1] - length, 0))
     first, last = np.searchsorted(normal.time, [begin, begin + length])
-    found = normal[first:last]
+    messages = normal[first:last]
     ids = np.array([sender.id for sender in vehicle])
-    some = rng.choice(ids, int(len(ids) * rng.uniform(0.25, 1)), replace=False)
-    found = found[np.isin(found.id, some)]
-    return replace(found, time=found.time - begin + at)
+    chosen = rng.choice(ids, int(len(ids) * rng.uniform(0.25, 1)), replace=False)
+    messages = messages[np.isin(messages.id, chosen)]
+    return replace(messages, time=messages.time - begin + at)
 
 
 ATTACKS: dict[str, Callable[..., Messages]] = {

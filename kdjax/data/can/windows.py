@@ -105,7 +105,7 @@ def graphs(
 
 
 def keepsake(mapping: Mapping, generation: str, window: int = 0, stride: int = 0, **reading: str) -> dict[str, Any]:
-    """What it takes to cut other logs as these were cut, as JSON has it: the arguments of `graphs`, the known ids in
+    """What cuts other logs as these were cut, for JSON: the arguments of `graphs`, the known ids in
     the order of their indices, and how logs are read."""
     window = window or WINDOWS[generation]
     cut = {"generation": generation, "window": window, "stride": stride or window}
@@ -113,11 +113,11 @@ def keepsake(mapping: Mapping, generation: str, window: int = 0, stride: int = 0
 
 
 def check(generation: str, window: int = 0, stride: int = 0) -> None:
-    wrong = [] if generation in WINDOWS else [f"no generation {generation!r}; {nearest(generation, WINDOWS)}"]
+    faults = [] if generation in WINDOWS else [f"no generation {generation!r}; {nearest(generation, WINDOWS)}"]
     sizes = {"window": window, "stride": stride}
-    wrong += [f"{k}: expected messages, or 0 for the generation's own, found {n}" for k, n in sizes.items() if n < 0]
-    if wrong:
-        raise ConfigError("\n  ".join(wrong))
+    faults += [f"{k}: expected messages, or 0 for the generation's own, found {n}" for k, n in sizes.items() if n < 0]
+    if faults:
+        raise ConfigError("\n  ".join(faults))
 
 
 def _block(
@@ -173,8 +173,8 @@ def _block(
             least, most = np.minimum.reduceat(count, first_node[:-1]), np.maximum.reduceat(count, first_node[:-1])
         scaled = (count - least[graph]) / np.maximum(most - least, 1)[graph]
         features = [mean / 255, scaled[:, None], last[:, None]]
-        kept = seen if generation == "B" else np.ones(n, bool)
-        known = np.where(kept, kind.ravel()[begins], 0).astype(np.int32)
+        mapped = seen if generation == "B" else np.ones(n, bool)
+        known = np.where(mapped, kind.ravel()[begins], 0).astype(np.int32)
     label = messages.label[places[:, :-1]].max(axis=1, initial=-1).astype(np.int32)
     return Graphs(
         x=np.concatenate(features, axis=1).astype(np.float32),

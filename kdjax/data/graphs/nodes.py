@@ -1,7 +1,7 @@
 """One graph whose nodes are the examples: each batch is the whole graph, and says which nodes count."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -9,6 +9,8 @@ from jaxtyping import Float32, Int
 
 from kdjax.config import ConfigError, Data
 from kdjax.data.dataset import Batch, Dataset
+from kdjax.data.fields import Field, GraphsField, examples, graphs_tuple
+from kdjax.data.graphs.packs import padded
 from kdjax.data.source import open_source
 
 
@@ -36,11 +38,11 @@ def build(data: Data, parts: int = 1) -> "NodeSet":
 
 
 class NodeSet(Dataset):
-    """A batch is the whole graph as one pack, with a node of padding: x float32 [1, n, f]; id, graph int32 [1, n];
-    senders, receivers int32 [1, e]; nodes, valid, labelled bool [1, n]; class, index int32 [1, n].
+    """A batch is the whole graph as one pack, with a graph of one node as padding: `graphs`, and for each node class,
+    index int32 [1, n] and class_known, valid bool [1, n].
 
-    While training every node is valid, and those of the training split are labelled; else the nodes of the split are
-    both. `index` is the place in the split, -1 for the others.
+    While training every node is valid, and the class of those of the training split is known; else both hold for the
+    nodes of the split. `index` is the place in the split, -1 for the others.
     """
 
     item = "node"
@@ -54,15 +56,24 @@ class NodeSet(Dataset):
         self._where, self._classes = source.where, source.classes
         n, e = len(source.x), len(source.senders)
         self.facts = {"features": source.x.shape[1], "num_classes": data.num_classes}
-        self._graph = {
-            "x": np.pad(source.x, ((0, 1), (0, 0)))[None],
-            "id": np.zeros((1, n + 1), np.int32),
-            "senders": source.senders.astype(np.int32).reshape(1, e),
-            "receivers": source.receivers.astype(np.int32).reshape(1, e),
-            "graph": (np.arange(n + 1) == n).astype(np.int32)[None],
-            "nodes": (np.arange(n + 1) < n)[None],
-        }
-        self._batches = {split: self._of(split) for split in source.where}
+        graph = graphs_tuple(
+            x=source.x,
+            id=np.zeros(n, np.int32),
+            senders=source.senders,
+            receivers=source.receivers,
+            n_node=np.array([n], np.int32),
+            n_edge=np.array([e], np.int32),
+        )
+        self._graphs: Any = jax.tree.map(lambda x: x[None], padded(graph, n + 1, e))
+        self._batches = {split: self._whole(split) for split in source.where}
+
+    @property
+    def fields(self) -> dict[str, Field | GraphsField]:
+        (_, n, features), (_, e) = self._graphs.nodes["x"].shape, self._graphs.senders.shape
+        return {"graphs": GraphsField(n, e, 2, features), **examples(n)}
+
+    def shapes(self, rows: int) -> dict[str, Any]:
+        return {name: field.shapes(rows) for name, field in self.fields.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return 1
@@ -70,15 +81,13 @@ class NodeSet(Dataset):
     def axis(self, batch_size: int) -> int:
         return 1
 
-    def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return {k: jax.ShapeDtypeStruct((batch_size, *v.shape[1:]), v.dtype) for k, v in self._batches["val"].items()}
-
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
         """The whole graph, whichever nodes are asked for."""
         return self._batches[split]
 
     def train(self, batch_size: int, **_) -> Iterator[Batch]:
-        batch = {**self._batches["train"], "valid": self._graph["nodes"]}
+        n = self._graphs.nodes["x"].shape[1]
+        batch = {**self._batches["train"], "valid": (np.arange(n) < n - 1)[None]}
         while True:
             yield batch
 
@@ -88,9 +97,9 @@ class NodeSet(Dataset):
     def labels(self, split: str) -> Int[np.ndarray, " m"]:
         return self._classes[self._where[split]]
 
-    def _of(self, split: str) -> Batch:
-        nodes, n = self._where[split], self._graph["x"].shape[1]
-        classes, index = np.full((1, n), -1, np.int32), np.full((1, n), -1, np.int32)
-        classes[0, nodes], index[0, nodes] = self._classes[nodes], np.arange(len(nodes))
-        chosen = index >= 0
-        return {**self._graph, "class": classes, "labelled": chosen, "valid": chosen, "index": index}
+    def _whole(self, split: str) -> Batch:
+        nodes = self._where[split]
+        batch: Batch = {name: field.rows(1) for name, field in self.fields.items()} | {"graphs": self._graphs}
+        batch["class"][0, nodes], batch["index"][0, nodes] = self._classes[nodes], np.arange(len(nodes))
+        batch["class_known"][0, nodes] = batch["valid"][0, nodes] = True
+        return batch

@@ -6,15 +6,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
+import jraph
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from kdjax.config import ConfigError, Data
 from kdjax.data.dataset import Batch, Dataset
+from kdjax.data.fields import Field, GraphsField, examples, graphs_tuple
 from kdjax.data.source import SPLITS, open_source
 
 KEEPSAKE = "windows.json"  # beside a model's weights: how logs become its graphs
@@ -57,35 +58,33 @@ def joined(parts: Sequence[Graphs]) -> Graphs:
     return Graphs(**arrays, first_node=offsets("first_node"), first_edge=offsets("first_edge"))
 
 
-def pack(graphs: Graphs, chosen: Int[np.ndarray, " g"], nodes: int, edges: int) -> Batch:
-    """One pack of the graphs at these places, -1 being none, padded to so many nodes and edges.
+def pack(graphs: Graphs, chosen: Int[np.ndarray, " g"], nodes: int, edges: int) -> jraph.GraphsTuple:
+    """One pack of the graphs at these places, a graph without nodes for -1, padded to so many nodes and edges.
 
-    x float32 [n, f]; id int32 [n]; senders, receivers int32 [e], places in the pack; graph int32 [n], g for padding;
-    nodes bool [n]. The last node is padding, and padding edges go from it to itself.
+    The nodes are {"x": float32 [n, f], "id": int32 [n]}; of the g + 1 graphs the last is the padding, with one node or
+    more.
     """
     real = np.maximum(chosen, 0)
-    counts = np.where(chosen >= 0, graphs.first_node[real + 1] - graphs.first_node[real], 0)
-    links = np.where(chosen >= 0, graphs.first_edge[real + 1] - graphs.first_edge[real], 0)
-    n, e = int(counts.sum()), int(links.sum())
-    if n >= nodes or e > edges:
-        raise ValueError(f"{n} nodes and {e} edges do not fit a pack of {nodes} (one of them padding) and {edges}")
-    at = _ranges(graphs.first_node[real], counts)
-    lines = _ranges(graphs.first_edge[real], links)
-    shift = np.repeat(np.cumsum(counts) - counts, links)
+    n_node = np.where(chosen >= 0, graphs.first_node[real + 1] - graphs.first_node[real], 0)
+    n_edge = np.where(chosen >= 0, graphs.first_edge[real + 1] - graphs.first_edge[real], 0)
+    at = _ranges(graphs.first_node[real], n_node)
+    lines = _ranges(graphs.first_edge[real], n_edge)
+    shift = np.repeat(np.cumsum(n_node) - n_node, n_edge)
+    disjoint = graphs_tuple(
+        x=graphs.x[at],
+        id=graphs.id[at],
+        senders=graphs.senders[lines] + shift,
+        receivers=graphs.receivers[lines] + shift,
+        n_node=n_node.astype(np.int32),
+        n_edge=n_edge.astype(np.int32),
+    )
+    return padded(disjoint, nodes, edges)
 
-    def padded(values: np.ndarray, length: int, fill: int) -> np.ndarray:
-        out = np.full((length, *values.shape[1:]), fill, values.dtype)
-        out[: len(values)] = values
-        return out
 
-    return {
-        "x": padded(graphs.x[at], nodes, 0),
-        "id": padded(graphs.id[at], nodes, 0),
-        "senders": padded((graphs.senders[lines] + shift).astype(np.int32), edges, nodes - 1),
-        "receivers": padded((graphs.receivers[lines] + shift).astype(np.int32), edges, nodes - 1),
-        "graph": padded(np.repeat(np.arange(len(chosen), dtype=np.int32), counts), nodes, len(chosen)),
-        "nodes": np.arange(nodes) < n,
-    }
+def padded(graphs: jraph.GraphsTuple, nodes: int, edges: int) -> jraph.GraphsTuple:
+    """With one more graph, so that there are so many nodes and edges; indices are int32, which jraph makes int64."""
+    graphs = jraph.pad_with_graphs(graphs, nodes, edges, len(graphs.n_node) + 1)
+    return graphs._replace(senders=graphs.senders.astype(np.int32), receivers=graphs.receivers.astype(np.int32))
 
 
 def _ranges(first: Int[np.ndarray, " g"], counts: Int[np.ndarray, " g"]) -> Int[np.ndarray, " n"]:
@@ -151,10 +150,10 @@ def dealt(graphs: Graphs, shares: tuple[float, ...], seed: int) -> Int[np.ndarra
 
 
 class GraphSet(Dataset):
-    """Batches of `parts` packs, disjoint unions of graphs that nothing reaches across; arrays as `pack` makes them with
-    the packs as their first axis, and for each of a pack's g graphs:
+    """Batches of p = `parts` packs, disjoint unions of graphs that nothing reaches across: `graphs`, as `pack` makes
+    them with the packs as their first axis, and for each of a pack's graphs, the last of which is padding:
 
-    class int32 [p, g], 1 for an attack, -1 where it is not labelled; labelled bool [p, g]; valid bool [p, g], False for
+    class int32 [p, g], 1 for an attack, -1 where it is not known; class_known bool [p, g]; valid bool [p, g], False for
     padding; index int32 [p, g], the place in the split, -1 for padding.
 
     Packs are padded to one of a few sizes, the buckets, so that a step is compiled for each of them once.
@@ -194,18 +193,14 @@ class GraphSet(Dataset):
     def axis(self, batch_size: int) -> int:
         return self.parts
 
-    def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def fields(self) -> dict[str, Field | GraphsField]:
         """Of the largest bucket."""
-        (n, e), g = self.buckets[-1], self.data.batch_size // self.parts
-        each = {
-            "x": ((n, self.graphs.x.shape[1]), jnp.float32),
-            **dict.fromkeys(("id", "graph"), ((n,), jnp.int32)),
-            **dict.fromkeys(("senders", "receivers"), ((e,), jnp.int32)),
-            "nodes": ((n,), jnp.bool),
-            **dict.fromkeys(("valid", "labelled"), ((g,), jnp.bool)),
-            **dict.fromkeys(("class", "index"), ((g,), jnp.int32)),
-        }
-        return {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in each.items()}
+        g = self.data.batch_size // self.parts + 1
+        return {"graphs": GraphsField(*self.buckets[-1], g, self.graphs.x.shape[1]), **examples(g)}
+
+    def shapes(self, rows: int) -> dict[str, Any]:
+        return {name: field.shapes(rows) for name, field in self.fields.items()}
 
     def order(self, split: str) -> Int[np.ndarray, " n"]:
         """Mixed, so that the packs of a log whose attacks come in bursts are of one size too."""
@@ -218,12 +213,12 @@ class GraphSet(Dataset):
         first = share.start or 0
         mine = slice(first * self.parts // len(indices), (share.stop or len(indices)) * self.parts // len(indices))
         packs = [pack(self.graphs, row, nodes, edges) for row in at[mine]]
-        rows, at = rows[mine], at[mine]
-        labelled = (rows >= 0) & self._labelled[split][rows]
+        rows, at = (np.pad(x[mine], ((0, 0), (0, 1)), constant_values=-1) for x in (rows, at))
+        known = (rows >= 0) & self._labelled[split][rows]
         return {
-            **{name: np.stack([one[name] for one in packs]) for name in packs[0]},
-            "class": np.where(labelled, self.graphs.label[at], -1).astype(np.int32),
-            "labelled": labelled,
+            "graphs": jax.tree.map(lambda *leaves: np.stack(leaves), *packs),
+            "class": np.where(known, self.graphs.label[at], -1).astype(np.int32),
+            "class_known": known,
             "valid": rows >= 0,
             "index": rows.astype(np.int32),
         }

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import jraph
+from jaxtyping import Array, Float
 
 from kdjax import registry
 from kdjax.config import ConfigError
 from kdjax.models.graphs.dqn import Dqn, build_dqn
-from kdjax.models.graphs.pooling import graph_count, graph_max, graph_mean
+from kdjax.models.graphs.pooling import graph_max, graph_mean, graph_of_node
 from kdjax.models.inputs import GraphInput
 
 STATE = (
@@ -25,74 +26,62 @@ READ = {"vgae": ("feature_error", "neighbour_error", "id_error", "z"), "gat": ("
 
 
 class CanFusion(nn.Module):
-    """Packs of graphs -> what VGAE and GAT say of each graph, and what the agent makes of it.
+    """Graphs -> what VGAE and GAT say of each, and what the agent makes of it.
 
-    Endpoints: `state` [p, g, 15], see STATE; `q` [p, g, 21]; `anomaly` [p, g] in [0, 1], the VGAE's score;
-    `probability` [p, g] of an attack, the GAT's; `alpha` [p, g], the weight of the GAT that promises most; `logits`
-    [p, g, 1], of (1 - alpha) anomaly + alpha probability. `vgae` and `gat` are frozen and never in training. The agent
-    alone, for reinforcement learning: `apply(variables, state, train, method="agent_of")`, which needs params/agent.
+    Endpoints: `state` [g, 15], see STATE; `q` [g, 21]; `anomaly` [g] in [0, 1], the VGAE's score; `probability` [g] of
+    an attack, the GAT's; `alpha` [g], the weight of the GAT that promises most; `logits` [g, 1], of (1 - alpha) anomaly
+    + alpha probability. `vgae` and `gat` are frozen and never in training. Two parts can be applied alone: `state_of`
+    gives the states of graphs, `agent_of` the q of states, which needs params/agent and nothing else.
     """
 
     vgae: nn.Module
     gat: nn.Module
     agent: Dqn
 
-    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
     endpoints: ClassVar[tuple[str, ...]] = ("state", "q", "anomaly", "probability", "alpha", "logits")
 
     @property
-    def input_spec(self) -> GraphInput:
-        return self.vgae.input_spec  # type: ignore[attr-defined]
+    def inputs(self) -> dict[str, GraphInput]:
+        return self.vgae.inputs  # type: ignore[attr-defined]
 
-    def __call__(
-        self,
-        x: Float[Array, "p n f"],
-        id: Int[Array, "p n"],
-        senders: Int[Array, "p e"],
-        receivers: Int[Array, "p e"],
-        graph: Int[Array, "p n"],
-        valid: Bool[Array, "p g"],
-        train: bool = False,
-    ) -> dict[str, Array]:
-        given = (x, id, senders, receivers, graph, valid)
-        state = jax.lax.stop_gradient(state_of(self.vgae(*given), self.gat(*given), graph, valid))  # type: ignore[operator]
+    def __call__(self, graphs: jraph.GraphsTuple, train: bool = False) -> dict[str, Array]:
+        state = self.state_of(graphs)
         q = self.agent_of(state, train)
         anomaly, probability = scores_of(state)
         alpha = jnp.argmax(q, axis=-1) / (q.shape[-1] - 1)
         score = (1 - alpha) * anomaly + alpha * probability
-        told = {"anomaly": anomaly, "probability": probability, "alpha": alpha}
-        return {"state": state, "q": q, **told, "logits": logit(score)[..., None]}
+        parts = {"anomaly": anomaly, "probability": probability, "alpha": alpha}
+        return {"state": state, "q": q, **parts, "logits": logit(score)[..., None]}
+
+    def state_of(self, graphs: jraph.GraphsTuple) -> Float[Array, "g s"]:
+        return jax.lax.stop_gradient(joint_state(self.vgae(graphs), self.gat(graphs), graphs))  # type: ignore[operator]
 
     def agent_of(self, state: Float[Array, "*b s"], train: bool = False) -> Float[Array, "*b a"]:
         return self.agent(state, train)["q"]
 
 
-def state_of(
-    vgae: dict[str, Array], gat: dict[str, Array], graph: Int[Array, "p n"], valid: Bool[Array, "p g"]
-) -> Float[Array, "p g s"]:
-    """The state of each graph, of the endpoints of both models; 0 for padding. Deviations are of n - 1."""
-    g = valid.shape[1]
+def joint_state(vgae: dict[str, Array], gat: dict[str, Array], graphs: jraph.GraphsTuple) -> Float[Array, "g s"]:
+    """The state of each graph, of the endpoints of both models; 0 for one without nodes. Deviations are of n - 1."""
     errors = jnp.stack([vgae[f"{name}_error"] for name in ("feature", "neighbour", "id")], axis=-1)
-    errors = graph_mean(errors.astype(jnp.float32), graph, g)
+    errors = graph_mean(errors.astype(jnp.float32), graphs)
     z = vgae["z"].astype(jnp.float32)
-    count = graph_count(graph, g)[:, :, None] * z.shape[-1]
-    middle = graph_mean(z, graph, g).mean(axis=-1, keepdims=True)
-    of_node = jax.vmap(lambda middle, graph: jnp.append(middle, 0.0)[graph])(middle[:, :, 0], graph)
-    squares = graph_mean(jnp.square(z - of_node[:, :, None]), graph, g).mean(axis=-1, keepdims=True)
+    count = graphs.n_node[:, None] * z.shape[-1]
+    middle = graph_mean(z, graphs).mean(axis=-1, keepdims=True)
+    squares = graph_mean(jnp.square(z - middle[graph_of_node(graphs)]), graphs).mean(axis=-1, keepdims=True)
     spread = jnp.sqrt(squares * count / jnp.maximum(count - 1, 1))
-    ends = [graph_max(z, graph, g).max(axis=-1, keepdims=True), -graph_max(-z, graph, g).max(axis=-1, keepdims=True)]
-    confidence = 1 / (1 + errors[:, :, :1])
+    ends = [graph_max(z, graphs).max(axis=-1, keepdims=True), -graph_max(-z, graphs).max(axis=-1, keepdims=True)]
+    confidence = 1 / (1 + errors[:, :1])
 
     logits = gat["logits"].astype(jnp.float32)
     logits = jnp.concatenate([-logits / 2, logits / 2], axis=-1) if logits.shape[-1] == 1 else logits
     p = nn.softmax(logits, axis=-1)
     entropy = -(p * nn.log_softmax(logits, axis=-1)).sum(axis=-1, keepdims=True)
     e = gat["embedding"].astype(jnp.float32)
-    of_axis = {"axis": -1, "keepdims": True}
-    told = [e.mean(**of_axis), e.std(ddof=min(1, e.shape[-1] - 1), **of_axis), e.max(**of_axis), e.min(**of_axis)]
+    last = {"axis": -1, "keepdims": True}
+    known = [e.mean(**last), e.std(ddof=min(1, e.shape[-1] - 1), **last), e.max(**last), e.min(**last)]
     certainty = jnp.clip(1 - entropy / jnp.log(2.0), 0, 1)
-    state = jnp.concatenate([errors, middle, spread, *ends, confidence, p, *told, certainty], axis=-1)
-    return jnp.where(valid[:, :, None], state, 0)
+    state = jnp.concatenate([errors, middle, spread, *ends, confidence, p, *known, certainty], axis=-1)
+    return jnp.where(graphs.n_node[:, None] > 0, state, 0)
 
 
 def scores_of(state: Float[Array, "*b s"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
@@ -111,19 +100,19 @@ def build_can_fusion(
 ) -> CanFusion:
     """`vgae` and `gat` say what is fused, {"name": ..., "options": {...}}; `agent` has the options of `build_dqn`."""
     parts = {"vgae": vgae or {"name": "can_vgae"}, "gat": gat or {"name": "can_gat"}}
-    made = {
-        part: registry.get("models", told["name"])(**{"dtype": dtype, **told.get("options", {})})
-        for part, told in parts.items()
+    models = {
+        part: registry.get("models", described["name"])(**{"dtype": dtype, **described.get("options", {})})
+        for part, described in parts.items()
     }
-    wrong = []
+    faults = []
     for part, read in READ.items():
-        if missing := [name for name in read if name not in made[part].endpoints]:
-            wrong.append(f"{part}: {parts[part]['name']} has no endpoint {', '.join(missing)}; name a model that has")
-    specs = {part: getattr(model, "input_spec", None) for part, model in made.items()}
-    if not wrong and specs["vgae"] != specs["gat"]:
-        wrong.append(f"expected two models that read the same graphs, found {specs['vgae']} and {specs['gat']}")
-    if not wrong and getattr(made["gat"], "num_classes", 2) != 2:
-        wrong.append(f"gat: expected two classes, normal and attack, found {made['gat'].num_classes}")
-    if wrong:
-        raise ConfigError("The fusion cannot be built:\n  " + "\n  ".join(wrong))
-    return CanFusion(**made, agent=build_dqn(**{"dtype": dtype, **(agent or {})}))
+        if missing := [name for name in read if name not in models[part].endpoints]:
+            faults.append(f"{part}: {parts[part]['name']} has no endpoint {', '.join(missing)}; name a model that has")
+    specs = {part: model.inputs.get("graphs") for part, model in models.items()}
+    if not faults and specs["vgae"] != specs["gat"]:
+        faults.append(f"expected two models that read the same graphs, found {specs['vgae']} and {specs['gat']}")
+    if not faults and getattr(models["gat"], "num_classes", 2) != 2:
+        faults.append(f"gat: expected two classes, normal and attack, found {models['gat'].num_classes}")
+    if faults:
+        raise ConfigError("The fusion cannot be built:\n  " + "\n  ".join(faults))
+    return CanFusion(**models, agent=build_dqn(**{"dtype": dtype, **(agent or {})}))

@@ -5,11 +5,12 @@ other sizes and two logits. Module names follow the checkpoints': `convs_0/lin/k
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import jraph
+from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, nearest
 from kdjax.models.graphs.gat_conv import CONVS
@@ -75,10 +76,10 @@ class Options:
 
 
 class CanGat(nn.Module):
-    """Packs of graphs -> a class for each graph.
+    """Graphs -> a class for each graph.
 
-    Endpoints: `logits` [p, g, k]; `embedding` [p, g, d], the mean of a graph's nodes after jumping knowledge; `layer_i`
-    [p, n, c], the nodes after each layer. Of two classes there is one logit, the second class's, unless `binary_logit`
+    Endpoints: `logits` [g, k]; `embedding` [g, d], the mean of a graph's nodes after jumping knowledge; `layer_i`
+    [n, c], the nodes after each layer. Of two classes there is one logit, the second class's, unless `binary_logit`
     is False.
     """
 
@@ -86,38 +87,28 @@ class CanGat(nn.Module):
     num_classes: int = 2
     binary_logit: bool = True
 
-    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ("logits", "embedding", *(f"layer_{i}" for i in range(self.options.layers)))
 
     @property
-    def input_spec(self) -> GraphInput:
-        return GraphInput(self.options.features, self.options.num_ids)
+    def inputs(self) -> dict[str, GraphInput]:
+        return {"graphs": GraphInput(self.options.features, self.options.num_ids)}
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "p n f"],
-        id: Int[Array, "p n"],
-        senders: Int[Array, "p e"],
-        receivers: Int[Array, "p e"],
-        graph: Int[Array, "p n"],
-        valid: Bool[Array, "p g"],
-        train: bool = False,
-    ) -> dict[str, Array]:
+    def __call__(self, graphs: jraph.GraphsTuple, train: bool = False) -> dict[str, Array]:
         o = self.options
-        x = with_ids(o, x, id)
+        x = with_ids(o, graphs.nodes)
         conv, out, layers = CONVS[o.conv], {}, []
         conv = nn.remat(conv, static_argnums=(4,)) if o.remat else conv
         for i in range(o.layers):
-            x = nn.relu(conv(o.hidden, o.heads, dtype=o.dtype, name=f"convs_{i}")(x, senders, receivers, train))
+            layer = conv(o.hidden, o.heads, dtype=o.dtype, name=f"convs_{i}")
+            x = nn.relu(layer(x, graphs.senders, graphs.receivers, train))
             x = nn.Dropout(o.dropout, deterministic=not train)(x)
             layers.append(x)
             out[f"layer_{i}"] = x
         x = LstmJumping(o.dtype, name="jk")(layers) if o.jumping == "lstm" else jnp.concatenate(layers, axis=-1)
-        x = out["embedding"] = graph_mean(x, graph, valid.shape[1])
+        x = out["embedding"] = graph_mean(x, graphs)
         k = 1 if self.num_classes == 2 and self.binary_logit else self.num_classes
         for i in range(o.fc_layers - 1):
             x = nn.relu(dense(x.shape[-1], dtype=o.dtype, name=f"fc_layers_{3 * i}")(x))
@@ -126,14 +117,14 @@ class CanGat(nn.Module):
         return out | {"logits": dense(k, dtype=o.dtype, name=name)(x)}
 
 
-def with_ids(o: Any, x: Float[Array, "p n f"], id: Int[Array, "p n"]) -> Float[Array, "p n c"]:
+def with_ids(o: Any, nodes: dict[str, Array]) -> Float[Array, "n c"]:
     """The embeddings of the nodes' ids before their features; to be called in a compact method."""
-    x = x.astype(o.dtype)
+    x = nodes["x"].astype(o.dtype)
     if not o.num_ids:
         return x
     initial = nn.initializers.normal(1.0)
-    embedded = nn.Embed(o.num_ids, o.embed_dim, dtype=o.dtype, embedding_init=initial, name="id_embedding")(id)
-    return jnp.concatenate([embedded, x], axis=-1)
+    embed = nn.Embed(o.num_ids, o.embed_dim, dtype=o.dtype, embedding_init=initial, name="id_embedding")
+    return jnp.concatenate([embed(nodes["id"]), x], axis=-1)
 
 
 def build_can_gat(variant: str = "b_student", num_classes: int = 2, binary_logit: bool = True, **overrides) -> CanGat:

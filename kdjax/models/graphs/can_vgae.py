@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import jraph
+from jaxtyping import Array
 
 from kdjax.config import ConfigError, nearest
 from kdjax.models.graphs.can_errors import node_errors
@@ -105,68 +106,60 @@ class Options:
 
 
 class CanVgae(nn.Module):
-    """Packs of graphs -> what each node should be like, and how far it is from that.
+    """Graphs -> what each node should be like, and how far it is from that.
 
-    Of each node, [p, n, ...]: `z_mean` and `z_logvar` [d] of the posterior (the logarithm within ±20), `posterior` [2d]
+    Of each node, [n, ...]: `z_mean` and `z_logvar` [d] of the posterior (the logarithm within ±20), `posterior` [2d]
     both side by side, `z` [d], which is a sample in training and else the mean; `features` [f] in [0, 1], `id_logits`
     and `neighbour_logits` [num_ids], decoded from z. And `feature_error`, `id_error`, `neighbour_error`,
-    `anomaly_parts`: see kdjax.models.graphs.can_errors.
+    `anomaly_parts`: see kdjax.models.graphs.can_errors. In training the last graph is padding, which is no part of the
+    statistics; they are of all packs where the model is mapped over packs.
     """
 
     options: Options
 
-    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
     endpoints: ClassVar[tuple[str, ...]] = (
         *("features", "id_logits", "neighbour_logits", "z", "z_mean", "z_logvar", "posterior"),
         *("feature_error", "neighbour_error", "id_error", "anomaly_parts"),
     )
 
     @property
-    def input_spec(self) -> GraphInput:
-        return GraphInput(self.options.features, self.options.num_ids)
+    def inputs(self) -> dict[str, GraphInput]:
+        return {"graphs": GraphInput(self.options.features, self.options.num_ids)}
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "p n f"],
-        id: Int[Array, "p n"],
-        senders: Int[Array, "p e"],
-        receivers: Int[Array, "p e"],
-        graph: Int[Array, "p n"],
-        valid: Bool[Array, "p g"],
-        train: bool = False,
-    ) -> dict[str, Array]:
-        o, g = self.options, valid.shape[1]
+    def __call__(self, graphs: jraph.GraphsTuple, train: bool = False) -> dict[str, Array]:
+        o = self.options
+        real = jraph.get_node_padding_mask(graphs) if train else None
         Conv = nn.remat(CONVS[o.conv], static_argnums=(4,)) if o.remat else CONVS[o.conv]
         drop = lambda x: nn.Dropout(o.dropout, deterministic=not train)(x)  # noqa: E731
 
         def conv(x: Array, width: int, heads: int, name: str) -> Array:
-            return Conv(width // heads, heads, dtype=o.dtype, name=name)(x, senders, receivers, train)
+            return Conv(width // heads, heads, dtype=o.dtype, name=name)(x, graphs.senders, graphs.receivers, train)
 
         def stack(x: Array, part: str, widths: tuple[int, ...], heads: tuple[int, ...]) -> Array:
             for i, (width, h) in enumerate(zip(widths, heads, strict=True)):
                 x = conv(x, width, h, f"{part}_layers_{i}")
-                x = drop(nn.relu(BatchNorm(o.dtype, name=f"{part}_bns_{i}")(x, train, graph < g)))
+                x = drop(nn.relu(BatchNorm(o.dtype, axis_name="packs", name=f"{part}_bns_{i}")(x, train, real)))
             return x
 
         layer = lambda x, width, name: dense(width, dtype=o.dtype, name=name)(x)  # noqa: E731
-        h = stack(with_ids(o, x, id), "encoder", o.encoder, o.encoder_heads)
+        h = stack(with_ids(o, graphs.nodes), "encoder", o.encoder, o.encoder_heads)
         mean = layer(h, o.latent, "z_mean")
         logvar = jnp.clip(layer(h, o.latent, "z_logvar"), -WIDEST, WIDEST)
         z = mean
         if train:
             z = mean + jnp.exp(logvar / 2) * jax.random.normal(self.make_rng("dropout"), mean.shape, mean.dtype)
-        decoded, h = stack(z, "decoder", o.decoder, o.decoder_heads), z
+        nodes, h = stack(z, "decoder", o.decoder, o.decoder_heads), z
         for i, width in enumerate((o.neighbour_hidden or o.latent,) * 2):
             h = drop(nn.relu(layer(h, width, f"neighborhood_decoder_{3 * i}")))
-        told = {
-            "features": nn.sigmoid(conv(decoded, o.features, 1, f"decoder_layers_{len(o.decoder)}")),
+        decoded = {
+            "features": nn.sigmoid(conv(nodes, o.features, 1, f"decoder_layers_{len(o.decoder)}")),
             "id_logits": layer(z, o.num_ids, "canid_classifier"),
             "neighbour_logits": layer(h, o.num_ids, "neighborhood_decoder_6"),
         }
         posterior = jnp.concatenate([mean, logvar], axis=-1)
-        out = told | {"z": z, "z_mean": mean, "z_logvar": logvar, "posterior": posterior}
-        return out | node_errors(**told, x=x, id=id, senders=senders, receivers=receivers, graph=graph, g=g)
+        latent = {"z": z, "z_mean": mean, "z_logvar": logvar, "posterior": posterior}
+        return decoded | latent | node_errors(**decoded, graphs=graphs)
 
 
 def build_can_vgae(variant: str = "b_student", **overrides) -> CanVgae:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
+from kdjax.models.inputs import ArrayInput
 from kdjax.models.layers.dense import dense
 from kdjax.models.options import options_of
 
@@ -39,27 +38,16 @@ class Options:
             raise ConfigError("The Q network cannot be built:\n  " + "\n  ".join(wrong))
 
 
-@dataclass(frozen=True, slots=True)
-class StateInput:
-    """So many numbers."""
-
-    size: int
-
-    def example(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"state": jax.ShapeDtypeStruct((batch, self.size), jnp.float32)}
-
-
 class Dqn(nn.Module):
     """States -> `q` [..., a], the reward that each action promises. Module names follow the original's: `net_0`."""
 
     options: Options
 
-    inputs: ClassVar[tuple[str, ...]] = ("state",)
     endpoints: ClassVar[tuple[str, ...]] = ("q",)
 
     @property
-    def input_spec(self) -> StateInput:
-        return StateInput(self.options.state)
+    def inputs(self) -> dict[str, ArrayInput]:
+        return {"state": ArrayInput((self.options.state,))}
 
     @nn.compact
     def __call__(self, state: Float[Array, "*b s"], train: bool = False) -> dict[str, Array]:

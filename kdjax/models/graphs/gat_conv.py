@@ -1,7 +1,7 @@
 """Graph attention as PyTorch Geometric computes it: GAT (arXiv 1710.10903) and GATv2 (arXiv 2105.14491).
 
 Parameters have PyG's names and shapes: `lin/kernel`, `att_src`, `att_dst`, `bias`; in GATv2 `lin_l`, `lin_r`, `att`,
-`bias`. Messages flow from senders to receivers within each pack, and are weighed and summed in float32.
+`bias`. Messages flow from senders to receivers and are weighed and summed in float32.
 """
 
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jraph
 from jaxtyping import Array, Float, Int
 
 from kdjax.models.layers.dense import dense
@@ -33,12 +34,12 @@ class GATConv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "p n c"], senders: Int[Array, "p e"], receivers: Int[Array, "p e"], train: bool = False
-    ) -> Float[Array, "p n d"]:
+        self, x: Float[Array, "n c"], senders: Int[Array, " e"], receivers: Int[Array, " e"], train: bool = False
+    ) -> Float[Array, "n d"]:
         values = _heads(self, "lin", use_bias=False)(x)
         vectors = jnp.concatenate([_by_head(self, name) for name in ("att_src", "att_dst")], axis=1)
         source, target = jnp.split(jnp.matmul(values, vectors, precision="highest"), 2, axis=-1)
-        links = _leaky(_at(source, senders) + _at(target, receivers), self.slope)
+        links = _leaky(source[senders] + target[receivers], self.slope)
         own = _leaky(source + target, self.slope)
         return _attended(self, values, links, own, senders, receivers, train)
 
@@ -57,13 +58,13 @@ class GATv2Conv(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "p n c"], senders: Int[Array, "p e"], receivers: Int[Array, "p e"], train: bool = False
-    ) -> Float[Array, "p n d"]:
+        self, x: Float[Array, "n c"], senders: Int[Array, " e"], receivers: Int[Array, " e"], train: bool = False
+    ) -> Float[Array, "n d"]:
         values = _heads(self, "lin_l")(x)
         targets = values if self.share_weights else _heads(self, "lin_r")(x)
         vectors = _by_head(self, "att")
         score = lambda pairs: jnp.matmul(_leaky(pairs, self.slope), vectors, precision="highest")  # noqa: E731
-        links, own = score(_at(values, senders) + _at(targets, receivers)), score(values + targets)
+        links, own = score(values[senders] + targets[receivers]), score(values + targets)
         return _attended(self, values, links, own, senders, receivers, train)
 
 
@@ -82,10 +83,6 @@ def _by_head(conv: GATConv | GATv2Conv, name: str) -> Float[Array, "d h"]:
     return (vectors[0][:, :, None] * jnp.eye(conv.heads)[:, None, :]).reshape(-1, conv.heads)
 
 
-def _at(x: Float[Array, "p n *c"], index: Int[Array, "p e"]) -> Float[Array, "p e *c"]:
-    return jax.vmap(lambda x, index: x[index])(x, index)
-
-
 def _leaky(x: Float[Array, "*n"], slope: float) -> Float[Array, "*n"]:
     """Its derivative at 0, which nodes without features reach, is PyTorch's: `slope`."""
     return jnp.where(x > 0, x, slope * x)
@@ -93,26 +90,26 @@ def _leaky(x: Float[Array, "*n"], slope: float) -> Float[Array, "*n"]:
 
 def _attended(
     conv: GATConv | GATv2Conv,
-    values: Float[Array, "p n d"],
-    links: Float[Array, "p e h"],
-    own: Float[Array, "p n h"],
-    senders: Int[Array, "p e"],
-    receivers: Int[Array, "p e"],
+    values: Float[Array, "n d"],
+    links: Float[Array, "e h"],
+    own: Float[Array, "n h"],
+    senders: Int[Array, " e"],
+    receivers: Int[Array, " e"],
     train: bool,
-) -> Float[Array, "p n o"]:
+) -> Float[Array, "n o"]:
     """The layer's output, of the scores of its edges and of the nodes' own loops."""
-    kept = kept_own = None
+    masks = [None, None]
     if train and conv.dropout:
-        kept, kept_own = (_kept(conv, scores.shape) for scores in (links, own))
-    out = jax.vmap(propagate)(values, links, own if conv.self_loops else None, senders, receivers, kept, kept_own)
-    out = out if conv.concat else out.reshape(*out.shape[:2], conv.heads, conv.features).mean(axis=2)
+        masks = [_dropout_mask(conv, scores.shape) for scores in (links, own)]
+    out = propagate(values, links, own if conv.self_loops else None, senders, receivers, *masks)
+    out = out if conv.concat else out.reshape(-1, conv.heads, conv.features).mean(axis=1)
     bias = conv.param("bias", nn.initializers.zeros, (out.shape[-1],))
-    return (out + bias[None, None]).astype(conv.dtype)
+    return (out + bias[None]).astype(conv.dtype)
 
 
-def _kept(conv: nn.Module, shape: tuple[int, ...]) -> Float[Array, "p m h"]:
+def _dropout_mask(conv: GATConv | GATv2Conv, shape: tuple[int, ...]) -> Float[Array, "m h"]:
     """What attention is multiplied by: 0, or more than 1, so that the mean stays."""
-    keep = 1 - conv.dropout  # type: ignore[attr-defined]
+    keep = 1 - conv.dropout
     return jax.random.bernoulli(conv.make_rng("dropout"), keep, shape) / keep
 
 
@@ -122,32 +119,32 @@ def propagate(
     own: Float[Array, "n h"] | None,
     senders: Int[Array, " e"],
     receivers: Int[Array, " e"],
-    kept: Float[Array, "e h"] | None = None,
-    kept_own: Float[Array, "n h"] | None = None,
+    mask: Float[Array, "e h"] | None = None,
+    own_mask: Float[Array, "n h"] | None = None,
 ) -> Float[Array, "n d"]:
     """The mean of the senders' values at each receiver, weighed head by head by softmax over `links`.
 
-    With `own`, the scores of the nodes for themselves, edges from a node to itself do not count. `kept` multiplies
+    With `own`, the scores of the nodes for themselves, edges from a node to itself do not count. The masks multiply
     the weights after the softmax.
     """
-    n = values.shape[0]  # which has no length in an export
+    n = values.shape[0]  # which has no number in an export
     values, links = values.astype(jnp.float32), links.astype(jnp.float32)
     if own is not None:
         links = jnp.where((senders != receivers)[:, None], links, -jnp.inf)
-    top = jax.ops.segment_max(jax.lax.stop_gradient(links), receivers, n)
+    top = jraph.segment_max(jax.lax.stop_gradient(links), receivers, n)
     if own is not None:
         own = own.astype(jnp.float32)
         top = jnp.maximum(top, jax.lax.stop_gradient(own))
     top = jnp.where(jnp.isfinite(top), top, 0)  # nothing reaches the node
     weights = jnp.exp(links - top[receivers])
-    total = jax.ops.segment_sum(weights, receivers, n)
+    total = jraph.segment_sum(weights, receivers, n)
     wide = lambda w: jnp.repeat(w, values.shape[1] // w.shape[1], axis=1)  # noqa: E731
     alone = 0.0
     if own is not None:
-        mine = jnp.exp(own - top)
-        total += mine
-        mine = mine / total if kept_own is None else mine / total * kept_own
-        alone = values * wide(mine)
+        own_weights = jnp.exp(own - top)
+        total += own_weights
+        own_weights /= total
+        alone = values * wide(own_weights if own_mask is None else own_weights * own_mask)
     weights /= total[receivers]
-    messages = values[senders] * wide(weights if kept is None else weights * kept)
-    return alone + jax.ops.segment_sum(messages, receivers, n)
+    messages = values[senders] * wide(weights if mask is None else weights * mask)
+    return alone + jraph.segment_sum(messages, receivers, n)

@@ -19,13 +19,11 @@ class LstmJumping(nn.Module):
     dtype: Any = "float32"
 
     @nn.compact
-    def __call__(self, layers: Sequence[Float[Array, "p n c"]]) -> Float[Array, "p n c"]:
+    def __call__(self, layers: Sequence[Float[Array, "n c"]]) -> Float[Array, "n c"]:
         x = jnp.stack(layers)
-        count, p, n, c = x.shape
-        x = x.reshape(count, p * n, c)
-        said = Lstm(count * c // 2, self.dtype, name="lstm")(x)
-        scores = dense(1, dtype=self.dtype, name="att")(said)
-        return (x * nn.softmax(scores, axis=0)).sum(axis=0).reshape(p, n, c)
+        states = Lstm(x.shape[0] * x.shape[-1] // 2, self.dtype, name="lstm")(x)
+        scores = dense(1, dtype=self.dtype, name="att")(states)
+        return (x * nn.softmax(scores, axis=0)).sum(axis=0)
 
 
 class Lstm(nn.Module):

@@ -4,10 +4,11 @@ Module names are those of PyTorch Geometric's layers in a list: `convs_0/lin/ker
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float, Int
+import jraph
+from jaxtyping import Array
 
 from kdjax.config import ConfigError, nearest
 from kdjax.models.graphs.gat_conv import CONVS
@@ -47,7 +48,7 @@ class Options:
 
 
 class NodeGat(nn.Module):
-    """Packs of graphs -> a class for each node: `logits` [p, n, k]; `layer_i` [p, n, c] after each layer but the last.
+    """Graphs -> a class for each node: `logits` [n, k]; `layer_i` [n, c] after each layer but the last.
 
     Cora's features are divided by their sum over each node; ids are not read.
     """
@@ -55,33 +56,22 @@ class NodeGat(nn.Module):
     options: Options
     num_classes: int = 7
 
-    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ("logits", *(f"layer_{i}" for i in range(len(self.options.hidden))))
 
     @property
-    def input_spec(self) -> GraphInput:
-        return GraphInput(self.options.features)
+    def inputs(self) -> dict[str, GraphInput]:
+        return {"graphs": GraphInput(self.options.features)}
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "p n f"],
-        id: Int[Array, "p n"],
-        senders: Int[Array, "p e"],
-        receivers: Int[Array, "p e"],
-        graph: Int[Array, "p n"],
-        valid: Bool[Array, "p g"],
-        train: bool = False,
-    ) -> dict[str, Array]:
-        o, out = self.options, {}
+    def __call__(self, graphs: jraph.GraphsTuple, train: bool = False) -> dict[str, Array]:
+        o, x, out = self.options, graphs.nodes["x"], {}
         for i, (width, heads) in enumerate(zip((*o.hidden, self.num_classes), o.heads, strict=True)):
             last = i == len(o.hidden)
             x = nn.Dropout(o.dropout, deterministic=not train)(x)
             layer = CONVS[o.conv](width, heads, not last, o.self_loops, o.dropout, dtype=o.dtype, name=f"convs_{i}")
-            x = layer(x, senders, receivers, train)
+            x = layer(x, graphs.senders, graphs.receivers, train)
             x = x if last else nn.elu(x)
             out["logits" if last else f"layer_{i}"] = x
         return out

@@ -1,10 +1,11 @@
 """Classes for nodes from their features alone: the student of GLNN (Zhang et al., arXiv 2110.08727)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
-from jaxtyping import Array, Bool, Float, Int
+import jraph
+from jaxtyping import Array
 
 from kdjax.config import ConfigError
 from kdjax.models.inputs import GraphInput
@@ -34,36 +35,22 @@ class Options:
 
 
 class NodeMlp(nn.Module):
-    """A node's features -> its class: `logits` [p, n, k], and `layer_i` [p, n, c] after each hidden layer.
-
-    It is given what a graph model is given, and reads `x` alone.
-    """
+    """A node's features -> its class: `logits` [n, k], and `layer_i` [n, c] after each hidden layer."""
 
     options: Options
     num_classes: int = 7
-
-    inputs: ClassVar[tuple[str, ...]] = ("x", "id", "senders", "receivers", "graph", "valid")
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ("logits", *(f"layer_{i}" for i in range(len(self.options.hidden))))
 
     @property
-    def input_spec(self) -> GraphInput:
-        return GraphInput(self.options.features)
+    def inputs(self) -> dict[str, GraphInput]:
+        return {"graphs": GraphInput(self.options.features)}
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "p n f"],
-        id: Int[Array, "p n"],
-        senders: Int[Array, "p e"],
-        receivers: Int[Array, "p e"],
-        graph: Int[Array, "p n"],
-        valid: Bool[Array, "p g"],
-        train: bool = False,
-    ) -> dict[str, Array]:
-        o, out = self.options, {}
+    def __call__(self, graphs: jraph.GraphsTuple, train: bool = False) -> dict[str, Array]:
+        o, x, out = self.options, graphs.nodes["x"], {}
         for i, width in enumerate(o.hidden):
             x = nn.relu(dense(width, dtype=o.dtype, name=f"layers_{i}")(x))
             x = out[f"layer_{i}"] = nn.Dropout(o.dropout, deterministic=not train)(x)

@@ -1,24 +1,22 @@
-"""What the nodes of each graph of a pack have in common: [p, n, d] -> [p, g, d]; 0 for graphs without nodes."""
-
-from typing import Any
+"""What the nodes of each graph have in common: [n, d] -> [g, d]; 0 for graphs without nodes."""
 
 import jax
 import jax.numpy as jnp
+import jraph
 from jaxtyping import Array, Float, Int
 
-Count = Any  # an int, or a symbol while a model is exported for any size
+
+def graph_of_node(graphs: jraph.GraphsTuple) -> Int[Array, " n"]:
+    n = jax.tree.leaves(graphs.nodes)[0].shape[0]  # which has no number in an export
+    return jnp.repeat(jnp.arange(graphs.n_node.shape[0]), graphs.n_node, total_repeat_length=n)
 
 
-def graph_mean(x: Float[Array, "p n d"], graph: Int[Array, "p n"], g: Count) -> Float[Array, "p g d"]:
-    total = jax.vmap(lambda x, graph: jax.ops.segment_sum(x, graph, g))(x.astype(jnp.float32), graph)
-    return (total / jnp.maximum(graph_count(graph, g), 1)[:, :, None]).astype(x.dtype)
+def graph_mean(x: Float[Array, "n d"], graphs: jraph.GraphsTuple) -> Float[Array, "g d"]:
+    # Divided by n_node, which spares the sum of ones that jraph.segment_mean takes.
+    total = jraph.segment_sum(x.astype(jnp.float32), graph_of_node(graphs), graphs.n_node.shape[0])
+    return (total / jnp.maximum(graphs.n_node, 1)[:, None]).astype(x.dtype)
 
 
-def graph_max(x: Float[Array, "p n d"], graph: Int[Array, "p n"], g: Count) -> Float[Array, "p g d"]:
-    top = jax.vmap(lambda x, graph: jax.ops.segment_max(x, graph, g))(x, graph)
-    return jnp.where(graph_count(graph, g)[:, :, None] > 0, top, 0)
-
-
-def graph_count(graph: Int[Array, "p n"], g: Count) -> Float[Array, "p g"]:
-    """The number of nodes."""
-    return jax.vmap(lambda graph: jax.ops.segment_sum(jnp.ones(graph.shape), graph, g))(graph)
+def graph_max(x: Float[Array, "n d"], graphs: jraph.GraphsTuple) -> Float[Array, "g d"]:
+    largest = jraph.segment_max(x, graph_of_node(graphs), graphs.n_node.shape[0])
+    return jnp.where(graphs.n_node[:, None] > 0, largest, 0)

@@ -1,5 +1,6 @@
 """Batch normalisation with PyTorch's running statistics."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,12 +12,14 @@ from jaxtyping import Array, Bool, Float
 class BatchNorm(nn.Module):
     """As PyTorch's, which Flax's is not: the running variance is the unbiased one.
 
-    Where `mask` is False values are normalised, but do not count in the statistics.
+    Where `mask` is False values are normalised, but do not count in the statistics. A model that is mapped over an axis
+    called `axis_name` has the statistics of all that it is mapped over.
     """
 
     dtype: Any
     momentum: float = 0.9
     epsilon: float = 1e-5
+    axis_name: str | None = None
 
     @nn.compact
     def __call__(
@@ -30,11 +33,12 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         row = (1,) * (x.ndim - 1) + (c,)
         if train:
-            n = x.size // c if mask is None else jnp.maximum(mask.sum(), 1)
+            total = partial(jax.lax.psum, axis_name=self.axis_name) if is_mapped(self.axis_name) else lambda x: x
+            n = jnp.maximum(total(x.size // c if mask is None else mask.sum()), 1)
 
             def average(y: Float[Array, "*n c"]) -> Float[Array, " c"]:
                 y = y if mask is None else jnp.where(mask[..., None], y, 0)
-                return y.sum(axis=tuple(range(y.ndim - 1))) / n
+                return total(y.sum(axis=tuple(range(y.ndim - 1)))) / n
 
             wide = x.astype(jnp.float32)
             mean = average(wide)
@@ -45,3 +49,11 @@ class BatchNorm(nn.Module):
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         offset = bias - mean * factor
         return (x * factor.reshape(row) + offset.reshape(row)).astype(self.dtype)
+
+
+def is_mapped(axis_name: str | None) -> bool:
+    """Whether what runs now is mapped over an axis of that name."""
+    try:
+        return axis_name is not None and bool(jax.lax.axis_size(axis_name))
+    except NameError:  # as JAX says that there is no such axis
+        return False

@@ -1,11 +1,14 @@
-"""An autoencoder of graphs, trained without labels: what it cannot rebuild is taken for an attack."""
+"""An autoencoder of graphs, trained without labels: it takes what it cannot rebuild for an attack."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from kdjax.config import ConfigError, Data, Term
 from kdjax.tasks.can import alarms
@@ -20,6 +23,7 @@ class Autoencoder:
     """The terms of a variational graph autoencoder, and its errors as scores."""
 
     primary: ClassVar[str] = "fit"
+    measures: ClassVar[tuple[str, ...]] = ("fit",)
 
     @classmethod
     def of(cls, data: Data) -> "Autoencoder":
@@ -38,24 +42,25 @@ class Autoencoder:
         if missing := [name for name in NEEDED if name not in outputs]:
             raise ConfigError(f"an autoencoder gives {', '.join(NEEDED)}; the model has no {', '.join(missing)}")
 
-    def predict(self, outputs: dict[str, Array], batch: dict[str, Array]) -> Float[Array, "p g d"]:
-        """The anomaly, then what the model knows the graph by."""
-        anomaly = (outputs["anomaly_parts"] * jnp.asarray(WEIGHTS)[None, None]).sum(axis=-1, keepdims=True)
-        return jnp.concatenate([anomaly, *([outputs["embedding"]] if "embedding" in outputs else [])], axis=-1)
+    def predict(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, Array]:
+        """`score`, the anomaly, and the `embedding` that the model knows the graph by, where it gives one."""
+        score = (outputs["anomaly_parts"] * jnp.asarray(WEIGHTS)[None, None]).sum(axis=-1)
+        return {"score": score, **alarms.embedded(outputs)}
 
-    def measure(self, outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+    def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
         """How well nodes are rebuilt, as minus the mean error; nodes of graphs that are known for attacks left out."""
-        attack = jnp.pad(batch["class"] == 1, ((0, 0), (0, 1)))
-        nodes = batch["nodes"] & ~jnp.take_along_axis(attack, batch["graph"], axis=1)
         error = outputs["feature_error"] + outputs["neighbour_error"]
+        graphs = jax.vmap(jraph.get_graph_padding_mask)(batch["graphs"]) & (batch["class"] != 1)
+        per_node = partial(jnp.repeat, total_repeat_length=error.shape[1])
+        nodes = jax.vmap(per_node)(graphs, batch["graphs"].n_node)
         return {"fit": (-jnp.where(nodes, error, 0.0).sum(), nodes.sum().astype(jnp.float32))}
 
-    def calibrate(self, predicted: np.ndarray, dataset: Any) -> dict[str, float]:
-        return {"threshold": alarms.threshold(predicted[:, 0], dataset.labels("val"))}
+    def calibrate(self, predictions: dict[str, np.ndarray], dataset: Any) -> dict[str, float]:
+        return {"threshold": alarms.threshold(predictions["score"], dataset.labels("val"))}
 
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        return alarms.tested(predictions("test")[:, 0], dataset, calibrated["threshold"])
+        return alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"])
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""

@@ -17,6 +17,7 @@ class Detection:
     """Supervised terms, measures and scores of graphs."""
 
     primary: ClassVar[str] = "f1"
+    measures: ClassVar[tuple[str, ...]] = ("f1", "confidence")
 
     @classmethod
     def of(cls, data: Data) -> "Detection":
@@ -27,25 +28,24 @@ class Detection:
 
     def check(self, outputs: dict[str, Any]) -> None:
         """Refuses a model that does not give the logits this task needs."""
-        found = list(outputs["logits"].shape) if "logits" in outputs else []
-        if len(found) != 3 or found[-1] > 2:
-            raise ConfigError(f"detection needs 'logits' [packs, graphs, 1 or 2], the model gives {found or 'none'}")
+        shape = list(outputs["logits"].shape) if "logits" in outputs else []
+        if len(shape) != 3 or shape[-1] > 2:
+            raise ConfigError(f"detection needs 'logits' [packs, graphs, 1 or 2], the model gives {shape or 'none'}")
 
-    def predict(self, outputs: dict[str, Array], batch: dict[str, Array]) -> Float[Array, "p g d"]:
-        """The logit of an attack, then what the model knows the graph by."""
-        score = logit(outputs["logits"])[..., None]
-        return jnp.concatenate([score, *([outputs["embedding"]] if "embedding" in outputs else [])], axis=-1)
+    def predict(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, Array]:
+        """`score`, the logit of an attack, and the `embedding` that the model knows the graph by."""
+        return {"score": logit(outputs["logits"]), **alarms.embedded(outputs)}
 
-    def measure(self, outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
+    def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
         """F1 at probability one half, and the mean probability of the chosen side. NaN where a logit is not finite."""
         return alarms.measured(logit(outputs["logits"]), batch)
 
-    def calibrate(self, predicted: np.ndarray, dataset: Any) -> dict[str, float]:
-        return {"threshold": alarms.threshold(predicted[:, 0], dataset.labels("val"))}
+    def calibrate(self, predictions: dict[str, np.ndarray], dataset: Any) -> dict[str, float]:
+        return {"threshold": alarms.threshold(predictions["score"], dataset.labels("val"))}
 
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        return alarms.tested(predictions("test")[:, 0], dataset, calibrated["threshold"])
+        return alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"])
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
@@ -56,6 +56,6 @@ class Detection:
 
 
 def logit(logits: Float[Array, "p g k"]) -> Float[Array, "p g"]:
-    """Of an attack against none."""
+    """The logit of an attack against none."""
     logits = logits.astype(jnp.float32)
     return logits[..., 0] if logits.shape[-1] == 1 else logits[..., 1] - logits[..., 0]

@@ -71,8 +71,8 @@ def _weighted(val: Seen) -> Scorer:
         if len(np.unique(val.label)) < 2:
             return 0.0, 0.0
         limit = detection.calibrate(scores, val.label)
-        found = detection.measure(scores, val.label, limit)
-        return found["f1"], found["auc"]
+        measures = detection.measure(scores, val.label, limit)
+        return measures["f1"], measures["auc"]
 
     best = max(np.linspace(0, 1, ACTIONS), key=quality)
     return lambda seen: fused(best, seen.anomaly, seen.probability)
@@ -101,8 +101,8 @@ def _network(train: Seen, hidden: int) -> Scorer:
     scaled = lambda seen: ((seen.state - middle) / spread).astype(np.float32)  # noqa: E731
     given = scaled(train), (train.label == 1).astype(np.float32)
     objective = lambda flat: tuple(np.asarray(v, np.float64) for v in loss(jnp.asarray(flat, jnp.float32), *given))  # noqa: E731
-    found = minimize(objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
-    return lambda seen: np.asarray(jax.jit(partial(scores, jnp.asarray(found, jnp.float32)))(scaled(seen)))
+    solution = minimize(objective, flat, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    return lambda seen: np.asarray(jax.jit(partial(scores, jnp.asarray(solution, jnp.float32)))(scaled(seen)))
 
 
 def _bandit(train: Seen, optimism: float = 0.5) -> Scorer:
@@ -124,11 +124,11 @@ def _bandit(train: Seen, optimism: float = 0.5) -> Scorer:
     inverse = np.tile(np.eye(x.shape[1]), (ACTIONS, 1, 1))
     sums = np.zeros((ACTIONS, x.shape[1]))
     guess = np.zeros_like(sums)
-    for one, gains in zip(x, earned, strict=True):
-        spent = inverse @ one
-        action = np.argmax(guess @ one + optimism * np.sqrt(np.maximum(spent @ one, 0.0)))
+    for vector, gains in zip(x, earned, strict=True):
+        spent = inverse @ vector
+        action = np.argmax(guess @ vector + optimism * np.sqrt(np.maximum(spent @ vector, 0.0)))
         v = spent[action]
-        inverse[action] -= np.outer(v, v) / (1.0 + one @ v)  # Sherman and Morrison 1950
-        sums[action] += gains[action] * one
+        inverse[action] -= np.outer(v, v) / (1.0 + vector @ v)  # Sherman and Morrison 1950
+        sums[action] += gains[action] * vector
         guess[action] = inverse[action] @ sums[action]
     return lambda seen: fused(alphas[(context(seen) @ guess.T).argmax(axis=1)], seen.anomaly, seen.probability)

@@ -2,12 +2,16 @@
 
 import itertools
 
+import jax
+import jraph
 import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
+from kdjax.data.fields import GraphsField, readable
 from kdjax.data.graphs.packs import Graphs, GraphSet, dealt, joined, pack
+from tests.support.graph_packs import nodes_of
 
 
 def made(count: int, seed: int = 0, first: int = 0) -> Graphs:
@@ -36,17 +40,26 @@ def made(count: int, seed: int = 0, first: int = 0) -> Graphs:
 def slowly(graphs: Graphs, chosen, nodes: int, edges: int) -> dict:
     """What `pack` promises, a number at a time."""
     g, n, e = len(chosen), 0, 0
-    out = {"x": np.zeros((nodes, graphs.x.shape[1])), "id": np.zeros(nodes), "nodes": np.zeros(nodes)}
-    out |= {"graph": np.full(nodes, g)} | {k: np.full(edges, nodes - 1) for k in ("senders", "receivers")}
+    real = total(graphs, chosen)[0]
+    out = {"x": np.zeros((nodes, graphs.x.shape[1])), "id": np.zeros(nodes)}
+    out |= {k: np.full(edges, real) for k in ("senders", "receivers")}
+    out |= {k: np.zeros(g + 1) for k in ("n_node", "n_edge")}
     for k, i in enumerate(chosen):
         if i < 0:
             continue
         for j in range(graphs.first_edge[i], graphs.first_edge[i + 1]):
             out["senders"][e], out["receivers"][e], e = n + graphs.senders[j], n + graphs.receivers[j], e + 1
+            out["n_edge"][k] += 1
         for j in range(graphs.first_node[i], graphs.first_node[i + 1]):
-            out["x"][n], out["id"][n], out["nodes"][n], out["graph"][n] = graphs.x[j], graphs.id[j], True, k
-            n += 1
+            out["x"][n], out["id"][n], n = graphs.x[j], graphs.id[j], n + 1
+            out["n_node"][k] += 1
+    out["n_node"][g], out["n_edge"][g] = nodes - n, edges - e
     return out
+
+
+def flat(graphs: jraph.GraphsTuple) -> dict:
+    names = ("senders", "receivers", "n_node", "n_edge")
+    return {**graphs.nodes, **{name: getattr(graphs, name) for name in names}}
 
 
 def total(graphs: Graphs, chosen) -> tuple[int, int]:
@@ -60,13 +73,12 @@ def test_every_node_and_edge_is_where_it_belongs(seed):
     chosen = np.where(rng.random(9) < 0.3, -1, rng.integers(0, 20, 9))
     n, e = total(graphs, chosen)
     for nodes, edges in ((n + 1, e), (n + 7, e + 11)):  # the first leaves the one node that is always padding
-        found, expected = pack(graphs, chosen, nodes, edges), slowly(graphs, chosen, nodes, edges)
+        found, expected = flat(pack(graphs, chosen, nodes, edges)), slowly(graphs, chosen, nodes, edges)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value, err_msg=name)
-        kinds = {"x": np.float32, "nodes": np.bool}
-        assert all(v.dtype == kinds.get(k, np.int32) for k, v in found.items())
-        assert not found["nodes"][-1]
+        assert all(value.dtype == (np.float32 if name == "x" else np.int32) for name, value in found.items())
+        assert found["n_node"][-1] > 0
 
 
 def test_what_does_not_fit_a_pack_is_refused():
@@ -74,15 +86,18 @@ def test_what_does_not_fit_a_pack_is_refused():
     n, e = total(graphs, chosen)
     pack(graphs, chosen, n + 1, e)
     for nodes, edges in ((n, e), (n + 1, e - 1)):
-        with pytest.raises(ValueError, match=f"{n} nodes and {e} edges do not fit a pack of {nodes} .* and {edges}"):
+        with pytest.raises(RuntimeError, match=f"n_node {nodes - n}, n_edge {edges - e}"):
             pack(graphs, chosen, nodes, edges)
 
 
 def test_a_pack_of_nothing_is_padding():
     found = pack(made(3), np.full(4, -1), 5, 3)
-    assert not found["nodes"].any()
-    assert (found["graph"] == 4).all()
-    assert (found["senders"] == 4).all()
+    assert found.n_node.tolist() == [0, 0, 0, 0, 5]
+    assert found.n_edge.tolist() == [0, 0, 0, 0, 3]
+    assert not jraph.get_node_padding_mask(found).any()
+    assert jraph.get_graph_padding_mask(found).tolist() == [True] * 4 + [False]
+    field = GraphsField(nodes=5, edges=3, graphs=5, features=3)
+    jax.tree.map(np.testing.assert_array_equal, field.rows(1), jax.tree.map(lambda x: x[None], found))
 
 
 def test_joined_graphs_are_the_same_graphs():
@@ -93,8 +108,7 @@ def test_joined_graphs_are_the_same_graphs():
     for part, shift in ((one, 0), (two, 7)):
         for i in range(len(part)):
             a, b = (pack(gs, np.array([k]), 9, 15) for gs, k in ((part, i), (both, i + shift)))
-            for name, value in a.items():
-                np.testing.assert_array_equal(value, b[name])
+            jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 # -- sets of graphs --------------------------------------------------------------------------------------------------
@@ -110,21 +124,26 @@ def graph_set(graphs: Graphs, parts: int = 1, **options) -> GraphSet:
 
 def rows(batch: dict) -> dict:
     """Each graph of a batch, by its place in the split: label, and its nodes and edges by what they hold."""
-    found = {}
+    found, graphs = {}, batch["graphs"]
+    of_node = nodes_of(graphs)
     for p, index in enumerate(batch["index"]):
+        assert index[-1] == -1
         for g, i in enumerate(index):
             if i < 0:
                 assert not batch["valid"][p, g]
-                assert not (batch["graph"][p] == g).any(), "padding has no nodes"
+                assert (graphs.n_node[p, g] > 0) == (g == len(index) - 1), "the last has the padding"
                 continue
-            mine = batch["graph"][p] == g
-            links = mine[batch["senders"][p]]
-            x = batch["x"][p]
-            told = [x[mine].tobytes(), batch["id"][p][mine].tobytes()]
-            told += [x[batch[end][p][links]].tobytes() for end in ("senders", "receivers")]
+            mine = of_node[p] == g
+            links, x = mine[graphs.senders[p]], graphs.nodes["x"][p]
+            content = [x[mine].tobytes(), graphs.nodes["id"][p][mine].tobytes()]
+            content += [x[end[p][links]].tobytes() for end in (graphs.senders, graphs.receivers)]
             assert int(i) not in found
-            found[int(i)] = (int(batch["class"][p, g]), bool(batch["labelled"][p, g]), *told)
+            found[int(i)] = (int(batch["class"][p, g]), bool(batch["class_known"][p, g]), *content)
     return found
+
+
+def dealt_out(batch: dict) -> np.ndarray:
+    return batch["index"][batch["valid"]]
 
 
 def test_a_batch_is_what_it_says():
@@ -132,10 +151,12 @@ def test_a_batch_is_what_it_says():
     batch = next(iter(dataset.train(8, seed=0)))
     told = dataset.shapes(2)
     assert batch.keys() == told.keys()
-    for name, spec in told.items():
-        assert (batch[name].shape, batch[name].dtype) == (spec.shape, np.dtype(spec.dtype)), name
-    assert batch["x"].shape[0] == 2
-    assert batch["valid"].shape == (2, 4)
+    assert jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch) == told
+    assert batch["graphs"].n_node.shape == batch["valid"].shape == (2, 5)
+    names = readable(batch)
+    np.testing.assert_array_equal(names["nodes"], nodes_of(batch["graphs"]) < 4)
+    assert names.keys() == batch.keys() | {"x", "id", "nodes"}
+    assert jax.eval_shape(readable, told)["nodes"].shape == names["x"].shape[:2]
     assert dataset.axis(8) == 2
     for i, (label, labelled, x, *_) in rows(batch).items():
         graph = dataset.graph("train", i)
@@ -150,7 +171,7 @@ def test_packs_hold_what_one_pack_holds():
     one, four = graph_set(graphs, 1), graph_set(graphs, 4)
     for a, b in zip(*(itertools.islice(d.train(8, seed=5), 4) for d in (one, four)), strict=True):
         assert rows(a) == rows(b)
-        np.testing.assert_array_equal(a["index"].reshape(-1), b["index"].reshape(-1))
+        np.testing.assert_array_equal(dealt_out(a), dealt_out(b))
 
 
 def test_two_processes_share_a_batch_out():
@@ -162,12 +183,12 @@ def test_two_processes_share_a_batch_out():
         return [*batches, *dataset.evaluate("val", 48, **share)]
 
     whole, *halves = read(), *(read(process=i, processes=2) for i in range(2))
-    assert len({batch["x"].shape for batch in whole}) > 1, "there is something to decide"
-    alone = [[dataset._bucket(dataset._where["train"][half["index"]]) for half in mine[:8]] for mine in halves]
+    assert len({batch["graphs"].nodes["x"].shape for batch in whole}) > 1, "there is something to decide"
+    alone = [[dataset._bucket(dataset._where["train"][half["index"][:, :-1]]) for half in mine[:8]] for mine in halves]
     assert alone[0] != alone[1], "and each would decide otherwise"
     for batch, *mine in zip(whole, *halves, strict=True):
-        for name, value in batch.items():
-            np.testing.assert_array_equal(np.concatenate([half[name] for half in mine]), value, err_msg=name)
+        joint = jax.tree.map(lambda *parts: np.concatenate(parts), *mine)
+        jax.tree.map(np.testing.assert_array_equal, joint, batch)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -180,7 +201,7 @@ def test_evaluation_covers_each_graph_once(parts):
             assert not found.keys() & some.keys()
             found |= some
             assert (batch["class"][~batch["valid"]] == -1).all()
-            assert not batch["labelled"][~batch["valid"]].any()
+            assert not batch["class_known"][~batch["valid"]].any()
         assert sorted(found) == list(range(n))
         for i, (label, _, x, *_) in found.items():
             graph = dataset.graph(split, i)
@@ -193,7 +214,7 @@ def test_a_pass_shows_each_training_graph_once():
     assert len(normal) == 40
     assert dataset.steps_per_epoch(8) == 5
     for epoch in range(2):
-        seen = [b["index"].ravel() for b in itertools.islice(dataset.train(8, seed=0, start=5 * epoch), 5)]
+        seen = [dealt_out(b) for b in itertools.islice(dataset.train(8, seed=0, start=5 * epoch), 5)]
         assert sorted(np.concatenate(seen)) == normal.tolist()
     assert {int(x) for b in dataset.evaluate("val", 8) for x in b["class"][b["valid"]]} == {0, 1}
     with pytest.raises(ConfigError, match="normal_only needs windows without an attack"):
@@ -219,14 +240,14 @@ def test_graphs_without_a_label_are_not_labelled():
     graphs.label[::5] = -1
     dataset = graph_set(graphs)
     for batch in itertools.islice(dataset.train(8, seed=0), 4):
-        np.testing.assert_array_equal(batch["labelled"], batch["class"] >= 0)
-    assert sum(not b["labelled"].all() for b in itertools.islice(dataset.train(8, seed=0), 4)) > 0
+        np.testing.assert_array_equal(batch["class_known"], batch["class"] >= 0)
+    assert sum(not b["class_known"][b["valid"]].all() for b in itertools.islice(dataset.train(8, seed=0), 4)) > 0
 
 
 def test_a_pool_is_all_that_is_dealt_out():
     dataset = graph_set(made(60, 9))
     pool = np.array([3, 5, 8, 13, 21, 34])
-    seen = [b["index"].ravel() for b in itertools.islice(dataset.train(6, seed=0, pool=pool), 3)]
+    seen = [dealt_out(b) for b in itertools.islice(dataset.train(6, seed=0, pool=pool), 3)]
     assert [sorted(some) for some in seen] == [pool.tolist()] * 3
 
 
@@ -238,8 +259,8 @@ def test_a_batch_larger_than_all_buckets_still_fits():
     dataset = graph_set(graphs, buckets=1)
     assert dataset.buckets == [(64, 128)]
     many = dataset.batch("test", np.tile(np.argmax(graphs.sizes()[48:, 0]), 24))
-    assert many["nodes"].sum() == 24 * graphs.sizes()[48:, 0].max()
-    assert many["x"].shape[1] in (128, 192, 320)  # 64, and half as much again, rounded up
+    assert many["graphs"].n_node[:, :-1].sum() == 24 * graphs.sizes()[48:, 0].max()
+    assert many["graphs"].nodes["x"].shape[1] in (128, 192, 320)  # 64, and half as much again, rounded up
 
 
 @pytest.mark.parametrize("buckets", [1, 2, 4])
@@ -247,11 +268,12 @@ def test_traffic_is_well_packed_in_few_sizes(buckets):
     data = Data("can_traffic", batch_size=16, train_windows=400, test_windows=40, buckets=buckets)
     dataset = pipeline.build(data, 2)
     sizes, full = set(), []
+    size = lambda batch: (batch["graphs"].nodes["x"].shape[1], batch["graphs"].senders.shape[1])  # noqa: E731
     for batch in itertools.islice(dataset.train(16, seed=0), dataset.steps_per_epoch(16)):
-        sizes.add((batch["x"].shape[1], batch["senders"].shape[1]))
-        full.append(batch["nodes"].mean())
+        sizes.add(size(batch))
+        full.append(readable(batch)["nodes"].mean())
     for split in ("val", "test"):
-        sizes |= {(b["x"].shape[1], b["senders"].shape[1]) for b in dataset.evaluate(split, 16)}
+        sizes |= {size(b) for b in dataset.evaluate(split, 16)}
     assert len(dataset.buckets) <= buckets
     assert sizes <= set(dataset.buckets), "a size is a compilation"
     assert np.mean(full) >= (0.8 if buckets > 1 else 0.7)

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError
+from kdjax.distill.taps import Network
 from kdjax.models.graphs.can_errors import node_errors, sent_to
 from kdjax.models.graphs.can_vgae import PARAMETERS, VARIANTS, build_can_vgae
 from tests.models.graphs.test_can_gat import shapes, started
 from tests.models.vision.test_tinyusfm import close, size
-from tests.support.graph_packs import eaten, packed, random_graphs
+from tests.support.graph_packs import eaten, nodes_of, packed, random_graphs
 from tests.support.quick import QUICK
 
 SMALL = {
@@ -34,10 +35,10 @@ def test_the_published_sizes_and_the_documented_endpoints(variant):
     variables, out = shapes(model)
     assert size(variables["params"]) == expected
     assert set(out) == set(model.endpoints)
-    assert out["features"].shape == (2, 12, 10)
-    assert out["neighbour_logits"].shape == (2, 12, num_ids)
-    assert out["posterior"].shape == (2, 12, 2 * model.options.latent)
-    assert out["anomaly_parts"].shape == (2, 4, 3)
+    assert out["features"].shape == (24, 10)
+    assert out["neighbour_logits"].shape == (24, num_ids)
+    assert out["posterior"].shape == (24, 2 * model.options.latent)
+    assert out["anomaly_parts"].shape == (9, 3)
 
 
 def test_training_samples_z_and_evaluation_does_not():
@@ -51,7 +52,7 @@ def test_training_samples_z_and_evaluation_does_not():
     error = (out["z"] - out["z_mean"]) / jnp.exp(out["z_logvar"] / 2)
     assert abs(error.mean()) < 0.02
     assert 0.98 < error.std() < 1.02
-    assert abs((error[:, 0, 0, 0] * error[:, 0, 1, 0]).mean()) < 0.2  # nodes have noise of their own
+    assert abs((error[:, 0, 0] * error[:, 1, 0]).mean()) < 0.2  # nodes have noise of their own
     out = jax.jit(model.apply, compiler_options=QUICK)(variables, *inputs)
     np.testing.assert_array_equal(out["z"], out["z_mean"])
 
@@ -61,17 +62,22 @@ def test_padding_is_no_part_of_the_statistics():
     model = build_can_vgae(**SMALL, dropout=0.0)
     variables, graphs = started(model), random_graphs(5, 5, 9)
     few, many = packed([graphs]), packed([graphs[:4], graphs[4:]], nodes=50, graphs=7)
-    many[0][many[4] == 7] = 100
+    many.nodes["x"][nodes_of(many) == 7] = 100
 
     @partial(jax.jit, compiler_options=QUICK)
-    def run(inputs):
-        keys = {"dropout": jax.random.key(0)}
-        _, changed = model.apply(variables, *inputs, train=True, rngs=keys, mutable=["batch_stats"])
+    def encoder_statistics(packs):
+        _, changed = Network(model)(variables, {"graphs": packs}, train=True, key=jax.random.key(0))
         return {k: v for k, v in changed["batch_stats"].items() if k.startswith("encoder")}
 
-    found = [run(inputs) for inputs in (few, many)]
-    assert len(found[0]) == 2
-    jax.tree.map(lambda a, b: close(a, b), *found)
+    statistics, divided = encoder_statistics(few), encoder_statistics(many)
+    assert len(statistics) == 2
+    jax.tree.map(lambda a, b: close(a, b), divided, statistics)
+    alone = jax.tree.map(lambda x: jnp.asarray(x[0]), few)
+    keys = {"dropout": jax.random.key(0)}
+    # Mapped over nothing.
+    run = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]), compiler_options=QUICK)
+    _, changed = run(variables, alone, rngs=keys)
+    jax.tree.map(lambda a, b: close(a, b), {k: changed["batch_stats"][k] for k in statistics}, statistics)
 
 
 def test_extreme_posteriors_stay_finite():
@@ -94,16 +100,15 @@ def test_errors_by_hand():
     """In float64 and graph by graph, two nodes of the unknown id being one target."""
     rng = np.random.default_rng(0)
     graphs, k = random_graphs(4, 5, 7), 7
-    x, ids, senders, receivers, of, valid = packed([graphs[:3], graphs[3:]], nodes=30, graphs=3)
+    packs = packed([graphs[:3], graphs[3:]], nodes=30, graphs=3)
+    x, ids, senders, receivers = packs.nodes["x"], packs.nodes["id"], packs.senders, packs.receivers
+    of = nodes_of(packs)
     features, logits, neighbours = (rng.normal(0, 3, size=(*ids.shape, d)).astype(np.float32) for d in (5, k, k))
-    given = map(jnp.asarray, (features, logits, neighbours, x, ids, senders, receivers, of))
-    out = {name: np.asarray(value, np.float64) for name, value in node_errors(*given, 3).items()}
+    errors = jax.vmap(node_errors)(features, logits, neighbours, packs)
+    out = {name: np.asarray(value, np.float64) for name, value in errors.items()}
     softplus = lambda x: np.logaddexp(0, x.astype(np.float64))  # noqa: E731
     for p in range(2):
         for i in range(30):
-            if of[p, i] == 3:
-                assert out["feature_error"][p, i] == out["neighbour_error"][p, i] == out["id_error"][p, i] == 0
-                continue
             reached = {ids[p, b] for a, b in zip(senders[p], receivers[p], strict=True) if a == i}
             own, others = logits[p, i].astype(np.float64), neighbours[p, i]
             binary = [softplus(-others[j]) if j in reached else softplus(others[j]) for j in range(k)]
@@ -114,7 +119,7 @@ def test_errors_by_hand():
         for g in range(3):
             nodes = of[p] == g
             parts = [0.0, 0.0, 0.0]
-            if valid[p, g]:
+            if nodes.any():
                 wrong = (logits[p, nodes].argmax(-1) != ids[p, nodes]).mean()
                 parts = [out["feature_error"][p, nodes].max(), out["neighbour_error"][p, nodes].max(), wrong]
             np.testing.assert_allclose(out["anomaly_parts"][p, g], parts, rtol=1e-6)

@@ -1,6 +1,7 @@
 """The Q network, and the fusion of VGAE and GAT that it decides on."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,13 @@ import torch
 from torch import nn
 
 from kdjax.config import ConfigError
-from kdjax.models.graphs.can_fusion import STATE, build_can_fusion, logit, scores_of, state_of
+from kdjax.models.graphs.can_fusion import STATE, build_can_fusion, joint_state, logit, scores_of
 from kdjax.models.graphs.dqn import PARAMETERS, build_dqn
 from tests.models.graphs.test_can_gat import SMALL as GAT
 from tests.models.graphs.test_can_gat import shapes, started
 from tests.models.graphs.test_can_vgae import SMALL as VGAE
 from tests.models.vision.test_tinyusfm import close, size
-from tests.support.graph_packs import eaten, packed, random_graphs
+from tests.support.graph_packs import eaten, nodes_of, over_packs, packed, random_graphs
 from tests.support.quick import QUICK
 from tests.support.torch_names import to_flax
 from tests.support.twins import randomised
@@ -33,7 +34,7 @@ def test_the_published_sizes(variant):
     model = build_dqn(variant)
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 15)))
     assert size(variables["params"]) == PARAMETERS[variant]
-    assert {k: v.shape for k, v in model.input_spec.example(3).items()} == {"state": (3, 15)}
+    assert {name: spec.shape(3).shape for name, spec in model.inputs.items()} == {"state": (3, 15)}
 
 
 def test_the_q_network_as_torch_computes_it():
@@ -52,20 +53,21 @@ def test_the_q_network_as_torch_computes_it():
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_the_state_by_hand(binary):
-    """Graph by graph in float64, of what both models say alone; 0 for padding."""
+    """Graph by graph in float64, of what both models say alone; 0 without nodes."""
     model = fusion(binary_logit=binary)
     graphs = random_graphs(5, 5, 9)
-    inputs = tuple(map(jnp.asarray, packed([graphs[:3], graphs[3:]], nodes=40)))
-    variables = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), *inputs)
+    packs = packed([graphs[:3], graphs[3:]], nodes=40)
+    variables = started(model)
     variables["params"]["vgae"]["z_mean"]["kernel"] *= 10
-    out = jax.jit(model.apply, compiler_options=QUICK)(variables, *inputs)
+    apply = lambda model, variables: jax.jit(over_packs(partial(model.apply, variables)), compiler_options=QUICK)(packs)  # noqa: E731
+    out = apply(model, variables)
     assert set(out) == set(model.endpoints)
     parts = {part: {k: v[part] for k, v in variables.items() if part in v} for part in ("vgae", "gat")}
-    vgae, gat = (jax.jit(getattr(model, k).apply, compiler_options=QUICK)(parts[k], *inputs) for k in ("vgae", "gat"))
-    graph, valid = np.asarray(inputs[4]), np.asarray(inputs[5])
-    for p, g in np.ndindex(valid.shape):
+    vgae, gat = (apply(getattr(model, part), parts[part]) for part in ("vgae", "gat"))
+    graph = nodes_of(packs)
+    for p, g in np.ndindex(packs.n_node.shape):
         found = dict(zip(STATE, np.asarray(out["state"][p, g]), strict=True))
-        if not valid[p, g]:
+        if not packs.n_node[p, g]:
             assert not any(found.values())
             continue
         nodes = graph[p] == g
@@ -119,6 +121,11 @@ def test_the_agent_alone():
     np.testing.assert_array_equal(found, model.agent.apply({"params": alone["params"]["agent"]}, state)["q"])
     keys = {"dropout": jax.random.key(0)}
     assert not np.array_equal(model.apply(alone, state, True, method="agent_of", rngs=keys), found)
+    whole, states = (
+        jax.jit(partial(model.apply, method=method), compiler_options=QUICK)(variables, *eaten(model))
+        for method in (None, "state_of")
+    )
+    close(states, whole["state"])
 
 
 def test_the_score_is_a_probability_already():
@@ -140,11 +147,11 @@ def test_the_logit_has_the_sign_of_the_decision():
 
 def test_extreme_answers_stay_finite():
     model = fusion()
-    inputs = eaten(model)
+    (graphs,) = eaten(model)
     vgae, gat = (shapes(part)[1] for part in (model.vgae, model.gat))
     for value in (1e18, -1e18, 0.0):
         far = [{k: jnp.full(v.shape, value) for k, v in out.items()} for out in (vgae, gat)]
-        assert np.isfinite(state_of(*far, inputs[4], inputs[5])[..., 8:10]).all()
+        assert np.isfinite(joint_state(*far, graphs)[..., 8:10]).all()
 
 
 def test_impossible_models_say_what_to_do():

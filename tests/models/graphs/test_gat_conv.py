@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 import pytest
 
 from kdjax.models.graphs.gat_conv import CONVS, propagate
-from kdjax.models.graphs.pooling import graph_count, graph_max, graph_mean
-from tests.support.graph_packs import packed, random_graphs
+from kdjax.models.graphs.pooling import graph_max, graph_mean, graph_of_node
+from tests.support.graph_packs import graph, packed, random_graphs
 from tests.support.quick import QUICK
 
 C, D, H = 5, 3, 2
@@ -15,7 +16,8 @@ C, D, H = 5, 3, 2
 
 def layer(name, **options):
     conv = CONVS[name](D, H, **options)
-    inputs = [jnp.asarray(a) for i, a in enumerate(packed([random_graphs(4, C)], nodes=30, edges=60)) if i in (0, 2, 3)]
+    pack = jax.tree.map(lambda x: jnp.asarray(x[0]), packed([random_graphs(4, C)], nodes=30, edges=60))
+    inputs = [pack.nodes["x"], pack.senders, pack.receivers]
     params = conv.init(jax.random.key(0), *inputs)["params"]
     params["bias"] = jax.random.normal(jax.random.key(1), params["bias"].shape)
     return conv, params, inputs
@@ -46,8 +48,8 @@ def by_the_paper(name, params, x, senders, receivers, loops):
 @pytest.mark.parametrize("name", CONVS)
 def test_the_formula(name, concat, loops):
     conv, params, (x, senders, receivers) = layer(name, concat=concat, self_loops=loops)
-    found = jax.jit(conv.apply, compiler_options=QUICK)({"params": params}, x, senders, receivers)[0]
-    expected = by_the_paper(name, params, x[0], senders[0], receivers[0], loops)
+    found = jax.jit(conv.apply, compiler_options=QUICK)({"params": params}, x, senders, receivers)
+    expected = by_the_paper(name, params, x, senders, receivers, loops)
     expected = (expected.reshape(len(expected), -1) if concat else expected.mean(1)) + np.asarray(params["bias"])
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
@@ -92,14 +94,14 @@ def test_dropout_keeps_the_mean(name):
     many = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 4000))
     error = (many.mean(axis=0) - plain) / (many.std(axis=0) / 4000**0.5 + 1e-6)
     assert np.abs(error).max() < 5
-    lone = np.asarray(many)[:, 0, int(inputs[0].any(axis=-1)[0].sum()) - 1] - params["bias"][None]
+    lone = np.asarray(many)[:, int(inputs[0].any(axis=-1).sum()) - 1] - params["bias"][None]
     kept = np.abs(lone).max(axis=-1) > 0  # the last node of the last graph has its own loop alone, for each head
     assert 0.7 < kept.mean() < 0.8
 
 
 def test_pooling_by_hand():
-    x = jnp.arange(12.0).reshape(1, 6, 2) - 20
-    graph = jnp.array([[0, 2, 0, 3, 2, 3]])  # graph 1 is empty, 3 is padding
-    np.testing.assert_array_equal(graph_count(graph, 3), [[2, 0, 2]])
-    np.testing.assert_array_equal(graph_mean(x, graph, 3), [[[-18, -17], [0, 0], [-15, -14]]])
-    np.testing.assert_array_equal(graph_max(x, graph, 3), [[[-16, -15], [0, 0], [-12, -11]]])
+    x = jnp.arange(12.0).reshape(6, 2) - 20
+    padded = jraph.pad_with_graphs(jraph.batch_np([graph(x[:2], [0] * 2, [], []), graph(x[:0], [], [], [])]), 6, 1, 3)
+    np.testing.assert_array_equal(graph_of_node(padded), [0, 0, 2, 2, 2, 2])
+    np.testing.assert_array_equal(graph_mean(x, padded), [[-19, -18], [0, 0], [-13, -12]])
+    np.testing.assert_array_equal(graph_max(x, padded), [[-18, -17], [0, 0], [-10, -9]])

@@ -1,14 +1,18 @@
 """What holds for every model of graphs: it knows neither padding, nor packs, nor the order of nodes and edges."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
+import jraph
 import numpy as np
 import pytest
 
+import kdjax
 from kdjax import registry
 from tests.models.graphs.test_can_gat import SMALL as GAT
+from tests.models.graphs.test_can_gat import started
 from tests.models.graphs.test_can_vgae import SMALL as VGAE
-from tests.support.graph_packs import INPUTS, packed, permuted, random_graphs
+from tests.support.graph_packs import nodes_of, over_packs, packed, permuted, random_graphs
 from tests.support.quick import QUICK
 
 FUSED = {"vgae": {"name": "can_vgae", "options": VGAE}, "gat": {"name": "can_gat", "options": GAT}}
@@ -27,17 +31,16 @@ def prepared(case):
     """A model, its jitted application to graphs in packs, and five graphs."""
     name, options = CASES[case]
     model, graphs = registry.get("models", name)(**options), random_graphs(5, 5, 9)
-    assert model.inputs == INPUTS
-    inputs = tuple(map(jnp.asarray, packed([graphs])))
-    variables = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), *inputs)
-    apply = jax.jit(model.apply, compiler_options=QUICK)
+    assert list(model.inputs) == ["graphs"]
+    variables = started(model)
+    apply = jax.jit(over_packs(partial(model.apply, variables)), compiler_options=QUICK)
 
     def run(packs, orders=None, **sizes):
         """Of each graph, in order, its part of every endpoint; nodes as they were before `orders`."""
         inputs = packed(packs, **sizes)
-        out = {k: np.asarray(v) for k, v in apply(variables, *map(jnp.asarray, inputs)).items()}
+        out = {k: np.asarray(v) for k, v in apply(inputs).items()}
         assert all(np.isfinite(v).all() for v in out.values())
-        graph, found = inputs[4], []
+        graph, found = nodes_of(inputs), []
         for p, g in [(p, g) for p, pack in enumerate(packs) for g in range(len(pack))]:
             nodes = np.flatnonzero(graph[p] == g)
             nodes = nodes if orders is None else nodes[np.argsort(orders[len(found)])]
@@ -51,11 +54,11 @@ def prepared(case):
 def test_neither_padding_nor_packs_nor_order_matter(case):
     run, graphs = prepared(case)
     plain = run([graphs])
-    orders = [np.random.default_rng(i).permutation(len(graph["x"])) for i, graph in enumerate(graphs)]
+    orders = [np.random.default_rng(i).permutation(len(graph.nodes["x"])) for i, graph in enumerate(graphs)]
     moved = [permuted(graph, order) for graph, order in zip(graphs, orders, strict=True)]
-    for graph in moved:
-        edges = np.random.default_rng(9).permutation(len(graph["senders"]))
-        graph["senders"], graph["receivers"] = graph["senders"][edges], graph["receivers"][edges]
+    for i, graph in enumerate(moved):
+        edges = np.random.default_rng(9).permutation(len(graph.senders))
+        moved[i] = graph._replace(senders=graph.senders[edges], receivers=graph.receivers[edges])
     divided = run([graphs[:2], graphs[2:]], nodes=60, edges=90, graphs=6)
     reordered = run([moved[::-1]], orders[::-1])[::-1]
     for found in (divided, reordered):
@@ -70,9 +73,35 @@ def test_neither_padding_nor_packs_nor_order_matter(case):
 def test_graphs_do_not_see_each_other(case):
     """One graph becomes another; the rest of its pack and the other packs stay as they were, to the last bit."""
     run, graphs = prepared(case)
-    changed = {**graphs[3], "x": graphs[3]["x"] + 100}
+    changed = graphs[3]._replace(nodes={**graphs[3].nodes, "x": graphs[3].nodes["x"] + 100})
     before, after = run([graphs[:2], graphs[2:]]), run([graphs[:2], [graphs[2], changed, graphs[4]]])
     for i in (0, 1, 2, 4):
         for name, value in before[i].items():
             np.testing.assert_array_equal(after[i][name], value, err_msg=name)
     assert any(not np.allclose(after[3][name], value) for name, value in before[3].items())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_of_any_origin(case):
+    """All of them real, batched by jraph; they give what they give in padded packs."""
+    name, options = CASES[case]
+    model, graphs = kdjax.build(name, **options), random_graphs(5, 5, 9)
+    variables = started(model)
+    packs = packed([graphs[:2], graphs[2:]], nodes=60, edges=90)
+    run = jax.jit(partial(kdjax.apply, model), compiler_options=QUICK)
+    padded, plain = (run(variables, each) for each in (packs, jraph.batch(graphs)))
+    for endpoint, value in plain.items():
+        per_node = len(value) == sum(len(graph.nodes["x"]) for graph in graphs)
+        real = nodes_of(packs) < 3 if per_node else packs.n_node > 0
+        real[:, -1] = False  # the padding
+        atol = 1e-5 * np.abs(value).max()
+        np.testing.assert_allclose(padded[endpoint][real], value, rtol=0, atol=atol, err_msg=endpoint)
+
+
+@pytest.mark.parametrize("case", ["node_gat", "node_mlp"])
+def test_nodes_may_be_a_plain_array(case):
+    name, options = CASES[case]
+    model, graphs = kdjax.build(name, **options), jraph.batch(random_graphs(3, 5))
+    variables = started(model)
+    plain = kdjax.apply(model, variables, graphs._replace(nodes=graphs.nodes["x"]))
+    jax.tree.map(np.testing.assert_array_equal, plain, kdjax.apply(model, variables, graphs))

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data
+from kdjax.data.fields import GraphsField
 from kdjax.tasks import task as finished
 from kdjax.tasks.can.autoencoder import NEEDED, Autoencoder
+from tests.support.graph_packs import nodes_of
 from tests.tasks.can import test_detection
 
 TASK = Autoencoder.of(Data("can_traffic"))
@@ -18,10 +20,12 @@ def outputs(seed: int = 0, packs: int = 2, graphs: int = 4, nodes: int = 12) -> 
     of[:, -1] = graphs
     label = rng.integers(-1, 2, (packs, graphs))
     out = {k: jnp.asarray(rng.gamma(2, size=(packs, nodes)), jnp.float32) for k in ("feature_error", "neighbour_error")}
-    out["anomaly_parts"] = jnp.asarray(rng.random((packs, graphs, 3)), jnp.float32)
-    out["embedding"] = jnp.asarray(rng.normal(size=(packs, graphs, 5)), jnp.float32)
-    batch = {"graph": of.astype(np.int32), "nodes": of < graphs, "class": label.astype(np.int32)}
-    return out, {k: jnp.asarray(v) for k, v in batch.items()}
+    out["anomaly_parts"] = jnp.asarray(rng.random((packs, graphs + 1, 3)), jnp.float32)
+    out["embedding"] = jnp.asarray(rng.normal(size=(packs, graphs + 1, 5)), jnp.float32)
+    label = np.pad(label, ((0, 0), (0, 1)), constant_values=-1)
+    n_node = np.stack([np.bincount(row, minlength=graphs + 1) for row in of]).astype(np.int32)
+    empty = GraphsField(nodes, 1, graphs + 1, 1).rows(packs)
+    return out, {"graphs": empty._replace(n_node=n_node), "class": jnp.asarray(label, jnp.int32)}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -29,10 +33,10 @@ def test_fit_is_minus_the_mean_error_of_nodes_that_no_attack_has(seed):
     out, batch = outputs(seed)
     errors = []
     for p in range(2):
-        for n, g in enumerate(np.asarray(batch["graph"][p])):
+        for n, g in enumerate(nodes_of(batch["graphs"])[p]):
             if g < 4 and batch["class"][p, g] != 1:
                 errors.append(float(out["feature_error"][p, n] + out["neighbour_error"][p, n]))
-    assert 0 < len(errors) < int(batch["nodes"].sum()), "some nodes are of attacks"
+    assert 0 < len(errors) < int(batch["graphs"].n_node[:, :-1].sum()), "some nodes are of attacks"
     total, count = TASK.measure(out, batch)["fit"]
     assert int(count) == len(errors)
     assert float(total) == pytest.approx(-np.sum(errors), rel=1e-5)
@@ -40,8 +44,8 @@ def test_fit_is_minus_the_mean_error_of_nodes_that_no_attack_has(seed):
 
 def test_padding_and_attacks_may_hold_anything():
     out, batch = outputs()
-    attack = np.pad(np.asarray(batch["class"]) == 1, ((0, 0), (0, 1)))
-    left = ~np.asarray(batch["nodes"]) | np.take_along_axis(attack, np.asarray(batch["graph"]), 1)
+    of_node = nodes_of(batch["graphs"])
+    left = (of_node == 4) | np.take_along_axis(np.asarray(batch["class"]) == 1, of_node, 1)
     wild = {k: jnp.where(left, jnp.nan, out[k]) for k in ("feature_error", "neighbour_error")}
     assert TASK.measure({**out, **wild}, batch) == TASK.measure(out, batch)
     seen = tuple(np.argwhere(~left)[0])
@@ -52,10 +56,10 @@ def test_padding_and_attacks_may_hold_anything():
 def test_the_anomaly_is_the_originals_sum():
     """The worst node's feature error, 20 times the worst neighbour error, 0.3 times the share of wrong ids."""
     out, batch = outputs()
-    found = np.asarray(TASK.predict(out, batch))
+    found = TASK.predict(out, batch)
     worst, neighbour, wrong_ids = np.moveaxis(np.asarray(out["anomaly_parts"]), -1, 0)
-    np.testing.assert_allclose(found[..., 0], worst + 20 * neighbour + 0.3 * wrong_ids, rtol=1e-6)
-    np.testing.assert_array_equal(found[..., 1:], out["embedding"])
+    np.testing.assert_allclose(found["score"], worst + 20 * neighbour + 0.3 * wrong_ids, rtol=1e-6)
+    np.testing.assert_array_equal(found["embedding"], out["embedding"])
 
 
 def test_a_model_that_lacks_something_is_refused():

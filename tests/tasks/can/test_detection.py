@@ -41,13 +41,13 @@ def batch(seed: int = 0, packs: int = 3, graphs: int = 5) -> tuple[dict, dict]:
     shape = (packs, graphs)
     label, valid, labelled = rng.integers(0, 2, shape), rng.random(shape) < 0.8, rng.random(shape) < 0.7
     outputs = {"logits": rng.normal(0, 2, (*shape, 1)), "embedding": rng.normal(size=(*shape, 4))}
-    told = {"class": np.where(valid & labelled, label, -1), "valid": valid, "labelled": valid & labelled}
+    told = {"class": np.where(valid & labelled, label, -1), "valid": valid, "class_known": valid & labelled}
     return {k: jnp.asarray(v, jnp.float32) for k, v in outputs.items()}, {k: jnp.asarray(v) for k, v in told.items()}
 
 
 def test_measures_are_those_of_scikit_learn():
     outputs, seen = batch()
-    known = np.asarray(seen["labelled"])
+    known = np.asarray(seen["class_known"])
     z, y = np.asarray(outputs["logits"])[..., 0][known], np.asarray(seen["class"])[known]
     assert 0 < known.sum() < known.size
     found = TASK.measure(outputs, seen)
@@ -71,14 +71,14 @@ def test_two_logits_are_the_same_as_their_difference():
     for name, value in TASK.measure(outputs, seen).items():
         np.testing.assert_allclose(TASK.measure(both, seen)[name], value, rtol=1e-6)
     predicted = TASK.predict(both, seen)
-    np.testing.assert_allclose(predicted[..., 0], z[..., 0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(predicted[..., 1:], outputs["embedding"])
-    assert TASK.predict({"logits": z}, seen).shape == (3, 5, 1)
+    np.testing.assert_allclose(predicted["score"], z[..., 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(predicted["embedding"], outputs["embedding"])
+    assert list(TASK.predict({"logits": z}, seen)) == ["score"]
 
 
 def test_what_is_not_finite_shows_unless_it_is_padding():
     outputs, seen = batch()
-    known = np.asarray(seen["labelled"])
+    known = np.asarray(seen["class_known"])
     where = [tuple(map(int, np.argwhere(k)[0])) for k in (~known, known)]
     for (p, g), shows in zip(where, (False, True), strict=True):
         found = TASK.measure({"logits": outputs["logits"].at[p, g].set(jnp.nan)}, seen)
@@ -98,43 +98,45 @@ def test_other_models_are_refused(outputs, found):
 
 def test_the_threshold_is_that_of_the_best_f1_on_validation_data():
     scores = np.array([0.1, 0.4, 0.35, 0.2, 2.0, -1.0, 0.3, 1.0], np.float32)
-    (limit,) = TASK.calibrate(scores[:, None], Sets()).values()
+    (limit,) = TASK.calibrate({"score": scores}, Sets()).values()
     best = max(metrics.f1_score(VAL, scores > t) for t in np.append(scores, -2.0))
     assert metrics.f1_score(VAL, scores > limit) == best == pytest.approx(6 / 7)
     unknown = np.append(VAL, -1)  # the highest score, and nobody knows of what
-    assert TASK.calibrate(np.append(scores, 9.0)[:, None], Sets(val=unknown))["threshold"] == limit
+    assert TASK.calibrate({"score": np.append(scores, 9.0)}, Sets(val=unknown))["threshold"] == limit
 
 
 def test_the_threshold_without_attacks_is_a_percentile():
     scores = np.random.default_rng(0).normal(size=500).astype(np.float32)
     for label in (0, -1):  # all normal, or nothing known
-        found = TASK.calibrate(scores[:, None], Sets(val=np.full(500, label)))
+        found = TASK.calibrate({"score": scores}, Sets(val=np.full(500, label)))
         assert found["threshold"] == pytest.approx(np.quantile(scores, 0.99), rel=1e-6)
 
 
-def run(task=TASK, width: int = 1) -> tuple[dict, list, np.ndarray]:
+def run(task=TASK, width: int = 0) -> tuple[dict, list, dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
-    scores = np.stack([rng.normal(2 * np.maximum(Sets().test, 0)), *rng.normal(size=(width - 1, 9))], axis=1)
-    scores = scores.astype(np.float32)
-    made = {"val": (2.0 * VAL - 1 + 0.1 * np.arange(8)).astype(np.float32)[:, None], "test": scores}
-    result, table = task.test(made.__getitem__, Sets(), {"threshold": 1.0})
-    again, _ = task.test(made.__getitem__, Sets(), {})  # nothing was kept with the weights: calibrated now
+    predicted = {"score": rng.normal(2 * np.maximum(Sets().test, 0)).astype(np.float32)}
+    predicted |= {"embedding": rng.normal(size=(9, width)).astype(np.float32)} if width else {}
+    splits = {"val": {"score": (2.0 * VAL - 1 + 0.1 * np.arange(8)).astype(np.float32)}, "test": predicted}
+    result, table = task.test(splits.__getitem__, Sets(), {"threshold": 1.0})
+    again, _ = task.test(splits.__getitem__, Sets(), {})  # nothing was kept with the weights: calibrated now
     assert again["threshold"] == pytest.approx(0.4)  # between -0.4 and 1.2
-    return result, table, scores
+    return result, table, predicted
 
 
 def test_each_test_set_is_measured_alone():
-    result, table, scores = run()
+    result, table, predicted = run()
+    scores = predicted["score"]
     assert result["threshold"] == 1.0
     each = []
     for name, some in (("here", slice(0, 5)), ("elsewhere", [5, 7, 8])):
-        y, z = Sets().test[some], scores[some, 0]
+        attack, z = Sets().test[some] == 1, scores[some]
+        alarm = z > 1.0
         expected = {
-            "f1": metrics.f1_score(y, z > 1.0),
-            "precision": metrics.precision_score(y, z > 1.0),
-            "recall": metrics.recall_score(y, z > 1.0),
-            "accuracy": metrics.accuracy_score(y, z > 1.0),
-            "auc": metrics.roc_auc_score(y, z),
+            "f1": 2 * np.sum(attack & alarm) / (attack.sum() + alarm.sum()),
+            "precision": attack[alarm].mean(),
+            "recall": alarm[attack].mean(),
+            "accuracy": np.mean(attack == alarm),
+            "auc": np.mean(z[attack][:, None] > z[~attack]),
         }
         for measure, value in expected.items():
             assert result["per_class"][name][measure]["mean"] == pytest.approx(value), (name, measure)
@@ -147,13 +149,13 @@ def test_each_test_set_is_measured_alone():
     head, *rows = table
     assert head == ["set", "begin", "label", "score", "alarm"]
     assert len(rows) == 9
-    assert rows[6] == ["elsewhere", "1.500000", -1, float(scores[6, 0]), int(scores[6, 0] > 1)]
+    assert rows[6] == ["elsewhere", "1.500000", -1, float(scores[6]), int(scores[6] > 1)]
 
 
 def test_pictures_are_made_of_the_last_student():
-    result, _, scores = run(width=5)
+    result, _, predicted = run(width=4)
     made = [
-        finished.Tested({"title": title, "role": role, **result}, Sets(), scores)
+        finished.Tested({"title": title, "role": role, **result}, Sets(), predicted)
         for title, role in (("the large one", "teacher"), ("the small one", "student"), ("alone", "control"))
     ]
     (heading, html), *_ = TASK.pictures(made).items()
@@ -161,17 +163,23 @@ def test_pictures_are_made_of_the_last_student():
     for text in ("scores of the small one", "alarms of the small one", "embeddings of the small one, 9 test graphs"):
         assert text in html
     assert html.count("<svg") == 4
-    narrow = [finished.Tested(one.row, one.dataset, one.predicted[:, :1]) for one in made]
-    assert TASK.pictures(narrow)["Detection"].count("<svg") == 3, "no plane of one number"
+    for width in (None, 1):
+        embedding = {} if width is None else {"embedding": predicted["embedding"][:, :width]}
+        narrow = [finished.Tested(one.row, one.dataset, {"score": predicted["score"], **embedding}) for one in made]
+        assert TASK.pictures(narrow)["Detection"].count("<svg") == 3, "no plane of one number"
+    for value in (0.1, np.nan):
+        broken = {"score": predicted["score"], "embedding": np.full((9, 4), value, np.float32)}
+        alike = [finished.Tested(row.row, row.dataset, broken) for row in made]
+        assert TASK.pictures(alike)["Detection"].count("<svg") == 3, "no plane of equal points"
     assert TASK.words(Sets()) == {"group": "test set", "group_measures": ["auc"], "over": "2 test sets"}
 
 
 def test_example_graphs_are_of_a_set_that_has_both_kinds():
-    result, _, scores = run()
+    result, _, predicted = run()
     lone = Sets(test=np.array([0, 0, 0, 0, 0, 1, -1, 0, 1]))
     row = {"title": "x", "role": "other", **result}
-    (html,) = alarms.graphs(finished.Tested(row, lone, scores)).values()
+    (html,) = alarms.graphs(finished.Tested(row, lone, predicted)).values()
     assert "elsewhere, normal" in html
     assert "elsewhere, attack" in html
     assert "here, normal" not in html.replace("elsewhere, normal", "")
-    assert alarms.graphs(finished.Tested(row, Sets(test=np.zeros(9, int)), scores)) == {}
+    assert alarms.graphs(finished.Tested(row, Sets(test=np.zeros(9, int)), predicted)) == {}

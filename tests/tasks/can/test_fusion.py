@@ -11,7 +11,7 @@ from sklearn.metrics import f1_score, roc_auc_score
 from kdjax.config import ConfigError, Data
 from kdjax.tasks import task as finished
 from kdjax.tasks.can import fusing
-from kdjax.tasks.can.fusion import NEEDED, Fusion
+from kdjax.tasks.can.fusion import NEEDED, Agent, Fusion
 from tests.tasks.can.test_detection import Sets
 
 TASK = Fusion.of(Data("can_traffic"))
@@ -123,6 +123,12 @@ def test_the_bandit_is_linucb():
     np.testing.assert_allclose(fitted("probability")["bandit"](fresh), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_options_are_the_agents():
+    assert Fusion.of(Data("can_traffic"), gamma=0.5).agent == Agent(gamma=0.5)
+    with pytest.raises(ConfigError, match="no option 'gama'; did you mean 'gamma'"):
+        Fusion.of(Data("can_traffic"), gama=0.5)
+
+
 # -- the table -------------------------------------------------------------------------------------------------------
 
 
@@ -140,10 +146,9 @@ def outputs() -> dict:
 def test_what_it_predicts_is_all_that_the_table_needs():
     out = outputs()
     found = TASK.predict(out, {})
-    for i, name in enumerate(("anomaly", "probability", "alpha"), 1):
-        np.testing.assert_array_equal(found[..., i], out[name])
-    np.testing.assert_array_equal(found[..., 0], out["logits"][..., 0])
-    np.testing.assert_array_equal(found[..., 4:], out["state"])
+    for name in ("anomaly", "probability", "alpha", "state"):
+        np.testing.assert_array_equal(found[name], out[name])
+    np.testing.assert_array_equal(found["score"], out["logits"][..., 0])
     TASK.check(out)
     for name in NEEDED:
         with pytest.raises(ConfigError, match=f"this one has no {name}$"):
@@ -157,8 +162,8 @@ def test_the_agent_stands_beside_the_simpler_ways():
         of = seen(len(label), 5)
         probability = np.clip(0.15 + 0.7 * label, 0, 1)
         score = np.log(probability / (1 - probability))
-        made[split] = np.column_stack([score, of.anomaly, probability, np.full(len(label), 1.0), of.state])
-    made = {k: v.astype(np.float32) for k, v in made.items()}
+        made[split] = {"score": score, "anomaly": of.anomaly, "probability": probability.astype(np.float32)}
+        made[split] |= {"alpha": np.ones(len(label), np.float32), "state": of.state}
     result, table = TASK.test(made.__getitem__, dataset, {"threshold": 0.0})
     assert result["metrics"]["f1"]["mean"] == 1.0
     assert len(table) == 10
