@@ -11,18 +11,23 @@ from absl import flags
 from jaxtyping import Bool, Int
 
 from kdjax.config import ConfigError
+from kdjax.data.fields import Field, GraphsField
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # arrays, or trees of them, by field
 
 
 class Dataset(ABC):
     """Examples in the splits train, val and test, dealt out in batches by global step.
 
     With `processes` > 1 each process reads its own contiguous share of the same global batch. A kind of data says what
-    a batch is (`batch`, `shapes`) and what one of its examples is called (`item`).
+    a batch holds (`fields`), how it is made (`batch`) and what one of its examples is called (`item`).
+
+    Where `fields` have "view", it is how many times an example was dealt out before, modulo `views` if that is above 0.
     """
 
     item: ClassVar[str]
+    fields: dict[str, Field | GraphsField] = {}  # as a training step sees them
+    views: int = 0
     facts: dict[str, Any] = {}  # what options of models may ask of the data
     keepsakes: dict[str, Any] = {}  # file name -> what a model's users must know of its data, left beside its weights
 
@@ -37,7 +42,7 @@ class Dataset(ABC):
 
     @abstractmethod
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
-        """The class of each example."""
+        """The class of each example, -1 where it has none."""
 
     def axis(self, batch_size: int) -> int:
         """The length of the axis that devices share, in a batch of so many examples."""
@@ -47,9 +52,9 @@ class Dataset(ABC):
         """The order in which a split is evaluated."""
         return np.arange(self.sizes[split])
 
-    @abstractmethod
     def shapes(self, batch_size: int) -> dict[str, Any]:
         """The shapes of a batch as a step sees it; `batch_size` is the length of the axis that devices share."""
+        return {name: field.shapes(batch_size) for name, field in self.fields.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         return max(1, len(self.trained_on) // batch_size)
@@ -73,7 +78,8 @@ class Dataset(ABC):
         share = _share(batch_size, process, processes)
         chosen = self.trained_on if pool is None else pool
         chosen = chosen[self._labelled["train"][chosen]] if labelled_only else chosen
-        order = grain.MapDataset.source(chosen.tolist()).shuffle(seed=seed % 2**32).repeat().batch(batch_size)[start:]
+        order = grain.MapDataset.source(chosen.tolist()).shuffle(seed=seed % 2**32).repeat()
+        order = order.map_with_index(_View(len(chosen), self.views)).batch(batch_size)[start:]
         return self._read(order.map(_Reader(self, "train", share)))
 
     def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
@@ -81,7 +87,8 @@ class Dataset(ABC):
         share = _share(batch_size, process, processes)
         order = self.order(split)
         rows = np.pad(order, (0, -len(order) % batch_size), constant_values=-1).reshape(-1, batch_size)
-        return self._read(grain.MapDataset.source(list(rows)).map(_Reader(self, split, share)))
+        order = grain.MapDataset.source([(row, np.zeros(batch_size, np.int32)) for row in rows])
+        return self._read(order.map(_Reader(self, split, share)))
 
     def _read(self, batches: grain.MapDataset) -> Iterator[Batch]:
         if self.workers:
@@ -93,14 +100,27 @@ class Dataset(ABC):
         return iter(batches.to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
 
 
+class _View:
+    """Says of a place in the order without end in which pass over the pool it lies."""
+
+    def __init__(self, pool: int, views: int):
+        self.pool, self.views = pool, views
+
+    def __call__(self, place: int, index: int) -> tuple[int, int]:
+        view = place // self.pool
+        return index, view % self.views if self.views else view
+
+
 class _Reader:
-    """Reads one process's share of a global batch of indices."""
+    """Reads one process's share of a global batch of indices and their views."""
 
     def __init__(self, dataset: Dataset, split: str, share: slice):
         self.dataset, self.split, self.share = dataset, split, share
 
-    def __call__(self, indices: Int[np.ndarray, " b"]) -> Batch:
-        return self.dataset.batch(self.split, indices, self.share)
+    def __call__(self, dealt: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]) -> Batch:
+        indices, views = dealt
+        batch = self.dataset.batch(self.split, indices, self.share)
+        return {**batch, "view": views[self.share].astype(np.int32)} if "view" in self.dataset.fields else batch
 
 
 def _share(batch_size: int, process: int, processes: int) -> slice:

@@ -33,7 +33,7 @@ def deal(
             component = [i for i in component if common[0] in allowed[i]]
         key = min(_hash(seed, facts[i]) for i in component)
         strata[common, max(facts[i].label for i in component)].append((key, component))
-    found: dict[str, list[int]] = {split: [] for split in SPLITS}
+    indices: dict[str, list[int]] = {split: [] for split in SPLITS}
     owed = dict.fromkeys(SPLITS, 0.0)  # a class too small to give a split its share leaves it to the next class
     for (common, _), dealt in sorted(strata.items()):
         size, passed = sum(len(c) for _, c in dealt), 0
@@ -44,14 +44,14 @@ def deal(
         bounds = np.cumsum([max(owed[s], 0) for s in names])[:-1]
         for _, component in sorted(dealt):
             split = names[int(np.searchsorted(bounds, passed + len(component) / 2))]
-            found[split] += component
+            indices[split] += component
             owed[split] -= len(component)
             passed += len(component)
     notes = [
-        f"{n} images of {split} are left out: the same image or patient is also in {kept}"
-        for (split, kept), n in sorted(dropped.items())
+        f"{n} images of {split} are left out: the same image or patient is also in {other}"
+        for (split, other), n in sorted(dropped.items())
     ]
-    return {split: np.array(sorted(where), np.int64) for split, where in found.items()}, notes
+    return {split: np.array(sorted(where), np.int64) for split, where in indices.items()}, notes
 
 
 def labelled(facts: Sequence[Facts], share: float, seed: int) -> Bool[np.ndarray, " n"]:
@@ -74,8 +74,8 @@ def _components(facts: Sequence[Facts]) -> list[list[int]]:
         return i
 
     first: dict[tuple[str, str], int] = {}
-    for i, of in enumerate(facts):
-        for key in (("group", of.group), ("content", of.content)):
+    for i, fact in enumerate(facts):
+        for key in (("group", fact.group), ("content", fact.content)):
             if key[1]:
                 root[find(i)] = find(first.setdefault(key, i))
     together: dict[int, list[int]] = defaultdict(list)
@@ -84,5 +84,5 @@ def _components(facts: Sequence[Facts]) -> list[list[int]]:
     return list(together.values())
 
 
-def _hash(seed: int, of: Facts, purpose: str = "split") -> str:
-    return hashlib.blake2b(f"{purpose} {seed} {of.content or of.name}".encode(), digest_size=16).hexdigest()
+def _hash(seed: int, fact: Facts, purpose: str = "split") -> str:
+    return hashlib.blake2b(f"{purpose} {seed} {fact.content or fact.name}".encode(), digest_size=16).hexdigest()

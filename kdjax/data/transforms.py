@@ -1,88 +1,211 @@
-"""Augmentation on the device: pure, and the same for an image wherever in a batch it stands."""
+"""Augmentation on the device: pure, and the same for a view of an example wherever and whenever it is dealt out."""
+
+import zlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from kdjax.config import ConfigError, nearest
+from kdjax.data.fields import Field, GraphsField, known
 
-GEOMETRIC = ("hflip", "vflip", "rotate", "zoom")
-TRANSFORMS = (*GEOMETRIC, "gamma", "contrast")
+GEOMETRIC = ("hflip", "vflip", "rotate", "zoom", "crop")
+PHOTOMETRIC = ("gamma", "contrast", "erase")
+MIXING = ("mixup", "cutmix")
+TRANSFORMS = (*GEOMETRIC, *PHOTOMETRIC, *MIXING)
 
 ANGLE = 30.0  # degrees, to either side
 ZOOM = (1.0, 1.3)
+MARGIN = 8  # "crop" pads by the side divided by this
 GAMMA = (0.5, 1.9)
 CONTRAST = (0.5, 2.0)
+ERASED = (0.02, 0.2)  # share of the area
+ASPECT = (0.3, 3.3)  # of the erased rectangle, height to width
+
+Batch = dict[str, Array]
 
 
-def faults(probabilities: dict[str, float]) -> list[str]:
-    """What is wrong with a configuration of transforms, a line each."""
-    wrong = [f"augment: no transform {k!r}; {nearest(k, TRANSFORMS)}" for k in probabilities if k not in TRANSFORMS]
-    return wrong + [
-        f"augment.{k}: expected a probability in [0, 1], found {p}"
-        for k, p in probabilities.items()
-        if k in TRANSFORMS and not 0 <= p <= 1
-    ]
+def mixes(probabilities: Mapping[str, float]) -> bool:
+    """Whether these transforms mix examples, and so write a soft target."""
+    return any(probabilities.get(name) for name in MIXING)
 
 
-def augment(
+def clean(name: str) -> str:
+    """The name of the field that keeps an image as it is before it is mixed."""
+    return f"clean_{name}"
+
+
+def faults(probabilities: Mapping[str, float], fields: Mapping[str, Field | GraphsField]) -> list[str]:
+    """What keeps these transforms from working on a batch of these fields, a sentence each."""
+    sentences = []
+    for name, probability in probabilities.items():
+        if name not in TRANSFORMS:
+            sentences.append(f"augment: no transform {name!r}; {nearest(name, TRANSFORMS)}")
+        elif not 0 <= probability <= 1:
+            sentences.append(f"augment.{name}: expected a probability in [0, 1], found {probability}")
+    applied = [name for name in TRANSFORMS if probabilities.get(name)]
+    images = [name for name, field in fields.items() if field.kind == "image"]
+    if applied and not images:
+        sentences.append(f"augment: {', '.join(applied)} change images, and this data has none; leave augment empty")
+        return sentences
+    mixing = [name for name in applied if name in MIXING]
+    if mixing and not {"class", "target"} & set(fields):
+        sentences.append(
+            f"augment: {' and '.join(mixing)} mix classes, and this data has no 'class'; leave them out of augment"
+        )
+    if sum(probabilities[name] for name in mixing) > 1:
+        sentences.append(
+            "augment.mixup and augment.cutmix: an example is mixed in one way, so expected probabilities that sum to "
+            f"at most 1, found {sum(probabilities[name] for name in mixing)}"
+        )
+    return sentences
+
+
+def writes(probabilities: Mapping[str, float], fields: Mapping[str, Field], num_classes: int) -> dict[str, Field]:
+    """The fields that mixing adds to a batch of these fields."""
+    if not mixes(probabilities):
+        return {}
+    images = {clean(name): field for name, field in fields.items() if field.kind == "image"}
+    target = {} if "target" in fields else {"target": Field((num_classes,), "float32", "target")}
+    return {**target, **images}
+
+
+def transform(
     key: Key[Array, ""],
-    image: Float[Array, "b h w c"],
-    mask: Int[Array, "b h w"],
-    index: Int[Array, " b"],
-    probabilities: dict[str, float],
-) -> tuple[Float[Array, "b h w c"], Int[Array, "b h w"]]:
-    """Applies each named transform with its probability to images in [0, 1], and those of place to their masks.
+    batch: Batch,
+    probabilities: Mapping[str, float],
+    fields: Mapping[str, Field | GraphsField] | None = None,
+) -> Batch:
+    """Applies each named transform with its probability to the images of a batch, which are in [0, 1].
 
-    The draws of an image follow from `key` and its `index` alone. gamma: x^(1/g), g in [0.5, 1.9]. contrast: the
-    distance from the mean times 0.5 to 2. Then, in one resampling: rotation by up to 30 degrees, zoom by 1 to 1.3 with
-    a random crop, flips; bilinear for the image, nearest for the mask, zero from outside.
+    `key` is that of the seed and the use. The draws of an example follow from it, its `view` and its `index` alone.
+    `fields` say which arrays are images and masks; without them floats [b, h, w, 3] are images, integers [b, h, w]
+    masks.
+
+    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. Then, in one resampling of
+    images and masks: rotation by up to 30 degrees, zoom by 1 to 1.3 at a random place, flips, and crop, a shift by up
+    to 1/8 of the side; bilinear for images, nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of
+    the area becomes the mean of the image.
+
+    Mixing takes the next example of the batch as a partner where both are valid. mixup: share * x + (1 - share) *
+    partner, share uniform in [0, 1], which is Beta(1, 1). cutmix: a rectangle of 1 - share of the area comes from the
+    partner. `target` [b, k], which the data set fills with the class as one-hot, is mixed by the same share, and known
+    where both classes are. A mask follows cutmix; of images mixed by mixup it is not known. "clean_image" is the image
+    before mixing.
     """
-    if wrong := faults(probabilities):
-        raise ConfigError("\n  ".join(wrong))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+    images, masks = _of_kind(batch, fields, "image"), _of_kind(batch, fields, "mask")
+    images = [name for name in images if name not in map(clean, images)]
+    if sentences := faults(probabilities, {name: Field((), "float32", "image") for name in images} | _classes(batch)):
+        raise ConfigError("\n  ".join(sentences))
+    keys = jax.vmap(lambda view, index: jax.random.fold_in(jax.random.fold_in(key, view), index))(
+        batch["view"], batch["index"]
+    )
     draws = jax.vmap(lambda k: draw(k, probabilities))(keys)
-    if probabilities.get("gamma"):
-        image = image ** (1 / draws["gamma"])[:, None, None, None]
-    if probabilities.get("contrast"):
-        mean = jnp.mean(image, (1, 2, 3), keepdims=True)
-        image = jnp.clip((image - mean) * draws["contrast"][:, None, None, None] + mean, 0, 1)
+    batch = batch | {name: _photometric(batch[name], draws, probabilities) for name in images}
     if any(probabilities.get(name) for name in GEOMETRIC):
-        image, mask = jax.vmap(_warp)(image, mask, draws)
-    return image, mask
+        batch |= {name: jax.vmap(_warp)(batch[name], draws) for name in images}
+        batch |= {name: jax.vmap(_warp_mask)(batch[name], draws) for name in masks}
+    if probabilities.get("erase"):
+        batch |= {name: _erase(batch[name], draws) for name in images}
+    batch |= {name: jnp.where(batch["valid"][:, None, None, None], batch[name], 0) for name in images}
+    return _mix(batch, images, masks, draws) if mixes(probabilities) else batch
 
 
-def draw(key: Key[Array, ""], probabilities: dict[str, float]) -> dict[str, Float[Array, "..."]]:
-    """The parameters of every transform for one image; one that does not happen has its neutral value."""
+def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, Float[Array, "..."]]:
+    """The parameters of every transform for one example; one that does not happen has its neutral value."""
+
+    def uniform(name: str, n: int, low: float = 0.0) -> Float[Array, " n"]:
+        return jax.random.uniform(jax.random.fold_in(key, zlib.crc32(name.encode())), (n,), minval=low)
 
     def pick(name: str, low: float, high: float, neutral: float) -> Float[Array, ""]:
-        happens, value = jax.random.uniform(jax.random.fold_in(key, TRANSFORMS.index(name)), (2,))
+        happens, value = uniform(name, 2)
         return jnp.where(happens < probabilities.get(name, 0.0), low + (high - low) * value, neutral)
 
+    happens, area, aspect, *corner = uniform("erase", 5)
+    area = ERASED[0] + (ERASED[1] - ERASED[0]) * area
+    aspect = ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** aspect
+    sides = jnp.sqrt(jnp.stack([area * aspect, area / aspect]))
+    erased = jnp.where(happens < probabilities.get("erase", 0.0), sides, 0.0)
+    mixed, share = uniform("mix", 2)
+    mixup, cutmix = (probabilities.get(name, 0.0) for name in MIXING)
+    shifted = uniform("crop", 3)
     return {
         "hflip": pick("hflip", -1.0, -1.0, 1.0),
         "vflip": pick("vflip", -1.0, -1.0, 1.0),
         "rotate": pick("rotate", -ANGLE, ANGLE, 0.0),
         "zoom": pick("zoom", *ZOOM, 1.0),
-        "crop": jax.random.uniform(jax.random.fold_in(key, len(TRANSFORMS)), (2,), minval=-1, maxval=1),
+        "place": uniform("place", 2, low=-1.0),
+        "crop": jnp.where(shifted[0] < probabilities.get("crop", 0.0), 2 * shifted[1:] - 1, 0.0),
         "gamma": pick("gamma", *GAMMA, 1.0),
         "contrast": pick("contrast", *CONTRAST, 1.0),
+        "erase": jnp.concatenate([(1 - erased) * jnp.stack(corner), erased]),
+        "mixup": jnp.where(mixed < mixup, share, 1.0),
+        "cutmix": jnp.where((mixed >= mixup) & (mixed < mixup + cutmix), share, 1.0),
+        "cut": uniform("cut", 2),
     }
 
 
-def _warp(
-    image: Float[Array, "h w c"], mask: Int[Array, "h w"], drawn: dict[str, Float[Array, "..."]]
-) -> tuple[Float[Array, "h w c"], Int[Array, "h w"]]:
-    """Looks up where every output pixel comes from; one image at a time, so that a sharded batch stays in its place."""
-    h, w, _ = image.shape
+def _of_kind(batch: Batch, fields: Mapping[str, Field | GraphsField] | None, kind: str) -> list[str]:
+    if fields is not None:
+        return [name for name in batch if name in fields and fields[name].kind == kind]
+    if kind == "image":
+        return [k for k, v in batch.items() if jnp.ndim(v) == 4 and v.shape[-1] == 3 and v.dtype.kind == "f"]
+    return [k for k, v in batch.items() if jnp.ndim(v) == 3 and v.dtype.kind in "iu"]
+
+
+def _classes(batch: Batch) -> dict[str, Field]:
+    return {name: Field((), "float32", name) for name in ("class", "target") if name in batch}
+
+
+# -- photometric -----------------------------------------------------------------------------------------------------
+
+
+def _photometric(
+    image: Float[Array, "b h w c"], draws: dict[str, Array], probabilities: Mapping[str, float]
+) -> Float[Array, "b h w c"]:
+    if probabilities.get("gamma"):
+        image = image ** (1 / draws["gamma"])[:, None, None, None]
+    if probabilities.get("contrast"):
+        mean = jnp.mean(image, (1, 2, 3), keepdims=True)
+        image = jnp.clip((image - mean) * draws["contrast"][:, None, None, None] + mean, 0, 1)
+    return image
+
+
+def _erase(image: Float[Array, "b h w c"], draws: dict[str, Array]) -> Float[Array, "b h w c"]:
+    inside = rectangle(draws["erase"], image.shape[1], image.shape[2])
+    return jnp.where(inside[..., None], image.mean(axis=(1, 2), keepdims=True), image)
+
+
+def rectangle(sides: Float[Array, "b 4"], h: int, w: int) -> Bool[Array, "b h w"]:
+    """The pixels whose centre lies in the rectangle (top, left, height, width), in parts of the sides."""
+    top, left, height, width = (sides[:, i, None] for i in range(4))
+    y, x = (jnp.arange(h) + 0.5)[None, :] / h, (jnp.arange(w) + 0.5)[None, :] / w
+    rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
+    return rows[:, :, None] & columns[:, None, :]
+
+
+# -- geometric -------------------------------------------------------------------------------------------------------
+
+
+def _sources(h: int, w: int, drawn: dict[str, Array]) -> tuple[Float[Array, "h w"], Float[Array, "h w"]]:
+    """Where every output pixel comes from."""
     angle, zoom = jnp.deg2rad(drawn["rotate"]), drawn["zoom"]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
-    room = 0.5 * (1 - 1 / zoom) * drawn["crop"]
+    room = 0.5 * (1 - 1 / zoom) * drawn["place"]
+    shift = jnp.round(drawn["crop"] * jnp.array([h // MARGIN, w // MARGIN]))
     rows, columns = jnp.meshgrid(jnp.arange(h) - (h - 1) / 2, jnp.arange(w) - (w - 1) / 2, indexing="ij")
-    rows = rows * drawn["vflip"] / zoom + room[0] * h
-    columns = columns * drawn["hflip"] / zoom + room[1] * w
+    rows = (rows + shift[0]) * drawn["vflip"] / zoom + room[0] * h
+    columns = (columns + shift[1]) * drawn["hflip"] / zoom + room[1] * w
     y = cos * rows - sin * columns + (h - 1) / 2
     x = sin * rows + cos * columns + (w - 1) / 2
+    return y, x
+
+
+def _warp(image: Float[Array, "h w c"], drawn: dict[str, Array]) -> Float[Array, "h w c"]:
+    """One image at a time, so that a sharded batch stays in its place."""
+    h, w, _ = image.shape
+    y, x = _sources(h, w, drawn)
     y0, x0 = jnp.floor(y), jnp.floor(x)
     down, right = y - y0, x - x0
     warped = jnp.zeros_like(image)
@@ -91,11 +214,56 @@ def _warp(
             at, inside = _flat(y0 + dy, x0 + dx, h, w)
             taken = image.reshape(h * w, -1).at[at].get(mode="promise_in_bounds")
             warped += jnp.where(inside, weight_y * weight_x, 0)[..., None] * taken
+    return warped
+
+
+def _warp_mask(mask: Int[Array, "h w"], drawn: dict[str, Array]) -> Int[Array, "h w"]:
+    h, w = mask.shape
+    y, x = _sources(h, w, drawn)
     at, inside = _flat(jnp.round(y), jnp.round(x), h, w)
-    return warped, jnp.where(inside, mask.reshape(h * w).at[at].get(mode="promise_in_bounds"), 0)
+    return jnp.where(inside, mask.reshape(h * w).at[at].get(mode="promise_in_bounds"), 0)
 
 
-def _flat(y: Float[Array, "h w"], x: Float[Array, "h w"], height: int, width: int):
+def _flat(
+    y: Float[Array, "h w"], x: Float[Array, "h w"], height: int, width: int
+) -> tuple[Int[Array, "h w"], Bool[Array, "h w"]]:
     """Where a pixel lies in the flattened image, and whether it lies in it at all."""
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return jnp.where(inside, y.astype(jnp.int32) * width + x.astype(jnp.int32), 0), inside
+
+
+# -- mixing ----------------------------------------------------------------------------------------------------------
+
+
+def _mix(batch: Batch, images: list[str], masks: list[str], draws: dict[str, Array]) -> Batch:
+    both = batch["valid"] & _partner(batch["valid"])
+    blended, cut = both & (draws["mixup"] < 1), both & (draws["cutmix"] < 1)
+    share = jnp.where(blended, draws["mixup"], 1.0)
+    side = jnp.sqrt(1 - jnp.where(cut, draws["cutmix"], 1.0))[:, None]
+    pasted = jnp.concatenate([(1 - side) * draws["cut"], side, side], axis=1)
+    mixed = dict(batch)
+    for name in images:
+        image, b = batch[name], len(batch[name])
+        mixed[clean(name)] = image
+        blend = share.reshape(b, 1, 1, 1)
+        image = jnp.where(blend < 1, blend * image + (1 - blend) * _partner(image), image)
+        inside = rectangle(pasted, *image.shape[1:3])
+        mixed[name] = jnp.where(inside[..., None], _partner(batch[name]), image)
+    for name in masks:
+        inside = rectangle(pasted, *batch[name].shape[1:3])
+        mixed[name] = jnp.where(inside, _partner(batch[name]), batch[name])
+        mixed[known(name)] = _known_of_both(batch[known(name)], cut) & ~blended
+    h, w = batch[images[0]].shape[1:3]
+    own = share - rectangle(pasted, h, w).mean(axis=(1, 2))  # a row is mixed in one way at most
+    mixed["target"] = own[:, None] * batch["target"] + (1 - own[:, None]) * _partner(batch["target"])
+    mixed[known("target")] = _known_of_both(batch[known("target")], blended | cut)
+    return mixed
+
+
+def _partner(array: Array) -> Array:
+    """What the next example of the batch has; the last one's is the first."""
+    return jnp.roll(array, -1, axis=0)
+
+
+def _known_of_both(flag: Bool[Array, " b"], mixed: Bool[Array, " b"]) -> Bool[Array, " b"]:
+    return flag & jnp.where(mixed, _partner(flag), True)

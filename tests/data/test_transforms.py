@@ -9,26 +9,51 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage
 
 from kdjax.config import ConfigError
-from kdjax.data.transforms import ANGLE, CONTRAST, GAMMA, TRANSFORMS, ZOOM, augment, draw
+from kdjax.data.fields import Field
+from kdjax.data.transforms import ANGLE, CONTRAST, GAMMA, MIXING, TRANSFORMS, ZOOM, draw, faults, transform
 
-ALL = dict.fromkeys(TRANSFORMS, 0.8)
-
-
-@functools.partial(jax.jit, static_argnums=4)
-def jitted(key, image, mask, index, probabilities):
-    return augment(key, image, mask, index, dict(probabilities))
+MOVES = ("hflip", "vflip", "rotate", "zoom", "gamma", "contrast")  # what scipy can redo
+ALL = dict.fromkeys([name for name in TRANSFORMS if name not in MIXING], 0.8)
 
 
-def run(image, mask, index=None, key=0, **probabilities):
-    index = np.arange(len(image)) if index is None else index
-    done = jitted(jax.random.key(key), image, mask, jnp.asarray(index, jnp.int32), tuple(probabilities.items()))
-    return tuple(map(np.asarray, done))
+@functools.partial(jax.jit, static_argnums=2)
+def jitted(key, batch, probabilities):
+    return transform(key, batch, dict(probabilities))
 
 
-def batch(n: int = 6, h: int = 20, w: int = 26, seed: int = 0):
+def run(batch, key=0, **probabilities) -> dict[str, np.ndarray]:
+    done = jitted(jax.random.key(key), batch, tuple(probabilities.items()))
+    return {name: np.asarray(array) for name, array in done.items()}
+
+
+def make(n: int = 6, h: int = 20, w: int = 26, seed: int = 0, **fields) -> dict:
     rng = np.random.default_rng(seed)
     image = np.stack([ndimage.gaussian_filter(rng.random((h, w, 3)), (1, 1, 0)) for _ in range(n)])
-    return image.astype(np.float32), rng.integers(0, 4, (n, h, w)).astype(np.int32)
+    return {
+        "image": image.astype(np.float32),
+        "mask": rng.integers(0, 4, (n, h, w)).astype(np.int32),
+        "mask_known": np.ones(n, bool),
+        "valid": np.ones(n, bool),
+        "index": np.arange(n, dtype=np.int32),
+        "view": np.zeros(n, np.int32),
+        **fields,
+    }
+
+
+def classes(n: int = 6, k: int = 3, **fields) -> dict:
+    label = np.arange(n, dtype=np.int32) % k
+    target = (label[:, None] == np.arange(k)).astype(np.float32)
+    known = np.ones(n, bool)
+    return make(n, **{"class": label, "class_known": known, "target": target, "target_known": known, **fields})
+
+
+def rows(batch: dict, chosen) -> dict:
+    return {name: array[chosen] for name, array in batch.items()}
+
+
+def drawn(i: int, key: int = 0, view: int = 0, **probabilities) -> dict[str, np.ndarray]:
+    of_example = jax.random.fold_in(jax.random.fold_in(jax.random.key(key), view), i)
+    return {name: np.float64(value) for name, value in draw(of_example, probabilities).items()}
 
 
 def reference(image, mask, drawn):
@@ -40,7 +65,7 @@ def reference(image, mask, drawn):
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     matrix = rotation @ np.diag([drawn["vflip"], drawn["hflip"]]) / drawn["zoom"]
     centre = np.array([h - 1, w - 1]) / 2
-    moved = rotation @ (drawn["crop"] * np.array([h, w]) * (1 - 1 / drawn["zoom"]) / 2)
+    moved = rotation @ (drawn["place"] * np.array([h, w]) * (1 - 1 / drawn["zoom"]) / 2)
     offset = centre + moved - matrix @ centre
     planes = [ndimage.affine_transform(x[..., c], matrix, offset, order=1, mode="grid-constant") for c in range(3)]
     nearest = ndimage.affine_transform(mask, matrix, offset, order=0, mode="grid-constant")
@@ -49,111 +74,259 @@ def reference(image, mask, drawn):
     return np.stack(planes, -1), nearest, clear
 
 
-@pytest.mark.parametrize("name", [*TRANSFORMS, "all"])
+@pytest.mark.parametrize("name", [*MOVES, "all"])
 def test_agrees_with_scipy(name):
-    image, mask = batch()
-    probabilities = ALL if name == "all" else {name: 1.0}
-    found, moved = run(image, mask, key=3, **probabilities)
-    for i in range(len(image)):
-        drawn = draw(jax.random.fold_in(jax.random.key(3), i), probabilities)
-        expected, nearest, clear = reference(image[i], mask[i], {k: np.float64(v) for k, v in drawn.items()})
-        np.testing.assert_allclose(found[i], expected, atol=2e-5)
-        np.testing.assert_array_equal(moved[i][clear], nearest[clear])
+    batch = make()
+    probabilities = dict.fromkeys(MOVES, 0.8) if name == "all" else {name: 1.0}
+    done = run(batch, key=3, **probabilities)
+    for i in range(len(batch["image"])):
+        expected, nearest, clear = reference(batch["image"][i], batch["mask"][i], drawn(i, key=3, **probabilities))
+        np.testing.assert_allclose(done["image"][i], expected, atol=2e-5)
+        np.testing.assert_array_equal(done["mask"][i][clear], nearest[clear])
         assert clear.mean() > 0.9
-    assert (found != image).any()
+    assert (done["image"] != batch["image"]).any()
 
 
 def test_probability_zero_is_the_identity():
-    image, mask = batch()
-    for probabilities in ({}, dict.fromkeys(TRANSFORMS, 0.0), dict.fromkeys(TRANSFORMS, 1e-9)):
-        found, moved = run(image, mask, **probabilities)
-        np.testing.assert_array_equal(moved, mask)
-        np.testing.assert_allclose(found, image, atol=1e-7)
+    batch = make()
+    for probabilities in ({}, dict.fromkeys(ALL, 0.0), dict.fromkeys(ALL, 1e-9)):
+        done = run(batch, **probabilities)
+        np.testing.assert_array_equal(done["mask"], batch["mask"])
+        np.testing.assert_allclose(done["image"], batch["image"], atol=1e-7)
 
 
 def test_nothing_is_looked_up_without_a_geometric_transform():
-    image, mask = batch()
-    arguments = (jax.random.key(0), image, mask, jnp.arange(6))
+    arguments = (jax.random.key(0), make())
     assert "gather" in jitted.lower(*arguments, (("rotate", 0.5),)).as_text()
-    assert "gather" not in jitted.lower(*arguments, (("gamma", 0.5), ("rotate", 0.0))).as_text()
+    assert "gather" not in jitted.lower(*arguments, (("gamma", 0.5), ("rotate", 0.0), ("erase", 0.5))).as_text()
 
 
 def test_flips_are_exact():
-    image, mask = batch()
+    batch = make()
     for name, flip in (("hflip", np.s_[:, :, ::-1]), ("vflip", np.s_[:, ::-1])):
-        found, moved = run(image, mask, **{name: 1.0})
-        np.testing.assert_array_equal(found, image[flip])
-        np.testing.assert_array_equal(moved, mask[flip])
+        done = run(batch, **{name: 1.0})
+        np.testing.assert_array_equal(done["image"], batch["image"][flip])
+        np.testing.assert_array_equal(done["mask"], batch["mask"][flip])
 
 
-def test_an_image_is_treated_alike_wherever_it_stands():
-    image, mask = batch(8)
-    index = np.array([5, 17, 3, 900, 4, 8, 1, 0])
-    found, moved = run(image, mask, index, **ALL)
+def test_crop_is_padding_and_cutting_back():
+    n = 40
+    batch = make(n, h=16, w=24)
+    done = run(batch, crop=1.0)
+    shifts = set()
+    for i in range(n):
+        at = np.array([2, 3]) + np.round(drawn(i, crop=1.0)["crop"] * [2, 3]).astype(int)
+        shifts.add(tuple(at.tolist()))
+        for name, margin in (("image", ((2, 2), (3, 3), (0, 0))), ("mask", ((2, 2), (3, 3)))):
+            padded = np.pad(batch[name][i], margin)
+            np.testing.assert_array_equal(done[name][i], padded[at[0] : at[0] + 16, at[1] : at[1] + 24])
+    assert len(shifts) > 15
+    assert {0, 4} <= {y for y, _ in shifts}
+
+
+def test_erase_fills_a_rectangle_with_the_mean():
+    n, h, w = 60, 40, 48
+    batch = make(n, h=h, w=w)
+    done = run(batch, erase=1.0)
+    np.testing.assert_array_equal(done["mask"], batch["mask"])
+    areas = []
+    for before, after in zip(batch["image"], done["image"], strict=True):
+        changed = (before != after).any(-1)
+        y, x = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        assert changed[y[0] : y[-1] + 1, x[0] : x[-1] + 1].all()
+        mean = np.broadcast_to(before.mean((0, 1), dtype=np.float64), after[changed].shape)
+        np.testing.assert_allclose(after[changed], mean, atol=1e-6)
+        areas.append(changed.mean())
+    assert 0.015 < min(areas) < 0.04
+    assert 0.16 < max(areas) < 0.225
+
+
+def test_a_view_recurs_bit_for_bit_in_another_batch_and_place():
+    views = {"index": np.array([5, 17, 3, 900, 4, 8, 1, 0], np.int32), "view": np.arange(8, dtype=np.int32) % 3}
+    batch = make(8, **views)
+    done = run(batch, **ALL)
     order = np.array([6, 2, 7, 1, 0, 3, 5, 4])
-    again, removed = run(image[order], mask[order], index[order], **ALL)
-    np.testing.assert_array_equal(again, found[order])
-    np.testing.assert_array_equal(removed, moved[order])
-    few, _ = run(image[2:4], mask[2:4], index[2:4], **ALL)
-    np.testing.assert_allclose(few, found[2:4], atol=1e-6)
-    other, _ = run(image, mask, index, key=1, **ALL)
-    assert (np.abs(other - found).max((1, 2, 3)) > 0.01).all()
+    again = run(rows(batch, order), **ALL)
+    for name in ("image", "mask"):
+        np.testing.assert_array_equal(again[name], done[name][order])
+    others = make(8, seed=1) | {"index": np.array([6, 2, 7, 1, 9, 4, 5, 4], np.int32)}
+    others = {name: np.concatenate([batch[name][2:4], others[name][2:]]) for name in others}
+    np.testing.assert_array_equal(run(others, **ALL)["image"][:2], done["image"][2:4])
+
+
+def test_another_view_index_or_key_differs():
+    one = rows(make(1), np.zeros(8, int))  # eight rows of one example
+    first = run(one, **ALL)["image"]
+    assert (first == first[:1]).all()
+    same_index = run(one | {"view": np.arange(8, dtype=np.int32)}, **ALL)["image"]
+    np.testing.assert_array_equal(same_index[0], first[0])
+    other_index = run(one | {"index": np.arange(8, dtype=np.int32)}, **ALL)["image"]
+    other_key = np.stack([run(one, key=k, **ALL)["image"][0] for k in range(4)])
+    for images in (same_index, other_index, other_key):
+        flat = images.reshape(len(images), -1)
+        away = np.abs(flat[:, None] - flat[None]).max(-1)
+        assert (away[~np.eye(len(flat), dtype=bool)] > 0.01).all()
+
+
+def test_padding_stays_black():
+    batch = make(6, valid=np.arange(6) < 4, index=np.where(np.arange(6) < 4, np.arange(6), -1).astype(np.int32))
+    batch["image"][4:] = 0
+    done = run(batch, **ALL)
+    assert not done["image"][4:].any()
+    assert done["image"][:4].any((1, 2, 3)).all()
+
+
+def test_all_images_and_masks_move_alike():
+    batch = make()
+    batch |= {"image_2": batch["image"][..., ::-1].copy(), "mask_2": batch["mask"] + 1}
+    done = run(batch, rotate=1.0, hflip=0.5, crop=0.5)
+    np.testing.assert_array_equal(done["image_2"], done["image"][..., ::-1])
+    inside = done["mask_2"] > 0
+    np.testing.assert_array_equal(done["mask_2"][inside], done["mask"][inside] + 1)
+    fields = {"image": Field((20, 26, 3), "uint8", "image"), "image_2": Field((20, 26, 3), "float32", "array")}
+    declared = transform(jax.random.key(0), jax.tree.map(jnp.asarray, batch), {"hflip": 1.0}, fields)
+    np.testing.assert_array_equal(declared["image_2"], batch["image_2"])
+    np.testing.assert_array_equal(declared["image"], batch["image"][:, :, ::-1])
 
 
 def test_a_sharded_batch_stays_where_it_is():
-    image, mask = batch(16)
+    batch = make(16)
     sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
-    arguments = [jax.device_put(x, sharding) for x in (image, mask, np.arange(16, dtype=np.int32))]
-    step = jax.jit(functools.partial(augment, probabilities=ALL), out_shardings=(sharding, sharding))
-    found, moved = step(jax.random.key(0), *arguments)
-    alone, unmoved = run(image, mask, **ALL)
+    placed = jax.device_put(batch, sharding)
+    step = jax.jit(functools.partial(transform, probabilities=ALL), out_shardings=sharding)
+    done, alone = step(jax.random.key(0), placed), run(batch, **ALL)
     # two programs round coordinates up to 26 differently: 26 * 2^-23, times a slope below 1, and the same again
-    np.testing.assert_allclose(found, alone, atol=6.2e-6)
-    np.testing.assert_array_equal(moved, unmoved)
-    program = step.lower(jax.random.key(0), *arguments).compile().as_text()
+    np.testing.assert_allclose(done["image"], alone["image"], atol=6.2e-6)
+    np.testing.assert_array_equal(done["mask"], alone["mask"])
+    program = step.lower(jax.random.key(0), placed).compile().as_text()
     assert not re.search(r"all-|collective-", program)
 
 
 def test_mask_and_image_move_together():
     y, x = np.mgrid[0:64, 0:64]
-    blobs = [((y - 20 - 2 * i) ** 2 / 90 + (x - 36 + i) ** 2 / 200 < 1).astype(np.float32) for i in range(12)]
-    image = np.repeat(np.stack(blobs)[..., None], 3, -1)
-    found, moved = run(image, np.stack(blobs).astype(np.int32), **{k: 1.0 for k in ("rotate", "zoom", "hflip")})
-    for seen, mask in zip(found[..., 0] > 0.5, moved > 0, strict=True):
+    blobs = np.stack([((y - 20 - 2 * i) ** 2 / 90 + (x - 36 + i) ** 2 / 200 < 1) for i in range(12)])
+    batch = make(12) | {"image": np.repeat(blobs[..., None], 3, -1).astype(np.float32), "mask": blobs.astype(np.int32)}
+    done = run(batch, **{k: 1.0 for k in ("rotate", "zoom", "hflip", "crop")})
+    for seen, mask in zip(done["image"][..., 0] > 0.5, done["mask"] > 0, strict=True):
         assert mask.sum() > 100
         assert 2 * (seen & mask).sum() / (seen.sum() + mask.sum()) > 0.985
-    assert (moved != np.stack(blobs)).any((1, 2)).all()
+    assert (done["mask"] != blobs).any((1, 2)).all()
 
 
 def test_values_stay_images():
     rng = np.random.default_rng(0)
-    image = rng.choice([0.0, 1.0, 0.5], (40, 12, 12, 3)).astype(np.float32)
-    image[0], image[1] = 0, 1
-    mask = rng.integers(0, 5, (40, 12, 12)).astype(np.int32)
-    found, moved = run(image, mask, **dict.fromkeys(TRANSFORMS, 1.0))
-    assert np.isfinite(found).all()
-    assert found.min() >= 0
-    assert found.max() <= 1 + 1e-6
-    assert set(np.unique(moved)) <= set(range(5))
-    assert moved.dtype == np.int32
+    batch = classes(40, h=12, w=12, mask=rng.integers(0, 5, (40, 12, 12)).astype(np.int32))
+    batch["image"] = rng.choice([0.0, 1.0, 0.5], (40, 12, 12, 3)).astype(np.float32)
+    batch["image"][0], batch["image"][1] = 0, 1
+    done = run(batch, **dict.fromkeys(ALL, 1.0), mixup=0.5, cutmix=0.5)
+    for name in ("image", "clean_image"):
+        assert np.isfinite(done[name]).all()
+        assert done[name].min() >= 0
+        assert done[name].max() <= 1 + 1e-6
+    assert set(np.unique(done["mask"])) <= set(range(5))
+    assert done["mask"].dtype == np.int32
+    np.testing.assert_allclose(done["target"].sum(-1), 1, atol=1e-6)
 
 
 def test_draws_have_the_probability_and_the_range():
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(4000))
-    drawn = jax.vmap(lambda key: draw(key, {**dict.fromkeys(TRANSFORMS, 1.0), "hflip": 0.3, "rotate": 0.6}))(keys)
-    drawn = {k: np.asarray(v) for k, v in drawn.items()}
-    assert np.mean(drawn["hflip"] < 0) == pytest.approx(0.3, abs=0.03)
-    assert np.mean(drawn["rotate"] != 0) == pytest.approx(0.6, abs=0.03)
+    chances = {**dict.fromkeys(TRANSFORMS, 1.0), "hflip": 0.3, "rotate": 0.6, "mixup": 0.2, "cutmix": 0.5, "erase": 0.4}
+    draws = jax.vmap(lambda key: draw(key, chances))(keys)
+    draws = {k: np.asarray(v) for k, v in draws.items()}
+    for name, happened in (
+        ("hflip", draws["hflip"] < 0),
+        ("rotate", draws["rotate"] != 0),
+        ("mixup", draws["mixup"] < 1),
+        ("cutmix", draws["cutmix"] < 1),
+        ("erase", draws["erase"][:, 2] > 0),
+    ):
+        assert np.mean(happened) == pytest.approx(chances[name], abs=0.03)
+    assert not ((draws["mixup"] < 1) & (draws["cutmix"] < 1)).any()
+    assert np.quantile(draws["mixup"][draws["mixup"] < 1], [0.25, 0.5, 0.75]) == pytest.approx(
+        [0.25, 0.5, 0.75], abs=0.06
+    )
     for name, low, high in (("rotate", -ANGLE, ANGLE), ("zoom", *ZOOM), ("gamma", *GAMMA), ("contrast", *CONTRAST)):
-        values = drawn[name]
+        values = draws[name]
         assert low <= values.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < values.max() <= high
-    assert np.abs(np.corrcoef(drawn["zoom"], drawn["gamma"])[0, 1]) < 0.06
+    assert np.abs(np.corrcoef(draws["zoom"], draws["gamma"])[0, 1]) < 0.06
 
 
-def test_unknown_names_are_refused():
-    image, mask = batch(1)
-    with pytest.raises(ConfigError, match="no transform 'hflp'; did you mean 'hflip'"):
-        run(image, mask, hflp=0.5)
-    with pytest.raises(ConfigError, match=r"augment\.zoom: expected a probability in \[0, 1\], found 1\.5"):
-        run(image, mask, zoom=1.5)
+# -- mixing ----------------------------------------------------------------------------------------------------------
+
+
+def test_mixup_is_a_weighted_mean_with_the_next_example():
+    batch = classes(6)
+    done = run(batch, mixup=1.0)
+    np.testing.assert_array_equal(done["clean_image"], batch["image"])
+    again = run(batch | {"clean_image": batch["image"]}, mixup=1.0)  # as where a batch is made of declared shapes
+    assert set(again) == set(done)
+    for i in range(6):
+        share, partner = drawn(i, mixup=1.0)["mixup"], (i + 1) % 6
+        assert 0 <= share < 1
+        image = share * batch["image"][i].astype(np.float64) + (1 - share) * batch["image"][partner]
+        np.testing.assert_allclose(done["image"][i], image, atol=1e-6)
+        target = np.zeros(3)
+        target[i % 3] += share
+        target[partner % 3] += 1 - share
+        np.testing.assert_allclose(done["target"][i], target, atol=1e-6)
+    assert done["target_known"].all()
+    assert not done["mask_known"].any()
+    np.testing.assert_array_equal(done["class"], batch["class"])
+
+
+def test_cutmix_pastes_a_rectangle_and_weighs_by_its_pixels():
+    n, h, w = 30, 20, 26
+    batch = classes(n)
+    done = run(batch, cutmix=1.0)
+    for i in range(n):
+        partner = (i + 1) % n
+        pasted = (done["image"][i] == batch["image"][partner]).all(-1)
+        np.testing.assert_array_equal(done["image"][i][~pasted], batch["image"][i][~pasted])
+        np.testing.assert_array_equal(done["mask"][i], np.where(pasted, batch["mask"][partner], batch["mask"][i]))
+        y, x = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
+        if len(y):
+            assert pasted[y[0] : y[-1] + 1, x[0] : x[-1] + 1].all()
+        assert pasted.mean() == pytest.approx(1 - drawn(i, cutmix=1.0)["cutmix"], abs=1 / h + 1 / w)
+        expected = (1 - pasted.mean()) * batch["target"][i] + pasted.mean() * batch["target"][partner]
+        np.testing.assert_allclose(done["target"][i], expected, atol=1e-6)
+    assert done["mask_known"].all()
+
+
+def test_mixing_needs_both_examples_and_a_target_both_classes():
+    known, valid = np.array([True, True, False, True, True, True]), np.array([True] * 4 + [False, False])
+    batch = classes(6, valid=valid, class_known=known & valid, target_known=known & valid, mask_known=known)
+    batch["target"] *= batch["target_known"][:, None]
+    done = run(batch, mixup=0.5, cutmix=0.5)
+    mixed = np.array([True, True, True, False, False, False])  # the last valid one meets padding, and that padding
+    np.testing.assert_array_equal((done["image"] != done["clean_image"]).any((1, 2, 3)), mixed)
+    np.testing.assert_array_equal(done["target_known"], [True, False, False, True, False, False])
+    np.testing.assert_array_equal(done["target"][3], batch["target"][3])
+    assert not done["image"][4:].any()
+
+
+# -- what cannot work ------------------------------------------------------------------------------------------------
+
+IMAGE, CLASS = Field((8, 8, 3), "uint8", "image"), Field((), "int32", "class")
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "fields", "sentence"),
+    [
+        ({"hflp": 0.5}, {"image": IMAGE}, "augment: no transform 'hflp'; did you mean 'hflip'"),
+        ({"zoom": 1.5}, {"image": IMAGE}, "augment.zoom: expected a probability in [0, 1], found 1.5"),
+        ({"hflip": 0.5}, {"class": CLASS}, "augment: hflip change images, and this data has none; leave augment empty"),
+        ({"mixup": 0.5}, {"image": IMAGE}, "augment: mixup mix classes, and this data has no 'class'"),
+        ({"mixup": 0.7, "cutmix": 0.7}, {"image": IMAGE, "class": CLASS}, "sum to at most 1, found 1.4"),
+    ],
+)
+def test_faults_are_sentences(probabilities, fields, sentence):
+    (line,) = faults(probabilities, fields)
+    assert sentence in line
+
+
+def test_what_can_work_has_no_faults():
+    assert faults({name: 0.5 for name in TRANSFORMS}, {"image": IMAGE, "class": CLASS}) == []
+    assert faults({}, {"class": CLASS}) == faults({"hflip": 0.0}, {"class": CLASS}) == []
+    with pytest.raises(ConfigError, match="no transform 'hflp'"):
+        run(make(1), hflp=0.5)

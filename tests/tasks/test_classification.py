@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.config import ConfigError, Data
-from kdjax.tasks.classification import Classification
+from kdjax.config import ConfigError, Data, Term
+from kdjax.data import transforms
+from kdjax.tasks import task
+from kdjax.tasks.classification import MIXING, Classification
 
 TASK = Classification.of(Data("citations", num_classes=3))
 
@@ -15,7 +17,8 @@ TASK = Classification.of(Data("citations", num_classes=3))
 def made(shape, seed: int = 0) -> tuple[dict, dict]:
     rng = np.random.default_rng(seed)
     label, valid, labelled = rng.integers(0, 3, shape), rng.random(shape) < 0.8, rng.random(shape) < 0.7
-    batch = {"class": np.where(labelled & valid, label, -1), "valid": valid, "labelled": labelled}
+    batch = {"class": np.where(labelled & valid, label, -1), "valid": valid}
+    batch |= {"class_known": labelled & valid, "index": np.arange(np.prod(shape), dtype=np.int32).reshape(shape)}
     return {"logits": jnp.asarray(rng.normal(size=(*shape, 3)), jnp.float32)}, {
         k: jnp.asarray(v) for k, v in batch.items()
     }
@@ -24,7 +27,7 @@ def made(shape, seed: int = 0) -> tuple[dict, dict]:
 @pytest.mark.parametrize("shape", [(20,), (1, 30), (2, 9)])
 def test_accuracy_is_of_the_known(shape):
     out, batch = made(shape)
-    known = np.asarray(batch["valid"] & batch["labelled"])
+    known = np.asarray(batch["valid"] & batch["class_known"])
     assert 0 < known.sum() < known.size
     right = (np.asarray(out["logits"]).argmax(-1) == np.asarray(batch["class"]))[known]
     total, count = TASK.measure(out, batch)["accuracy"]
@@ -34,13 +37,28 @@ def test_accuracy_is_of_the_known(shape):
         assert bool(jnp.isnan(TASK.measure({"logits": broken}, batch)["accuracy"][0])) is shows
 
 
-def test_predictions_are_logits_in_float32():
-    out, batch = made((4,))
-    half = out["logits"].astype(jnp.bfloat16)
-    found = TASK.predict({"logits": half}, batch)
-    assert found.dtype == jnp.float32
-    np.testing.assert_array_equal(found, half.astype(jnp.float32))
-    assert TASK.calibrate(np.asarray(found), None) == {}
+def test_predictions_are_logits_in_float32_and_a_vector_for_each_example():
+    for shape in ((4,), (2, 3)):
+        out, batch = made(shape)
+        half = out["logits"].astype(jnp.bfloat16)
+        predicted = TASK.predict({"logits": half}, batch)
+        assert set(predicted) == {"logits"}
+        assert predicted["logits"].dtype == jnp.float32
+        np.testing.assert_array_equal(predicted["logits"], half.astype(jnp.float32))
+        maps, vectors = jnp.ones((*shape, 5, 7)), jnp.ones((*shape, 7), jnp.bfloat16)
+        assert set(TASK.predict({"logits": half, "features": maps}, batch)) == {"logits"}
+        for name in ("features", "embedding"):
+            predicted = TASK.predict({"logits": half, name: vectors}, batch)
+            assert (predicted["features"].shape, predicted["features"].dtype) == ((*shape, 7), jnp.float32)
+    assert TASK.calibrate({"logits": np.zeros((2, 3))}, None) == {}
+
+
+def test_mixed_examples_have_a_soft_target():
+    assert MIXING == transforms.MIXING
+    assert TASK.terms() == {"ce": Term("ce", label="class")}
+    for augment, mixed in (({"cutmix": 0.5, "hflip": 0.5}, True), ({"cutmix": 0.0, "hflip": 0.5}, False)):
+        terms = Classification.of(Data("digits", num_classes=3, augment=augment)).terms()
+        assert terms == {"ce": Term("soft_ce", label="target") if mixed else Term("ce", label="class")}
 
 
 def test_another_number_of_classes_is_refused():
@@ -51,14 +69,44 @@ def test_another_number_of_classes_is_refused():
         TASK.check({})
 
 
+def finished(title: str, role: str, truth: np.ndarray, seed: int = 0, k: int = 3) -> task.Tested:
+    rng = np.random.default_rng(seed)
+    predicted = {"logits": rng.normal(size=(len(truth), k)) + 3 * np.eye(k)[np.maximum(truth, 0)]}
+    predicted |= {"features": rng.normal(size=(len(truth), 6)).astype(np.float32)}
+    dataset = types.SimpleNamespace(labels=lambda split: truth, item="image", image_classes=("cat", "dog"))
+    return task.Tested({"title": title, "role": role}, dataset, predicted)
+
+
 def test_a_tested_model():
-    truth = np.array([0, 2, 1, 1, 0])
-    logits = np.eye(3)[[0, 2, 2, 1, 1]] * 5
-    dataset = types.SimpleNamespace(labels=lambda split: truth, item="node", sizes={"test": 5})
-    result, table = TASK.test({"test": logits}.__getitem__, dataset, {})
+    truth = np.array([0, 2, 1, 1, 0, -1])
+    logits = np.eye(3)[[0, 2, 2, 1, 1, 0]] * 5
+    dataset = types.SimpleNamespace(labels=lambda split: truth, item="node")
+    result, table = TASK.test(lambda split: {"logits": logits}, dataset, {})
     assert result["per_image"] == {"accuracy": [1.0, 1.0, 0.0, 1.0, 0.0]}
-    found = result["metrics"]["accuracy"]
-    assert (found["mean"], found["n"]) == (0.6, 5)
-    assert found["std"] == pytest.approx(np.sqrt(0.6 * 0.4))
-    assert table == [["node", "class", "predicted"], [0, 0, 0], [1, 2, 2], [2, 1, 2], [3, 1, 1], [4, 0, 1]]
+    accuracy = result["metrics"]["accuracy"]
+    assert (accuracy["mean"], accuracy["n"]) == (0.6, 5)
+    assert accuracy["std"] == pytest.approx(np.sqrt(0.6 * 0.4))
+    assert set(result["metrics"]) == {"accuracy", "macro_f1", "ece"}
+    assert result["metrics"]["macro_f1"]["mean"] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
+    assert result["confusion"] == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert table == [["node", "class", "predicted"], [0, 0, 0], [1, 2, 2], [2, 1, 2], [3, 1, 1], [4, 0, 1], [5, -1, 0]]
     assert TASK.words(dataset) == {"over": "5 test nodes"}
+
+
+def test_a_diverged_model_has_no_accuracy():
+    dataset = types.SimpleNamespace(labels=lambda split: np.array([0, 0]), item="image")
+    result, _ = TASK.test(lambda split: {"logits": np.full((2, 3), np.nan)}, dataset, {})
+    assert np.isnan(result["metrics"]["accuracy"]["mean"])
+    assert result["per_image"]["accuracy"] == [0.0, 0.0]
+
+
+def test_pictures_show_models_of_the_same_test_data():
+    truth = np.arange(40) % 3
+    stages = [finished("large", "teacher", truth), finished("elsewhere", "other", truth[:30])]
+    stages += [finished("small", "student", truth, 1), finished("alone", "control", truth, 2)]
+    (html,) = TASK.pictures(stages).values()
+    assert html.count("<figure") == 3
+    assert [title in html for title in ("large", "small", "alone", "elsewhere", "dog")] == [True] * 3 + [False, True]
+    del stages[0].predicted["features"], stages[2].predicted["features"]
+    (html,) = TASK.pictures([stages[0], stages[2]]).values()
+    assert html.count("<figure") == 2

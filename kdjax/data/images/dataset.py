@@ -1,49 +1,47 @@
-"""Images: `build` finds what is wrong with them, `Images` makes their batches."""
+"""Images: `build` looks for all that is wrong with them, `Images` makes their batches."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from kdjax.config import ConfigError, Data
 from kdjax.data import splits, transforms
 from kdjax.data.dataset import Batch, Dataset
-from kdjax.data.images.examples import DECODED, Examples
-from kdjax.data.source import Facts, Source, open_source
+from kdjax.data.fields import COMMON, LABELS, Field, known, with_flags
+from kdjax.data.images.examples import DECODED, Examples, squared
+from kdjax.data.images.files import CLASS, IMAGE, MASK
+from kdjax.data.source import Facts, Source, complete, open_source
 
 SHOWN = 40  # faults that one message lists in full
 
 
 def build(data: Data, parts: int = 1) -> "Images":
     """Opens the data set and looks it over; raises one ConfigError with everything that is wrong with it."""
-    wrong = transforms.faults(data.augment)
-    if not 2 <= data.num_classes <= 256:
-        wrong.append(f"num_classes: expected 2 to 256, background included, found {data.num_classes}")
     try:
-        source = open_source(data.source, data.options, num_classes=data.num_classes)
+        source = complete(open_source(data.source, data.options, num_classes=data.num_classes))
     except ConfigError as error:
-        _refuse(data, [str(error), *wrong])
-    wrong += source.faults
+        _refuse(data, [str(error), *_field_faults(data, {"image": IMAGE, "class": CLASS})])
+    faults = [*source.faults, *(_field_faults(data, source.fields) if source.fields else [])]
     examples, facts, unusable = _look_over(data, source)
-    wrong += unusable
-    if wrong:
-        _refuse(data, wrong)
+    faults += [*unusable, *_class_faults(data, source, facts)]
+    if faults:
+        _refuse(data, faults)
     where, notes = splits.deal(facts, source.allowed, data.split, data.split_seed)
-    wrong += [
+    faults += [
         f"split {split!r} is empty: {len(source)} examples are too few for shares {data.split}; "
         "add images or enlarge its share in data.split"
         for split, indices in where.items()
         if not len(indices)
     ]
-    if wrong:
-        _refuse(data, wrong)
-    if sum(map(len, source.files)) > DECODED:
+    if faults:
+        _refuse(data, faults)
+    if max(len(source), sum(map(len, source.files))) > DECODED and source.files:
         notes.append(f"more than {DECODED} files: only headers were checked, and copies are known by their bytes")
     notes = [*source.notes, *notes]
     for note in notes:
@@ -51,7 +49,21 @@ def build(data: Data, parts: int = 1) -> "Images":
     return Images(data, examples, facts, where, notes)
 
 
-_kept: dict[str, tuple[Examples, list[Facts]]] = {}
+def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
+    """What of the config does not fit data of these fields."""
+    faults = transforms.faults(data.augment, fields)
+    if not any(field.kind == "image" for field in fields.values()):
+        faults.append(f"expected examples with an image, uint8 [h, w, 3], found {', '.join(fields)}")
+    if taken := sorted({*COMMON, *(known(name) for name in labels_of(fields))} & set(fields)):
+        faults.append(f"fields {', '.join(taken)} have a meaning of their own in a batch; rename them in the reader")
+    largest = 256 if any(field.kind == "mask" for field in fields.values()) else 1 << 24
+    if not 2 <= data.num_classes <= largest:
+        expected = "2 to 256, background included" if largest == 256 else "at least 2"
+        faults.append(f"num_classes: expected {expected}, found {data.num_classes}")
+    return faults
+
+
+_shared: dict[str, tuple[Examples, list[Facts]]] = {}
 
 
 def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[str]]:
@@ -60,28 +72,30 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
     key = json.dumps([data.source, data.options, data.num_classes, data.image_size, data.workers, stats], default=str)
-    if key in _kept:
-        examples, facts = _kept[key]
+    if key in _shared:
+        examples, facts = _shared[key]
         return examples, facts, []
     examples = Examples(source, data.image_size, cache=data.workers == 0)
     facts, faults = examples.inspect()
     if not faults:
-        while len(_kept) > 1:
-            _kept.pop(next(iter(_kept)))
-        _kept[key] = examples, facts
+        while len(_shared) > 1:
+            _shared.pop(next(iter(_shared)))
+        _shared[key] = examples, facts
     return examples, facts, faults
 
 
-def _refuse(data: Data, wrong: list[str]) -> NoReturn:
-    more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-    raise ConfigError("\n  ".join([f"the data {data.source!r} cannot be used:", *wrong[:SHOWN], *more]))
+def _refuse(data: Data, faults: list[str]) -> NoReturn:
+    more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+    raise ConfigError("\n  ".join([f"the data {data.source!r} cannot be used:", *faults[:SHOWN], *more]))
 
 
 class Images(Dataset):
-    """Batches are dicts of numpy arrays:
+    """Batches are dicts of numpy arrays: the fields that the source declares, and beside each label NAME a bool [b]
+    NAME_known, False where an example lacks it or `data.labelled` withholds it: there it is padding.
 
-    image uint8 [b, s, s, 3]; mask int32 [b, s, s]; class int32 [b]; labelled bool [b], where it is False the mask is
-    zero and the class -1; valid bool [b], False for padding; index int32 [b], the place in the split, -1 for padding.
+    image uint8 [b, s, s, 3]; mask int32 [b, s, s]; class int32 [b], -1 where it is not known; valid bool [b], False for
+    padding; index int32 [b], the place in the split, -1 for padding; view int32 [b]. Where classes are mixed, target
+    float32 [b, k] is the class as one-hot; a training step adds clean_image.
     """
 
     item = "image"
@@ -94,60 +108,86 @@ class Images(Dataset):
         where: dict[str, Int[np.ndarray, " n"]],
         notes: Sequence[str],
     ):
-        train = [facts[i] for i in where["train"]]
         super().__init__(
             {split: len(indices) for split, indices in where.items()},
-            splits.labelled(train, data.labelled, data.split_seed),
+            _labelled([facts[i] for i in where["train"]], data, len(labels_of(examples.fields))),
             notes,
             workers=data.workers,
         )
-        self.data = data
-        self.image_classes, self.num_classes = tuple(examples.source.classes), data.num_classes
+        self.data, self.views = data, data.views
+        self.num_classes = data.num_classes
+        self.facts = {"num_classes": data.num_classes}
+        ids = range(1 + max((fact.label for fact in facts), default=0))
+        self.image_classes = tuple(examples.source.classes) or tuple(map(str, ids))
+        written = transforms.writes(data.augment, examples.fields, data.num_classes)
+        self.fields = {**with_flags({**examples.fields, **written}), **COMMON}
+        self._mixes = "class" in examples.fields and "target" in written
         self._examples, self._facts, self._where = examples, facts, where
 
-    def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-        return shapes(self.data.image_size, batch_size)
-
     def example(self, split: str, i: int) -> dict[str, Any]:
-        """{"image", "mask", "class", "name"} at the original size."""
+        """The example as the source has it: images and masks at their original size."""
         return self._examples.source[int(self._where[split][i])]
 
     def resized(self, split: str, i: int) -> dict[str, Any]:
-        """The same at the size that is trained on: "image" uint8 [s, s, 3], "mask" int32 [s, s]."""
+        """The fields and the name of an example at the size that is trained on: "image" uint8 [s, s, 3], "mask" int32
+        [s, s]; without the labels that it lacks."""
         at = int(self._where[split][i])
-        image, mask, label = self._examples[at]
-        return {"image": image, "mask": mask.astype(np.int32), "class": label, "name": self._facts[at].name}
+        arrays = {name: array.astype(self._examples.fields[name].dtype) for name, array in self._examples[at].items()}
+        return {**arrays, "name": self._facts[at].name}
 
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return np.array([self._facts[i].label for i in self._where[split]], np.int64)
 
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
         indices = indices[share]
-        s, valid = self.data.image_size, indices >= 0
-        made = {
-            "image": np.zeros((len(indices), s, s, 3), np.uint8),
-            "mask": np.zeros((len(indices), s, s), np.int32),
-            "class": np.full(len(indices), -1, np.int32),
-            "labelled": valid & self._labelled[split][indices],
-            "valid": valid,
-            "index": indices.astype(np.int32),
-        }
+        valid = indices >= 0
+        labelled = valid & self._labelled[split][indices]
+        stored = with_flags(self._examples.fields)
+        batch = {name: field.rows(len(indices)) for name, field in stored.items()}
         for row, i in enumerate(indices):
-            if valid[row]:
-                made["image"][row], mask, label = self._examples[int(self._where[split][i])]
-                if made["labelled"][row]:
-                    made["mask"][row], made["class"][row] = mask, label
-        return made
+            if not valid[row]:
+                continue
+            for name, array in self._examples[int(self._where[split][i])].items():
+                if (flag := known(name)) not in stored:
+                    batch[name][row] = array
+                elif labelled[row]:
+                    batch[name][row], batch[flag][row] = array, True
+        if self._mixes:
+            one_hot = batch["class"][:, None] == np.arange(self.num_classes)
+            batch |= {"target": one_hot.astype(np.float32), known("target"): batch[known("class")].copy()}
+        return {**batch, "valid": valid, "index": indices.astype(np.int32), "view": np.zeros(len(indices), np.int32)}
+
+
+def labels_of(fields: Mapping[str, Field]) -> list[str]:
+    return [name for name, field in fields.items() if field.kind in LABELS]
+
+
+def _labelled(facts: list[Facts], data: Data, labels: int) -> Bool[np.ndarray, " n"]:
+    """Which of these examples have a label that may be used."""
+    has = np.array([len(fact.missing) < labels for fact in facts], bool)
+    has[has] = splits.labelled([fact for fact, h in zip(facts, has, strict=True) if h], data.labelled, data.split_seed)
+    return has
+
+
+def _class_faults(data: Data, source: Source, facts: list[Facts]) -> list[str]:
+    """The faults of a number of classes that does not fit the classes that there are."""
+    if "class" not in source.fields or any(field.kind == "mask" for field in source.fields.values()):
+        return []  # of data with masks it counts the classes of the mask
+    largest = max((fact.label for fact in facts), default=-1)
+    if source.classes and len(source.classes) != data.num_classes:
+        return [
+            f"num_classes: expected {len(source.classes)}, as many as there are classes "
+            f"({', '.join(source.classes[:4])}{', ...' if len(source.classes) > 4 else ''}), found {data.num_classes}; "
+            f"set num_classes={len(source.classes)}"
+        ]
+    if largest >= data.num_classes:
+        return [f"num_classes: expected more than the largest class, {largest}, found {data.num_classes}"]
+    return []
 
 
 def shapes(image_size: int, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of images as a step sees it."""
-    each = {
-        "image": ((image_size, image_size, 3), jnp.float32),
-        "mask": ((image_size, image_size), jnp.int32),
-        "class": ((), jnp.int32),
-        "labelled": ((), jnp.bool),
-        "valid": ((), jnp.bool),
-        "index": ((), jnp.int32),
+    """A batch of images with masks and classes as a step sees it, for callers without a data set."""
+    stored = {
+        name: squared(field, image_size) for name, field in {"image": IMAGE, "mask": MASK, "class": CLASS}.items()
     }
-    return {k: jax.ShapeDtypeStruct((batch_size, *shape), dtype) for k, (shape, dtype) in each.items()}
+    return {name: field.shapes(batch_size) for name, field in {**with_flags(stored), **COMMON}.items()}

@@ -1,6 +1,8 @@
 """Examples at the size that is trained on: looked over before training, and kept in memory where they fit."""
 
+import math
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.config import ConfigError
+from kdjax.data.fields import LABELS, Field
 from kdjax.data.source import Facts, Source
 
 CACHE_BYTES = 1 << 30
@@ -16,64 +19,103 @@ DECODED = 20_000  # files; of larger sets only the headers are looked at beforeh
 
 
 class Examples:
-    """A source whose images and masks come as squares of side `size`."""
+    """A source whose images and masks come as squares of side `size`; the arrays that `fields` declare, and no more."""
 
     def __init__(self, source: Source, size: int, cache: bool = True):
         self.source, self.size = source, size
-        self._cache = cache and len(source) * size * size * 4 <= CACHE_BYTES
+        self.fields = {name: squared(field, size) for name, field in source.fields.items()}
+        each = sum(math.prod(f.shape) * _stored(f).itemsize for f in self.fields.values())
+        self._cache = cache and len(source) * each <= CACHE_BYTES
         self._forget()
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"], int]:
-        """Image, mask and class."""
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """The fields of an example; a label that it lacks is left out."""
         if not self._cache:
-            return self._squared(self.source[i])
+            return self._arrays(i, self.source[i])
         if not self._ready[i]:
             self._keep(i, self.source[i])
-        return self._images[i], self._masks[i], int(self._classes[i])
+        return {name: array[i] for name, array in self._memory.items() if self._present[name][i]}
 
     def inspect(self) -> tuple[list[Facts], list[str]]:
-        """The facts of every example and all faults, in order; what is decoded on the way is kept."""
-        decode = sum(map(len, self.source.files)) <= DECODED
+        """The facts of every example and all faults, in order; keeps what it decodes on the way."""
+        decode = max(len(self), sum(map(len, self.source.files))) <= DECODED
 
-        def one(i: int) -> Facts | str:
+        def look(i: int) -> Facts | str:
             try:
                 facts = self.source.inspect(i, decode)
+                if facts.example is not None:
+                    self._keep(i, facts.example)
             except ConfigError as error:
                 return str(error)
-            if self._cache and facts.example is not None:
-                self._keep(i, facts.example)
             return facts._replace(example=None)
 
         if self.source.files:
             with ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1))) as pool:
-                found = list(pool.map(one, range(len(self))))
+                results = list(pool.map(look, range(len(self))))
         else:
-            found = [one(i) for i in range(len(self))]
-        return [f for f in found if not isinstance(f, str)], [f for f in found if isinstance(f, str)]
+            results = [look(i) for i in range(len(self))]
+        return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
 
     def _keep(self, i: int, example: dict[str, Any]) -> None:
-        self._images[i], self._masks[i], self._classes[i] = self._squared(example)
+        arrays = self._arrays(i, example)
+        if not self._cache:
+            return
+        for name, array in arrays.items():
+            self._memory[name][i], self._present[name][i] = array, True
         self._ready[i] = True  # last: another thread may be looking
 
-    def _squared(self, example: dict[str, Any]) -> tuple[UInt8[np.ndarray, "s s 3"], UInt8[np.ndarray, "s s"], int]:
-        image = resize(example["image"], self.size, Image.Resampling.BILINEAR)
-        mask = resize(example["mask"], self.size, Image.Resampling.NEAREST)
-        return image, mask, example["class"]
+    def _arrays(self, i: int, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The fields of an example as they are stored; refuses a field that differs from its declaration."""
+        arrays = {}
+        for name, field in self.fields.items():
+            if (value := example.get(name)) is None:
+                if field.kind not in LABELS:
+                    raise ConfigError(self._fault(i, example, name, "nothing", "only labels may be missing"))
+                continue
+            array = np.asarray(value)
+            layout = {"image": (3, 3), "mask": (2, 2)}.get(field.kind)
+            if layout and (array.dtype != np.uint8 or array.ndim != layout[0] or array.shape[2:] != field.shape[2:]):
+                remedy = "convert it to 8 bits and three channels" if layout[0] == 3 else "store class ids as uint8"
+                raise ConfigError(self._fault(i, example, name, f"{array.dtype} {list(array.shape)}", remedy))
+            if layout:
+                nearest = field.kind == "mask"
+                array = resize(array, self.size, Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR)
+            elif array.shape != field.shape:
+                raise ConfigError(self._fault(i, example, name, str(list(array.shape)), "pad or cut it"))
+            arrays[name] = array.astype(_stored(field), copy=False)
+        return arrays
+
+    def _fault(self, i: int, example: Mapping[str, Any], name: str, seen: str, remedy: str) -> str:
+        field = self.source.fields[name]
+        shape = {"image": "uint8 [h, w, 3]", "mask": "uint8 [h, w]"}.get(field.kind, f"{field.dtype} {[*field.shape]}")
+        return f"example {example.get('name', i)!r}: expected {name!r} as {shape}, found {seen}; {remedy}"
 
     def _forget(self) -> None:
-        n, s = (len(self.source), self.size) if self._cache else (0, 0)
-        self._images, self._masks = np.empty((n, s, s, 3), np.uint8), np.empty((n, s, s), np.uint8)
-        self._classes, self._ready = np.zeros(n, np.int32), np.zeros(n, bool)
+        n = len(self.source) if self._cache else 0
+        self._memory = {name: np.empty((n, *f.shape), _stored(f)) for name, f in self.fields.items()}
+        self._present = {name: np.zeros(n, bool) for name in self.fields}
+        self._ready = np.zeros(n, bool)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process gets the source, not a copy of the memory
-        return {"source": self.source, "size": self.size, "_cache": False}
+        return {"source": self.source, "size": self.size, "fields": self.fields, "_cache": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+def squared(field: Field, size: int) -> Field:
+    if field.kind not in ("image", "mask"):
+        return field
+    return Field((size, size, *field.shape[2:]), field.dtype, field.kind, field.padding)
+
+
+def _stored(field: Field) -> np.dtype:
+    """A mask takes four times less memory than in a batch."""
+    return np.dtype("uint8" if field.kind == "mask" else field.dtype)
 
 
 def resize(array: UInt8[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:

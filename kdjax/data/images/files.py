@@ -1,18 +1,23 @@
 """Images and masks in files: scanning folders, decoding, and what can be wrong with them."""
 
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
 from kdjax.config import ConfigError
-from kdjax.data.source import SPLITS, Facts
+from kdjax.data.fields import Field
+from kdjax.data.source import Facts, own_splits
+
+IMAGE, MASK = Field((0, 0, 3), "uint8", "image"), Field((0, 0), "int32", "mask")  # of any size in a file
+CLASS = Field((), "int32", "class", -1)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 BINARY = 2
@@ -36,6 +41,8 @@ class Images:
     A mask of another size than its image is refused, or with `stretch_masks` brought to that size.
     """
 
+    fields: ClassVar[dict[str, Field]] = {"image": IMAGE, "mask": MASK, "class": CLASS}
+
     def __init__(
         self,
         entries: Iterable[Entry],
@@ -48,12 +55,8 @@ class Images:
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
         self.classes, self.num_classes, self.stretch_masks = tuple(classes), num_classes, stretch_masks
         self.faults, self.notes = list(faults), list(notes)
-        own = {e.split for e in self.entries} - {""}
-        missing = tuple(s for s in SPLITS if own and s not in own)
-        if "train" in own and missing:
-            self.notes.append(f"the data set has no {' and no '.join(missing)} split of its own: taken from train")
-        choices = {"": SPLITS, **{s: (s,) for s in SPLITS}, "train": ("train", *missing)}
-        self.allowed = [choices[e.split] for e in self.entries]
+        self.allowed, split_notes = own_splits([e.split for e in self.entries])
+        self.notes += split_notes
 
     @property
     def files(self) -> list[tuple[str, ...]]:
@@ -65,6 +68,8 @@ class Images:
     def __getitem__(self, i: int) -> dict[str, Any]:
         entry = self.entries[i]
         image = read_image(entry.image)
+        if "mask" not in self.fields:
+            return {"image": image, "class": entry.label, "name": entry.name}
         planes = [self._fitted(path, read_plane(path), entry.image, image) for path in entry.masks]
         mask, label = self.decode(entry, planes) if planes else (np.zeros(image.shape[:2], np.uint8), entry.label)
         return {"image": image, "mask": mask, "class": label, "name": entry.name}
@@ -81,16 +86,16 @@ class Images:
             return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
         size = _header(entry.image)
         for path in entry.masks:
-            if (found := _header(path)) != size and not self.stretch_masks:
-                raise ConfigError(_another_size(path, found, entry.image, size))
+            if (mask_size := _header(path)) != size and not self.stretch_masks:
+                raise ConfigError(_another_size(path, mask_size, entry.image, size))
         content = hashlib.blake2b(Path(entry.image).read_bytes(), digest_size=16)
         return Facts(entry.name, entry.group, content.hexdigest(), entry.label)
 
-    def _fitted(self, path: str, plane: np.ndarray, of: str, image: np.ndarray) -> np.ndarray:
+    def _fitted(self, path: str, plane: np.ndarray, image_path: str, image: np.ndarray) -> np.ndarray:
         if plane.shape[:2] == image.shape[:2]:
             return plane
         if not self.stretch_masks:
-            raise ConfigError(_another_size(path, plane.shape[1::-1], of, image.shape[1::-1]))
+            raise ConfigError(_another_size(path, plane.shape[1::-1], image_path, image.shape[1::-1]))
         (h, w), (rows, columns) = plane.shape[:2], image.shape[:2]
         return plane[(2 * np.arange(rows) + 1) * h // (2 * rows)][:, (2 * np.arange(columns) + 1) * w // (2 * columns)]
 
@@ -103,21 +108,21 @@ def folder(root: str | Path, *names: str) -> Path | None:
     root = Path(root).expanduser()
     if not names:
         return root if root.is_dir() else None
-    found = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
-    return next((found[name] for name in names if name in found), None)
+    folders = {p.name.lower(): p for p in sorted(root.iterdir()) if p.is_dir()} if root.is_dir() else {}
+    return next((folders[name] for name in names if name in folders), None)
 
 
 def missing(root: str | Path, expected: str) -> str:
     """The fault of a folder that is not what the reader expects."""
     root = Path(root).expanduser()
     if not root.exists():
-        found = "no such folder"
+        actual = "no such folder"
     elif not root.is_dir():
-        found = "a file"
+        actual = "a file"
     else:
         inside = sorted(p.name for p in root.iterdir())
-        found = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "") if inside else "an empty folder"
-    return f"{root}: expected {expected}, found {found}; set root to the folder that holds it"
+        actual = ", ".join(inside[:6]) + (", ..." if len(inside) > 6 else "") if inside else "an empty folder"
+    return f"{root}: expected {expected}, found {actual}; set root to the folder that holds it"
 
 
 def listing(where: Path) -> list[Path]:
@@ -132,22 +137,22 @@ def pair(
 
     An image may come without masks; a mask without an image is a fault, and so are two images that claim one name.
     """
-    faults, found = [], {}
+    faults, pairs = [], {}
     for path in images:
         match = re.fullmatch(key, path.stem)
         if not match:
             faults.append(f"{path}: expected a name like {key!r}, found {path.stem!r}; rename or remove it")
-        elif match[1] in found:
-            faults.append(f"{path}: the name is taken by {found[match[1]][0].name}; keep one of the two")
+        elif match[1] in pairs:
+            faults.append(f"{path}: the name is taken by {pairs[match[1]][0].name}; keep one of the two")
         else:
-            found[match[1]] = (path, [])
+            pairs[match[1]] = (path, [])
     for path in masks:
         match = re.fullmatch(of, path.stem)
-        if match and match[1] in found:
-            found[match[1]][1].append(path)
+        if match and match[1] in pairs:
+            pairs[match[1]][1].append(path)
         else:
             faults.append(f"{path}: a mask without its image; add the image or remove the mask")
-    return list(found.values()), faults
+    return list(pairs.values()), faults
 
 
 def unmasked(path: Path, expected: str) -> str:
@@ -157,8 +162,9 @@ def unmasked(path: Path, expected: str) -> str:
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: str) -> UInt8[np.ndarray, "h w 3"]:
-    image = _open(path)
+def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h w 3"]:
+    """The image in a file, or in `content`, which `path` then only names."""
+    image = _open(path, content)
     if image.mode.startswith("I"):  # 16 bits a pixel
         wide = np.asarray(image)
         grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
@@ -194,9 +200,9 @@ def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h 
     return plane.astype(np.uint8)
 
 
-def _open(path: str) -> Image.Image:
+def _open(path: str, content: bytes | None = None) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             image.load()
             return image
     except Exception as error:  # each decoder of PIL fails in its own way
@@ -215,8 +221,8 @@ def _unreadable(path: str, error: Exception) -> str:
     return f"{path}: expected an image, but it cannot be read ({error}); replace the file or remove it"
 
 
-def _another_size(path: str, found: tuple[int, ...], image: str, expected: tuple[int, ...]) -> str:
+def _another_size(path: str, size: tuple[int, ...], image: str, expected: tuple[int, ...]) -> str:
     return (
-        f"{path}: expected {expected[0]} x {expected[1]} pixels like {image}, found {found[0]} x {found[1]}; "
+        f"{path}: expected {expected[0]} x {expected[1]} pixels like {image}, found {size[0]} x {size[1]}; "
         "export the mask at the size of its image, or set stretch_masks=True if both show the same view"
     )

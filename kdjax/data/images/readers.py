@@ -3,15 +3,16 @@
 import csv
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
 
 from kdjax.config import ConfigError
+from kdjax.data.fields import LABELS, Field
 from kdjax.data.images import files
 from kdjax.data.images.files import BINARY, Entry, Images
-from kdjax.data.source import Facts, open_source
+from kdjax.data.source import Facts, complete, open_source
 
 IMAGE_FOLDERS = ("img", "image", "images", "imgs")
 MASK_FOLDERS = ("label", "labels", "mask", "masks")
@@ -27,9 +28,9 @@ class Lesions(Images):
     """Masks that show where a lesion is; with three classes its kind (benign 1, malignant 2) comes from the image."""
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
-        found = [files.ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
+        masks = [files.ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
         value = 1 if self.num_classes == BINARY else entry.label + 1
-        return np.maximum.reduce(found) * np.uint8(value), entry.label
+        return np.maximum.reduce(masks) * np.uint8(value), entry.label
 
 
 class Busi(Lesions):
@@ -51,8 +52,8 @@ class Busi(Lesions):
                     )
                 continue
             masks = [p for p in paths if re.search(r"_mask(_\d+)?$", p.stem)]
-            pairs, wrong = files.pair(set(paths) - set(masks), masks, of=r"(.+?)_mask(?:_\d+)?")
-            faults += wrong
+            pairs, unpaired = files.pair(set(paths) - set(masks), masks, of=r"(.+?)_mask(?:_\d+)?")
+            faults += unpaired
             for image, own in pairs:
                 if not own and name != "normal":
                     faults.append(files.unmasked(image, f"{image.stem}_mask{image.suffix}"))
@@ -73,15 +74,15 @@ class BusBra(Lesions):
         faults += _at_most_three(num_classes)
         if num_classes > BINARY and not kinds:
             faults.append(f"{top / 'bus_data.csv'}: three classes need this table to tell benign from malignant")
-        splits, wrong = _lists(top)
-        faults += wrong
+        splits, list_faults = _lists(top)
+        faults += list_faults
         images, masks = files.folder(top, *IMAGE_FOLDERS), files.folder(top, *MASK_FOLDERS)
         entries, unlisted = [], 0
         if images is None or masks is None:
             faults.append(files.missing(top, "the folders Images and Masks"))
         else:
-            pairs, wrong = files.pair(files.listing(images), files.listing(masks), r"bus_(.+)", r"mask_(.+)")
-            faults += wrong
+            pairs, unpaired = files.pair(files.listing(images), files.listing(masks), r"bus_(.+)", r"mask_(.+)")
+            faults += unpaired
             if not pairs:
                 faults.append(files.missing(images, "images bus_*.png"))
             for image, own in pairs:
@@ -183,6 +184,43 @@ class Folder(Images):
         super().__init__(entries, ("image",), num_classes, faults, stretch_masks=stretch_masks)
 
 
+class Classes(Images):
+    """A folder for each class, `CLASS/.../X.png`, or `{train,val,test}/CLASS/.../X.png`; images lie in it at any depth.
+
+    The classes are numbered in the order of their names. `group` is a pattern over file names whose first group tells
+    what stays together: r"(\\d+)_.*".
+    """
+
+    fields: ClassVar[dict[str, Field]] = {"image": files.IMAGE, "class": files.CLASS}
+
+    def __init__(self, root: str, group: str = "", num_classes: int = 2):
+        top = Path(root).expanduser()
+        splits = {s: where for s, names in SPLIT_FOLDERS.items() if (where := files.folder(top, *names))}
+        tops = splits or {"": top}
+        inside = {split: _visible_folders(where) for split, where in tops.items()}
+        names = sorted({folder.name for folders in inside.values() for folder in folders})
+        entries, faults = [], []
+        if not names:
+            faults.append(files.missing(top, "a folder for each class, or train, val and test with such folders"))
+        for split, where in tops.items():
+            if loose := files.listing(where) if where.is_dir() else []:
+                faults.append(f"{where}: expected images in a folder for each class, found {loose[0].name} beside them")
+            present = {folder.name: folder for folder in inside[split]}
+            if absent := [name for name in names if name not in present and split in ("", "train")]:
+                faults.append(f"{where}: no folder for the classes {', '.join(absent)}, which val or test has; add it")
+            for name, folder in present.items():
+                images = sorted(path for path in folder.rglob("*") if _is_image(path, folder))
+                if not images and split in ("", "train"):
+                    faults.append(files.missing(folder, f"images of the class {name!r}"))
+                for path in images:
+                    match = re.fullmatch(group, path.stem) if group else None
+                    if group and not match:
+                        faults.append(f"{path}: its name does not fit the pattern of groups {group!r}; mend either")
+                    own, title = match[1] if match else "", str(path.relative_to(top))
+                    entries.append(Entry(str(path), (), title, names.index(name), group=own, split=split))
+        super().__init__(entries, names, num_classes, faults)
+
+
 class Union:
     """Several data sets as one: `sources=[{"source": "busi", "root": ...}, {"source": "bus_bra", "root": ...}]`.
 
@@ -195,7 +233,7 @@ class Union:
             options = dict(options)
             name = options.pop("source", "")
             try:
-                member = open_source(name, options, num_classes=num_classes)
+                member = complete(open_source(name, options, num_classes=num_classes))
             except ConfigError as error:
                 self.faults.append(f"{name or 'a source'}: {error}")
                 continue
@@ -205,6 +243,7 @@ class Union:
             self.notes += [f"{name}: {note}" for note in member.notes]
         if not sources:
             self.faults.append("'union' needs sources=[{'source': NAME, ...}, ...], found none")
+        self.fields = {name: field for member in self.members for name, field in member.fields.items()}
         self.classes = tuple(dict.fromkeys(c for member in self.members for c in member.classes))
         self.allowed = [a for member in self.members for a in member.allowed]
         self.files = [f for member in self.members for f in member.files]
@@ -216,27 +255,37 @@ class Union:
     def __getitem__(self, i: int) -> dict[str, Any]:
         which, within = self._place(i)
         example = self.members[which][within]
-        return {
-            **example,
-            "class": self._label(which, example["class"]),
-            "name": f"{which}-{self.names[which]}/{example['name']}",
-        }
+        return self._renamed(which, example, str(example.get("name", within)))
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
         which, within = self._place(i)
         facts = self.members[which].inspect(within, decode)
-        label = self._label(which, facts.label)
-        name = f"{which}-{self.names[which]}/{facts.name}"
         group = f"{which}/{facts.group}" if facts.group else ""
-        example = facts.example and {**facts.example, "class": label, "name": name}
-        return Facts(name, group, facts.content, label, example)
+        example = None if facts.example is None else self._renamed(which, facts.example, facts.name)
+        labels = [name for name, field in self.fields.items() if field.kind in LABELS]
+        missing = {*facts.missing, *(name for name in labels if name not in self.members[which].fields)}
+        return Facts(
+            f"{which}-{self.names[which]}/{facts.name}",
+            group,
+            facts.content,
+            -1 if facts.label < 0 else self._label(which, facts.label),
+            example,
+            tuple(sorted(missing)),
+        )
 
     def _place(self, i: int) -> tuple[int, int]:
         which = int(np.searchsorted(self._starts, i, side="right")) - 1
         return which, i - int(self._starts[which])
 
+    def _renamed(self, which: int, example: dict[str, Any], name: str) -> dict[str, Any]:
+        label = example.get("class")
+        own = {} if label is None else {"class": self._label(which, int(label))}
+        return {**example, **own, "name": f"{which}-{self.names[which]}/{name}"}
+
     def _label(self, which: int, label: int) -> int:
-        return self.classes.index(self.members[which].classes[label])
+        """The class among those of all members; the classes of a member without names are called by their numbers."""
+        names = self.members[which].classes
+        return self.classes.index(names[label]) if names else label
 
 
 # -- what readers share ----------------------------------------------------------------------------------------------
@@ -252,9 +301,18 @@ def _split_folders(top: Path, patient: str = "") -> tuple[list[Entry], list[str]
     entries, faults = [], []
     for split, names in SPLIT_FOLDERS.items():
         if where := files.folder(top, *names):
-            found, wrong = _two_folders(where, patient, split)
-            entries, faults = entries + found, faults + wrong
+            split_entries, split_faults = _two_folders(where, patient, split)
+            entries, faults = entries + split_entries, faults + split_faults
     return entries, faults, []
+
+
+def _visible_folders(top: Path) -> list[Path]:
+    return sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith(".")) if top.is_dir() else []
+
+
+def _is_image(path: Path, top: Path) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
+    return path.suffix.lower() in files.SUFFIXES and not hidden and path.is_file()
 
 
 def _two_folders(top: Path, patient: str = "", split: str = "") -> tuple[list[Entry], list[str]]:
@@ -268,13 +326,13 @@ def _paired(images: Path, masks: Path, split: str, patient: str) -> tuple[list[E
     absent = [files.missing(where, "a folder of images") for where in (images, masks) if not where.is_dir()]
     if absent:
         return [], absent
-    found = files.listing(images)
-    if not found:
+    paths = files.listing(images)
+    if not paths:
         return [], [files.missing(images, "images")]
     own, behind = files.listing(masks), r"(.+?)(?:_mask|_seg|_label|_gt)?"
-    if {p.stem for p in own} & {p.stem for p in found}:
+    if {p.stem for p in own} & {p.stem for p in paths}:
         behind = r"(.+)"
-    pairs, faults = files.pair(found, own, of=behind)
+    pairs, faults = files.pair(paths, own, of=behind)
     return _entries(pairs, faults, split, patient)
 
 
@@ -313,17 +371,17 @@ def _pathology(table: Path) -> tuple[dict[str, str], list[str]]:
         return {}, []
     with open(table, newline="") as lines:
         rows = list(csv.DictReader(lines))
-    found = {str(r.get("ID")).removeprefix("bus_"): str(r.get("Pathology")).strip().lower() for r in rows}
-    return found, [
+    kinds = {str(r.get("ID")).removeprefix("bus_"): str(r.get("Pathology")).strip().lower() for r in rows}
+    return kinds, [
         f"{table}: expected ID,Pathology with benign or malignant, found {kind!r} for {case!r}; mend the row"
-        for case, kind in found.items()
+        for case, kind in kinds.items()
         if kind not in LESIONS[:2]
     ]
 
 
 def _lists(top: Path) -> tuple[dict[str, str], list[str]]:
     """Case -> split, from the lists of names beside the folders."""
-    found: dict[str, str] = {}
+    splits: dict[str, str] = {}
     faults = []
     for path in sorted(top.glob("*.txt")) if top.is_dir() else []:
         match = re.fullmatch(r"(?:.*_)?(train|val|valid|test)", path.stem.lower())
@@ -332,6 +390,6 @@ def _lists(top: Path) -> tuple[dict[str, str], list[str]]:
         split = "val" if match[1] == "valid" else match[1]
         for line in path.read_text().split("\n"):
             case = Path(line.strip()).stem.removeprefix("bus_").removeprefix("mask_")
-            if case and found.setdefault(case, split) != split:
-                faults.append(f"{path}: {case!r} is also in the list of {found[case]}; keep it in one")
-    return found, faults
+            if case and splits.setdefault(case, split) != split:
+                faults.append(f"{path}: {case!r} is also in the list of {splits[case]}; keep it in one")
+    return splits, faults

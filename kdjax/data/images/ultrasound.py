@@ -16,6 +16,8 @@ from jaxtyping import Bool, Complex, Float, UInt8
 from scipy import ndimage
 
 from kdjax.config import ConfigError, nearest
+from kdjax.data.fields import Field
+from kdjax.data.images.files import CLASS, IMAGE, MASK
 from kdjax.data.source import SPLITS, Facts
 
 CLASSES = ("benign", "malignant", "normal")
@@ -42,15 +44,19 @@ class Ultrasound:
     domain: str = "mixed"
 
     def __post_init__(self):
-        wrong = [f"{k}: expected at least 1, found {n}" for k in SPLITS if (n := getattr(self, k)) < 1]
+        faults = [f"{k}: expected at least 1, found {n}" for k in SPLITS if (n := getattr(self, k)) < 1]
         if self.size < 32:
-            wrong.append(f"size: expected at least 32 pixels, found {self.size}")
+            faults.append(f"size: expected at least 32 pixels, found {self.size}")
         if self.num_classes not in (2, 3):
-            wrong.append(f"num_classes: expected 2 (lesion) or 3 (benign, malignant), found {self.num_classes}")
+            faults.append(f"num_classes: expected 2 (lesion) or 3 (benign, malignant), found {self.num_classes}")
         if self.domain not in DOMAINS:
-            wrong.append(f"domain: no {self.domain!r}; {nearest(self.domain, DOMAINS)}")
-        if wrong:
-            raise ConfigError("the ultrasound images cannot be made:\n  " + "\n  ".join(wrong))
+            faults.append(f"domain: no {self.domain!r}; {nearest(self.domain, DOMAINS)}")
+        if faults:
+            raise ConfigError("the ultrasound images cannot be made:\n  " + "\n  ".join(faults))
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return {"image": IMAGE, "mask": MASK, "class": CLASS}
 
     @property
     def classes(self) -> tuple[str, ...]:

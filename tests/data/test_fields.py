@@ -1,0 +1,157 @@
+"""What a reader of one's own holds becomes the fields of the batches."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from kdjax.config import ConfigError, Data
+from kdjax.data import pipeline
+from kdjax.data.fields import Field, known
+
+
+class Pairs:
+    """Two views of a thing, of which one is without a class in every third, and without a number in every second."""
+
+    def __init__(self, n: int = 30, spoil: str = ""):
+        self.n, self.spoil = n, spoil
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        rng = np.random.default_rng(i)
+        example = {
+            "image": rng.integers(0, 256, (12, 14, 3), np.uint8),
+            "image_2": rng.integers(0, 256, (9, 9, 3), np.uint8),
+            "class": None if i % 3 == 0 else i % 2,
+            "vector": rng.normal(size=4),
+        }
+        if i % 2:
+            example["weight"] = i / 10
+        if self.spoil:
+            example[self.spoil] = np.zeros((2, 2), np.complex64)
+        return example
+
+
+class Declared(Pairs):
+    fields = {"image": Field((0, 0, 3), "uint8", "image"), "vector": Field((5,), "float32", "array")}
+
+
+def build(reader=Pairs, **options) -> pipeline.Dataset:
+    return pipeline.build(Data(f"{__name__}:{reader.__name__}", image_size=8, batch_size=4, **options))
+
+
+def faults(reader=Pairs, **options) -> str:
+    with pytest.raises(ConfigError) as error:
+        build(reader, **options)
+    return str(error.value)
+
+
+def test_fields_follow_from_the_types_of_examples():
+    dataset = build()
+    kinds = {name: (field.kind, field.shape, field.dtype) for name, field in dataset.fields.items()}
+    assert kinds == {
+        "image": ("image", (8, 8, 3), "uint8"),
+        "image_2": ("image", (8, 8, 3), "uint8"),
+        "class": ("class", (), "int32"),
+        "vector": ("array", (4,), "float32"),
+        "weight": ("number", (), "float32"),
+        **{known(name): ("flag", (), "bool") for name in ("class", "vector", "weight")},
+        "valid": ("flag", (), "bool"),
+        "index": ("number", (), "int32"),
+        "view": ("number", (), "int32"),
+    }
+    (batch,) = itertools.islice(dataset.train(4, seed=0), 1)
+    for name, spec in dataset.shapes(4).items():
+        assert batch[name].shape == spec.shape
+        assert spec.dtype == ("float32" if kinds[name][0] == "image" else batch[name].dtype)
+    assert dataset.image_classes == ("0", "1")
+
+
+def test_each_label_has_its_own_flag():
+    dataset = build()
+    classes = 0
+    for split in dataset.sizes:
+        for batch in dataset.evaluate(split, 4):
+            for row in np.flatnonzero(batch["valid"]):
+                example = dataset.example(split, int(batch["index"][row]))
+                assert batch["class_known"][row] == (example["class"] is not None)
+                assert batch["weight_known"][row] == ("weight" in example)
+                assert batch["class"][row] == (-1 if example["class"] is None else example["class"])
+                assert batch["weight"][row] == pytest.approx(example.get("weight", 0.0))
+                np.testing.assert_allclose(batch["vector"][row], example["vector"], rtol=1e-6)
+                classes += batch["class_known"][row]
+            assert not batch["vector_known"][~batch["valid"]].any()
+    assert classes == 20
+
+
+def test_withheld_labels_are_those_of_examples_that_have_one():
+    dataset = build(labelled=0.2)
+    train = [b for b in dataset.evaluate("train", 4)]
+    seen = np.concatenate([b["vector_known"] for b in train])
+    assert 0 < seen.sum() < dataset.sizes["train"] / 2
+    assert all(b["vector_known"][b["valid"]].all() for b in dataset.evaluate("test", 4))
+    only = itertools.islice(dataset.train(4, seed=0, labelled_only=True), 5)
+    assert all(b["vector_known"].all() for b in only)
+
+
+def test_a_view_counts_how_often_an_example_was_dealt_out():
+    for views in (0, 2):
+        dataset = build()
+        dataset.views = views
+        n = dataset.sizes["train"]
+        batches = list(itertools.islice(dataset.train(6, seed=1), n))  # six passes
+        order = [(int(i), int(v)) for b in batches for i, v in zip(b["index"], b["view"], strict=True)]
+        counts = dict.fromkeys(range(n), 0)
+        for index, view in order:
+            assert view == (counts[index] % views if views else counts[index])
+            counts[index] += 1
+        assert set(counts.values()) == {6}
+        later = next(iter(dataset.train(6, seed=1, start=9)))
+        np.testing.assert_array_equal(later["view"], batches[9]["view"])
+        halves = [next(iter(dataset.train(6, seed=1, start=9, process=p, processes=2)))["view"] for p in (0, 1)]
+        np.testing.assert_array_equal(np.concatenate(halves), later["view"])
+        assert not any(b["view"].any() for b in dataset.evaluate("train", 4))
+
+
+def test_two_views_of_an_example_are_two_rows_with_one_index():
+    dataset = build()
+    batch = dataset.batch("train", np.array([3, 3, 1]))
+    np.testing.assert_array_equal(batch["image"][0], batch["image"][1])
+    pool = np.array([2, 5])
+    batch = next(iter(dataset.train(4, seed=0, pool=pool)))
+    assert sorted(batch["index"].tolist()) == [2, 2, 5, 5]
+    assert sorted(batch["view"].tolist()) == [0, 0, 1, 1]
+
+
+def test_mixing_adds_the_fields_that_it_writes():
+    dataset = build(augment={"mixup": 0.5})
+    shapes = dataset.shapes(4)
+    assert shapes["target"].shape == (4, 2)
+    assert shapes["clean_image"].shape == shapes["clean_image_2"].shape == (4, 8, 8, 3)
+    batch = next(iter(dataset.train(4, seed=0)))
+    np.testing.assert_array_equal(batch["target"], batch["class"][:, None] == np.arange(2))
+    np.testing.assert_array_equal(batch["target_known"], batch["class_known"])
+
+
+def test_what_is_not_as_declared_is_named():
+    assert "'vector' as float32 [5], found [4]; pad or cut it" in faults(Declared)
+    found = faults(spoil="phase")
+    assert "'phase': expected uint8 [h, w, 3] (an image)" in found
+    assert "found complex64 [2, 2]; declare it in the reader's `fields`" in found
+    assert "expected 'image' as uint8 [h, w, 3], found complex64 [2, 2]" in faults(NoImage)
+    assert "fields valid have a meaning of their own" in faults(Taken)
+    assert "num_classes: expected more than the largest class, 7, found 2" in faults(Taken)
+
+
+class NoImage(Pairs):
+    fields = {"image": Field((0, 0, 3), "uint8", "image")}
+
+    def __getitem__(self, i):
+        return {"image": np.zeros((2, 2), np.complex64)}
+
+
+class Taken(Pairs):
+    def __getitem__(self, i):
+        return {**super().__getitem__(i), "class": 7, "valid": 1}
