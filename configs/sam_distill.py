@@ -15,7 +15,7 @@ all images. The published weights come from
 
 from typing import Any
 
-from kdjax.config import ConfigError, Data, Experiment, Gate, Lora, Model, Optim, Stage, Teacher, Term, nearest
+from kdjax.config import ConfigError, Data, Experiment, Gate, Lora, Model, Optim, Stage, Task, Teacher, Term, nearest
 
 VARIANTS = ("", "smoke", "busi", "busi_vit_b")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> Experiment:
     target, other = images(size, variant, folder or "data/busi")
 
     sam = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="SAM, pretraining",
         auxiliary=True,  # not run where the teacher starts from a file
         data=other,
@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> Experiment:
         grad_norms_every=0,
     )
     teacher = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="teacher (SAM, LoRA)",
         data=target,
         model=sam_model,
@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> Experiment:
         dtype="bfloat16" if published else "float32",
     )
     student = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="student, distilled",
         data=target,
         model=student_model,

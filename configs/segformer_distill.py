@@ -16,7 +16,7 @@ took 395 s of processor time, 8 min 20 s on the two cores of an AMD EPYC that ot
 
 from typing import Any
 
-from kdjax.config import ConfigError, Data, Experiment, Gate, Model, Optim, Stage, Teacher, Term, nearest
+from kdjax.config import ConfigError, Data, Experiment, Gate, Model, Optim, Stage, Task, Teacher, Term, nearest
 
 VARIANTS = ("", "smoke", "busi", "busi_b4")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
@@ -34,7 +34,7 @@ def get_config(variant: str = "") -> Experiment:
     target, other = images(size, variant, folder or "data/busi")
 
     pretrained = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="SegFormer, pretraining",
         auxiliary=True,  # not run where the teacher starts from a file, or from nothing, to be done sooner
         data=other,
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> Experiment:
         grad_norms_every=0,
     )
     teacher = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="teacher (SegFormer)",
         data=target,
         model=teacher_model,
@@ -59,7 +59,7 @@ def get_config(variant: str = "") -> Experiment:
         dtype="bfloat16" if published else "float32",
     )
     student = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="student, distilled",
         data=target,
         model=student_model,

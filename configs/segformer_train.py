@@ -12,7 +12,7 @@ The default, seed 0: Dice 0.826, in 147 s of processor time, 2 min 25 s on the t
 using (load 3 to 4); smoke 21 s there. `busi_b0` has not been run.
 """
 
-from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Term, nearest
+from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Task, Term, nearest
 
 VARIANTS = ("", "smoke", "busi", "busi_b0")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> Experiment:
     smoke, published = variant == "smoke", variant == "busi_b0"
     size = {"": 64, "smoke": 48, "busi": 96, "busi_b0": 512}[variant]
     segformer = Stage(
-        task="segmentation",
+        task=Task("segmentation"),
         title="SegFormer B0",
         data=images(size, variant, folder or "data/busi"),
         model=Model("segformer", variant="b0", image_size=size, **(TINY if smoke else {})),

@@ -7,10 +7,6 @@ teachers and has terms that read them. Everything here is data: no JAX, so that 
 import copy
 import dataclasses
 import difflib
-import json
-import re
-import types
-import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -24,8 +20,20 @@ class ConfigError(ValueError):
 class Model:
     """A registered model and what to build it with: `Model("tinyusfm_seg", image_size=128)`.
 
-    An option that is None is told by the data: the number of ids, of features.
+    Options set to None are filled in from the file of weights that the stage starts from, else from the data.
     """
+
+    name: str
+    options: dict
+
+    def __init__(self, name: str, **options):
+        self.name = name
+        self.options = options
+
+
+@dataclass(slots=True, init=False)
+class Task:
+    """A registered task and its options: `Task("segmentation")`."""
 
     name: str
     options: dict
@@ -51,7 +59,8 @@ class Data:
     split: tuple[float, ...]  # train, val, test, where the data set brings no split of its own
     split_seed: int
     augment: dict[str, float]  # transform -> probability
-    workers: int  # reader processes; 0 reads in threads
+    views: int = 0  # different views of each example, which then recur; 0 makes a new one in every pass
+    workers: int = 0  # reader processes; 0 reads in threads
 
     def __init__(
         self,
@@ -64,33 +73,44 @@ class Data:
         split: tuple[float, ...] = (0.7, 0.15, 0.15),
         split_seed: int = 0,
         augment: dict[str, float] | None = None,
+        views: int = 0,
         workers: int = 0,
         **options,
     ):
         self.source, self.options = source, options
         self.image_size, self.num_classes, self.batch_size = image_size, num_classes, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
-        self.augment, self.workers = dict(augment or {}), workers
+        self.augment, self.views, self.workers = dict(augment or {}), views, workers
 
 
 @dataclass(slots=True)
 class Schedule:
-    """A factor over time: `start` until epoch `begin`, then towards `end`, which it reaches at epoch `until`."""
+    """A factor over time: `start` until `begin`, then towards `end`, which it reaches at `until`.
 
-    shape: str = "linear"  # linear | cosine
+    Time is counted in epochs, or, with `over`, in what the stage's validation has last measured ("auc"). The shape
+    "steps" jumps instead: from each (at, value) of `points` on the factor is that value, and before them `start`.
+    """
+
+    shape: str = "linear"  # linear | cosine | steps
     start: float = 0.0
     end: float = 1.0
     begin: float = 0.0
     until: float = 1.0
+    points: tuple[tuple[float, float], ...] = ()
+    over: str = ""  # a measure of the task; "" is the epoch
 
 
 @dataclass(slots=True)
 class Term:
-    """One part of an objective: this endpoint of the student meets that one of a teacher, or a label; with neither of
-    them it is a penalty on the student alone.
+    """One part of an objective: a loss and what it reads.
 
-    An endpoint is a name the model documents ("logits"), or, with a slash, any module by its path
-    ("image_encoder/blocks_5"). A teacher's endpoint is written "teacher:endpoint".
+    In the short form an endpoint of the student meets that of a teacher ("teacher:endpoint") or a label of the batch;
+    with neither of them the loss is a penalty on the student alone. An endpoint is a name the model documents
+    ("logits"), or, with a slash, any module by its path ("image_encoder/blocks_5").
+
+    The long form, `reads`, names a path in the scope for each argument of the loss: {"student": "student:logits",
+    "teacher": "sam:logits", "labels": "batch:class"}; a tuple of paths gives the argument a tuple of arrays. The short
+    form lays student and target out alike, in channels (by an adapter) and in space; `reads` hands over what there is.
     """
 
     loss: str
@@ -102,19 +122,30 @@ class Term:
     schedule: Optional[Schedule] = None  # multiplies the weight
     over: str = ""  # the mask in the batch of what is averaged over ("nodes"); else the examples that may be read
     args: dict = field(default_factory=dict)
+    reads: dict = field(default_factory=dict)  # argument of the loss -> path, or a tuple of paths
 
 
 @dataclass(slots=True)
 class Teacher:
-    """A frozen model to learn from: an earlier stage, or a registered model with a file of weights.
+    """A source of endpoints to learn from. Its parameters never receive a gradient. It is one of
 
-    Where none is named it is found by the student's folder: the finished stage of another size without distillation.
+    - a frozen model: an earlier stage, or a registered model with a file of weights. Where neither is named it is
+      found by the student's folder: the finished stage of another size without distillation;
+    - `average=True`: the running average of the student itself, of decay `optim.ema`;
+    - `part="b"`: another part of a composed student ("peers"), whose endpoints are called "b.logits" there;
+    - a tail, `method="decode"`: a method of the frozen model, fed with what `reads` names in the scope, such as a
+      decoder on the student's embedding. Gradients flow through it to what it is fed.
     """
 
     stage: str = ""
     model: Optional[Model] = None
     weights: str = ""
     dtype: str = "float32"
+    inputs: dict[str, str] = field(default_factory=dict)  # input of the model -> field of the batch, where they differ
+    average: bool = False
+    part: str = ""
+    method: str = ""
+    reads: dict[str, str] = field(default_factory=dict)  # argument of the method -> path
 
 
 @dataclass(slots=True)
@@ -130,7 +161,11 @@ class Lora:
 class Optim:
     """The optimiser, its schedule in epochs, and rules `(pattern, value)`, first match wins.
 
-    A pattern matches the whole path of a parameter: "model/...", "lora/..." or "adapters/...".
+    A pattern matches the whole path of a parameter: "model/...", "lora/...", "adapters/..." or "losses/...".
+
+    `pull` says how the gradient is made of the terms: their weighted "sum"; "sharpness", the sum's at the worst point
+    within `radius` (SAM, arXiv 2010.01412); "separate" momenta for what teachers say and the rest, `momentum` plus and
+    minus `spread` (DOT, ICCV 2023; sgd alone); "balanced", what teachers say made as long as the rest.
     """
 
     name: str = "adamw"  # adamw | adam | sgd
@@ -148,6 +183,9 @@ class Optim:
     eps: float = 1e-8
     clip: float = 0.0  # largest global norm of the gradient; 0 is off
     accumulate: int = 1  # micro-batches to one step
+    pull: str = "sum"  # sum | sharpness | separate | balanced
+    radius: float = 0.05  # of "sharpness"
+    spread: float = 0.075  # of "separate"
     ema: float = 0.0  # decay of the averaged parameters that are evaluated and kept; 0 is off
     trainable: tuple[tuple[str, bool], ...] = ((r".*", True),)
     decay: tuple[tuple[str, float], ...] = ((r".*(bias|scale|pos_embed|cls_token|rel_pos_[hw])", 0.0), (r".*", 1.0))
@@ -156,33 +194,19 @@ class Optim:
 
 @dataclass(slots=True)
 class Curriculum:
-    """Trains on all attacks and a growing number of normal examples, those first that another stage finds strangest.
+    """Trains on all examples of class 1 and a growing number of class 0, those first that another stage scores highest.
 
-    To each attack come `start` normal examples at first and `end` after `warmup` epochs; more where the model is sure
+    To each of class 1 come `start` of class 0 at first and `end` after `warmup` epochs; more where the model is sure
     on validation data, fewer where it is not, and all that smoothed by `momentum`.
     """
 
-    scorer: str = ""  # the stage whose anomaly says how hard an example is; "" is no curriculum
+    scorer: str = ""  # the stage whose score says how hard an example is; "" is no curriculum
     start: float = 1.0
     end: float = 4.0
     warmup: float = 10.0
     momentum: float = 0.9
     sure: float = 0.75  # mean probability of the chosen side above which the ratio grows
     unsure: float = 0.6  # ... and below which it shrinks
-
-
-@dataclass(slots=True)
-class Agent:
-    """How an agent learns from episodes: double Q-learning with a target network and a memory of what it did."""
-
-    gamma: float = 0.9  # what the next reward is worth now
-    explore: float = 0.2  # share of actions at random, at first
-    explore_end: float = 0.01
-    explore_decay: float = 0.995  # for each episode
-    replay: int = 50_000  # transitions in memory
-    batch_size: int = 128  # transitions that an update reads
-    acts: int = 8  # actions between two updates
-    target_every: int = 100  # updates between two copies of the network to its target
 
 
 @dataclass(slots=True)
@@ -196,9 +220,15 @@ class Budget:
 
 @dataclass(slots=True)
 class Gate:
-    """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts."""
+    """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts.
+
+    Where it does not, the run stops; with `otherwise="control"` the stages that would learn from this one train as
+    their controls, without it; with the name of a stage, that one runs next and stands in for this one from then on.
+    It has to train the same model, and runs only then.
+    """
 
     at_least: float = 0.0
+    otherwise: str = "stop"  # stop | control | the name of a stage
 
 
 @dataclass(slots=True)
@@ -211,7 +241,7 @@ class Stop:
 
 @dataclass(slots=True, kw_only=True)
 class Stage:
-    task: str
+    task: Task | str  # the name alone where it needs no options; made a Task
     data: Data
     model: Model
     epochs: int  # passes over as many images as the training set has, labelled or not, so that budgets compare
@@ -220,6 +250,7 @@ class Stage:
     init: str = ""  # "stage:NAME" or a file of weights to start from
     init_skip: tuple[str, ...] = ()  # patterns of parameters that are not taken from a file
     adopt: bool = False  # a file in `init` also says with which options the model is built
+    inputs: dict[str, str] = field(default_factory=dict)  # input of the model -> field of the batch, where they differ
     parts: dict[str, str] = field(default_factory=dict)  # submodule -> the stage whose model it is from the start
     teachers: dict[str, Teacher] = field(default_factory=dict)
     terms: dict[str, Term] = field(default_factory=dict)  # a term named like one of the task's replaces it
@@ -229,11 +260,13 @@ class Stage:
     stop: Optional[Stop] = None
     curriculum: Optional[Curriculum] = None
     budget: Budget = field(default_factory=Budget)  # decides data.batch_size where it has bytes
-    agent: Optional[Agent] = None  # for tasks that act
     dtype: str = "float32"  # of the computation; parameters stay float32
     auxiliary: bool = False  # run only if another stage starts from it or learns from it
     save_every: int = 0  # steps between checkpoints; 0 saves at the end of each epoch
     grad_norms_every: int = 1  # epochs between measurements of each term's gradient norm; 0 is never
+
+    def __post_init__(self):
+        self.task = task_of(self)
 
 
 @dataclass(slots=True)
@@ -269,7 +302,8 @@ class Experiment:
         self.stages = {name: copy.deepcopy(stage) for name, stage in self.stages.items()}
 
 
-# -- reading it ------------------------------------------------------------------------------------------------------
+def task_of(stage: Stage) -> Task:
+    return stage.task if isinstance(stage.task, Task) else Task(stage.task)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -279,47 +313,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
-def needed(experiment: Experiment) -> list[str]:
-    """The stages to run, in order: auxiliary ones only where another needed stage refers to them."""
-    want: set[str] = set()
-    for name, stage in reversed(experiment.stages.items()):
-        if not stage.auxiliary or name in want:
-            want |= {name, *references(stage)}
-    return [name for name in experiment.stages if name in want]
-
-
-def references(stage: Stage) -> list[str]:
-    """The stages that this one starts from, learns from or is guided by."""
-    start = [stage.init.removeprefix("stage:")] if stage.init.startswith("stage:") else []
-    guides = [stage.curriculum.scorer] if stage.curriculum and stage.curriculum.scorer else []
-    return start + [*stage.parts.values(), *guides] + [t.stage for t in stage.teachers.values() if t.stage]
-
-
-def without_teachers(stage: Stage) -> Stage:
-    """The control of a distilled stage: same data, labels and budget, but nothing of a teacher."""
-    terms = {k: t for k, t in stage.terms.items() if not t.teacher}
-    terms = terms if any(t.weight for t in terms.values()) else {}  # it heard teachers alone: now it hears the task
-    title = f"{stage.title.removesuffix(', distilled')}, no teacher" if stage.title else ""
-    folder = re.sub(r"(^|/)with-kd(/|$)", r"\1no-kd\2", stage.folder)
-    if stage.folder and folder == stage.folder:
-        folder += "_control"
-    return dataclasses.replace(stage, teachers={}, terms=terms, title=title, folder=folder, grad_norms_every=0)
-
-
 def layout(
     modality: str, dataset: str, learning_type: str, model: str, size: str, mode: str, *, distilled: bool = False
 ) -> str:
     """The folder of a stage among many others."""
     return "/".join([modality, dataset, learning_type, model, size, "with-kd" if distilled else "no-kd", mode])
-
-
-def teacher_folders(folder: str) -> str:
-    """A pattern of the folders in which a student in `folder` looks for its teacher; "" where it is no `layout`."""
-    parts = folder.split("/")
-    return "/".join([*parts[:4], "*", "no-kd", parts[6]]) if len(parts) == 7 else ""
-
-
-# -- saving and comparing --------------------------------------------------------------------------------------------
 
 
 def to_dict(value: Any) -> Any:
@@ -331,55 +329,3 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_dict(v) for v in value]
     return value
-
-
-def to_json(experiment: Experiment) -> str:
-    return json.dumps(to_dict(experiment), indent=1)
-
-
-def from_json(text: str) -> Experiment:
-    return _from(Experiment, json.loads(text))
-
-
-def _from(kind: Any, value: Any) -> Any:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _from(next(a for a in args if a is not type(None)), value)
-    if origin is dict:
-        return {k: _from(args[1], v) for k, v in value.items()}
-    if origin is tuple or kind is tuple:
-        return _tuples(value)
-    if dataclasses.is_dataclass(kind):
-        made = object.__new__(typing.cast(type, kind))
-        for f in dataclasses.fields(kind):
-            known = f.name in value or (f.default is f.default_factory is dataclasses.MISSING)
-            setattr(made, f.name, _from(f.type, value[f.name]) if known else _default(f))
-        return made
-    return value
-
-
-def _default(field: dataclasses.Field) -> Any:
-    """Of a field that a config lacks which was saved before there was that field."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def own_names(value: Any) -> list[str]:
-    """Every text in a config that could name code outside kdjax, "package.module:symbol"."""
-    if isinstance(value, str):
-        return [value] if re.fullmatch(r"[\w.]+:\w+", value) else []
-    value = to_dict(value)
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [name for one in inside for name in own_names(one)]
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def differences(a: Any, b: Any, at: str = "") -> list[str]:
-    """Where two configs differ, a line each: "stages.student.optim.lr: 0.001 and 0.0003"."""
-    a, b = to_dict(a), to_dict(b)
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [*a, *(k for k in b if k not in a)]
-        return [d for k in keys for d in differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k))]
-    return [] if a == b else [f"{at}: {a!r} and {b!r}"]

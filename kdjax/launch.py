@@ -28,8 +28,9 @@ from ml_collections import config_flags
 from ml_collections.config_flags import config_flags as typed_flags
 from ml_collections.config_flags import config_path
 
-from kdjax import config, registry
+from kdjax import registry
 from kdjax.config import ConfigError, Experiment, nearest
+from kdjax.experiment.saved import from_json, own_names
 
 MODES = ("train", "eval", "predict", "export", "metrics", "report")
 NUMBERS = ("auto", "hex", "decimal")
@@ -67,10 +68,10 @@ def load(spec: str) -> Experiment:
     get_config = runpy.run_path(path).get("get_config")
     if get_config is None:
         raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
-    found = get_config(*[variant] * bool(colon))
-    if not isinstance(found, Experiment):
-        raise ConfigError(f"{path}: get_config must return an Experiment, found {type(found).__name__}")
-    return found
+    experiment = get_config(*[variant] * bool(colon))
+    if not isinstance(experiment, Experiment):
+        raise ConfigError(f"{path}: get_config must return an Experiment, found {type(experiment).__name__}")
+    return experiment
 
 
 NONE = Experiment(name="", stages={})
@@ -88,7 +89,7 @@ def main(argv: list[str]) -> int:
     _keep_memory()
     if COORDINATOR.value:
         connect()
-    registry.trust(*TRUST.value, *config.own_names(CONFIG.value))
+    registry.trust(*TRUST.value, *own_names(CONFIG.value))
     experiment = CONFIG.value if CONFIG.value.stages else _config_of_workdir()
     workdir = Path(WORKDIR.value or _default_workdir())
     what = {"train": train, "eval": evaluate, "predict": predict, "export": export, "report": report}
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
 def train(experiment: Experiment, workdir: Path) -> int:
     from kdjax.experiment import run as running
     from kdjax.report import tables
-    from kdjax.train.loop import Stopped
+    from kdjax.train.signals import Stopped
 
     try:
         summary = running.run(experiment, workdir, STAGE.value)
@@ -130,18 +131,18 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
 def predict(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import predict as predicting
 
-    kind, here = predicting.kind_of(experiment, STAGE.value), "--mode=predict of a model of"
+    kind, prefix = predicting.kind_of(experiment, STAGE.value), "--mode=predict of a model of"
     of_logs = {"log": LOG.value, "threshold": THRESHOLD.value, "ids": IDS.value, "payload": PAYLOAD.value}
     given = [name for name, value in of_logs.items() if value not in ("", None)]
     if kind == "nodes":
-        raise ConfigError(f"{here} one graph's nodes has nothing new to read; --mode=eval scores it")
+        raise ConfigError(f"{prefix} one graph's nodes has nothing new to read; --mode=eval scores it")
     if kind == "graphs":
         if IMAGES.value or not LOG.value:
-            found = " and no --images" if IMAGES.value else ""
-            raise ConfigError(f"{here} graphs needs --log=FILE, a CAN log, or --log=- for standard input{found}")
+            extra = " and no --images" if IMAGES.value else ""
+            raise ConfigError(f"{prefix} graphs needs --log=FILE, a CAN log, or --log=- for standard input{extra}")
         return detect(experiment, workdir)
     if given:
-        raise ConfigError(f"{here} images knows no --{', --'.join(given)}; give it --images=FOLDER")
+        raise ConfigError(f"{prefix} images knows no --{', --'.join(given)}; give it --images=FOLDER")
     if not IMAGES.value:
         raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
     output = Path(OUTPUT.value or workdir / "predictions")
@@ -162,23 +163,23 @@ def detect(experiment: Experiment, workdir: Path) -> int:
 def export(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import export as exporting
 
-    made = exporting.export(experiment, workdir, STAGE.value, WEIGHTS.value, OUTPUT.value)
-    for name, file in made["files"].items():
-        print(f"{name:25} {file['bytes']:>13,} bytes  the same as {made['weights']}: {file['compared']}")
-    print(f"{made['folder']}, told of in {exporting.SIGNATURE}")
+    exported = exporting.export(experiment, workdir, STAGE.value, WEIGHTS.value, OUTPUT.value)
+    for name, file in exported["files"].items():
+        print(f"{name:25} {file['bytes']:>13,} bytes  the same as {exported['weights']}: {file['compared']}")
+    print(f"{exported['folder']}, told of in {exporting.SIGNATURE}")
     return 0
 
 
 def report(experiment: Experiment, workdir: Path) -> int:
     from kdjax.experiment import outcome
-    from kdjax.experiment import run as running
+    from kdjax.experiment.opening import open_run
     from kdjax.report import tables
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run to report; train it first, or name another --workdir")
-    made = running.open_run(experiment, workdir)
-    summary = outcome.summarise(made)
-    outcome.report(made, summary)
+    opened = open_run(experiment, workdir)
+    summary = outcome.summarise(opened)
+    outcome.report(opened, summary)
     print(f"{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
     return 0
 
@@ -189,29 +190,29 @@ def metrics() -> int:
     if not (PREDICTED.value and TRUTH.value):
         raise ConfigError("--mode=metrics needs --predicted=FOLDER and --truth=FOLDER")
     output = OUTPUT.value or "metrics.csv"
-    found = compare.compare_folders(PREDICTED.value, TRUTH.value, output, NUM_CLASSES.value, EMPTY.value)
-    for name, value in found["metrics"].items():
+    summary = compare.compare_folders(PREDICTED.value, TRUTH.value, output, NUM_CLASSES.value, EMPTY.value)
+    for name, value in summary["metrics"].items():
         print(f"{name:15} {value['mean']:.4f} ± {value['std']:.4f}  (n = {value['n']})")
     print(f"per image: {output}")
     return 0
 
 
 def show_list(kind: str) -> int:
-    """Names, each with the first line of its docstring; a model is told of by its class."""
+    """Prints the names, each with the first line of its docstring, or, for a model, of its class's docstring."""
     if kind == "configs":
-        found = {}
+        docs = {}
         for path in sorted(Path("configs").glob("*.py")):
-            told = ast.get_docstring(ast.parse(path.read_text())) or ""
+            doc = ast.get_docstring(ast.parse(path.read_text())) or ""
             variants = runpy.run_path(str(path)).get("VARIANTS", ())
-            found |= {str(path): told} | {f"{path}:{v}": "" for v in variants if v}
+            docs |= {str(path): doc} | {f"{path}:{v}": "" for v in variants if v}
     else:
         entries = {name: registry.get(kind, name) for name in registry.names(kind)}
         if kind == "models":
             entries = {name: get_type_hints(build)["return"] for name, build in entries.items()}
-        found = {name: entry.__doc__ or "" for name, entry in entries.items()}
-    width = max(map(len, found), default=0)
-    for name, told in found.items():
-        print(f"{name:{width}}  {told.strip().partition(chr(10))[0]}".rstrip())
+        docs = {name: entry.__doc__ or "" for name, entry in entries.items()}
+    width = max(map(len, docs), default=0)
+    for name, doc in docs.items():
+        print(f"{name:{width}}  {doc.strip().partition(chr(10))[0]}".rstrip())
     return 0
 
 
@@ -231,7 +232,7 @@ def _config_of_workdir() -> Experiment:
     saved = Path(WORKDIR.value) / "config.json"
     if not WORKDIR.value or not saved.exists():
         raise ConfigError("give --config=FILE (see --list=configs), or the --workdir of a run that began")
-    return config.from_json(saved.read_text())
+    return from_json(saved.read_text())
 
 
 def _default_workdir() -> str:
@@ -271,11 +272,11 @@ def _quiet() -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; everything wrong with the config's name and with the fields it lacks is said at once."""
+    """Parses the flags; one error lists all that is wrong with the config's name and its fields."""
     if spec := _spec(argv):
         base = load(spec)
-        if wrong := [fault for name in _overridden(argv) if (fault := _unknown(base, name))]:
-            raise ConfigError("\n".join(wrong))
+        if faults := [fault for name in _overridden(argv) if (fault := _unknown(base, name))]:
+            raise ConfigError("\n".join(faults))
     elif overridden := list(_overridden(argv)):
         raise ConfigError(f"--config.{overridden[0]} changes a field of a config: give --config=FILE before it")
     try:
@@ -324,11 +325,11 @@ def _unknown(base: Experiment, name: str) -> str:
     return ""
 
 
-def _ill_typed(base: Experiment, told: str) -> str:
+def _ill_typed(base: Experiment, message: str) -> str:
     """A plainer message for a value that a field of the config cannot take."""
-    match = re.match(r"flag --config\.([^=]+)=([^:]*):", told)
+    match = re.match(r"flag --config\.([^=]+)=([^:]*):", message)
     if not match or _unknown(base, match[1]):
-        return told
+        return message
     kind = config_path.get_type(match[1], base)
     return f"--config.{match[1]}: expected {getattr(kind, '__name__', kind)}, found {match[2]!r}"
 
@@ -351,7 +352,7 @@ def _mendable(error: Exception) -> bool:
     if isinstance(error, (ConfigError, OSError)):
         return True
     from kdjax.experiment.run import GateError
-    from kdjax.train.loop import Diverged
+    from kdjax.train.recording import Diverged
     from kdjax.weights.safetensors import WeightsError
 
     return isinstance(error, (GateError, Diverged, WeightsError))

@@ -57,7 +57,7 @@ def test_apply_takes_images_as_they_come(model, saved):
     of_bytes = kdjax.apply(model, variables, image)
     of_floats = kdjax.apply(model, variables, image.astype(np.float32) / np.float32(255))
     np.testing.assert_allclose(of_bytes["logits"], of_floats["logits"], rtol=1e-5, atol=1e-5)
-    mean, std = (np.float32(getattr(model.input_spec, k)) for k in ("mean", "std"))
+    mean, std = (np.float32(getattr(model.inputs["image"], k)) for k in ("mean", "std"))
     by_hand = model.apply(variables, jnp.asarray((image / np.float32(255) - mean) / std))
     np.testing.assert_allclose(of_bytes["logits"], by_hand["logits"], rtol=1e-5, atol=1e-5)
     assert set(of_bytes) == set(by_hand)

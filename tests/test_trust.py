@@ -8,10 +8,10 @@ import pytest
 
 import kdjax
 from convert.__main__ import main as convert
-from kdjax import config, launch, registry
+from kdjax import launch, registry
 from kdjax.config import ConfigError, Data, Experiment, Model, Stage
 from kdjax.deploy import export
-from kdjax.experiment import checks, workdir
+from kdjax.experiment import checks, saved, workdir
 from kdjax.train import checkpoint, loop
 from kdjax.weights import safetensors
 from tests.support.command import command, tiny
@@ -67,22 +67,24 @@ def test_models_inside_a_model_run_nothing(pwned):
 
 
 @pytest.mark.parametrize("mode", ["train", "eval", "predict", "export", "report"])
-@pytest.mark.parametrize("part", ["model", "data", "task", "loss"])
+@pytest.mark.parametrize("part", ["model", "data", "task", "teacher", "loss"])
 def test_a_working_directory_runs_nothing(mode, part, pwned, tmp_path):
-    saved = json.loads(config.to_json(launch.load(str(tiny(tmp_path)))))
-    stage = saved["stages"]["student"]
+    config = json.loads(saved.to_json(launch.load(str(tiny(tmp_path)))))
+    stage = config["stages"]["student"]
     evil = "evil_module:build"
     if part == "model":
         stage["model"]["name"] = evil
     elif part == "data":
         stage["data"]["source"] = evil
     elif part == "task":
-        stage["task"] = evil
+        stage["task"] = {"name": evil, "options": {}}
+    elif part == "teacher":
+        stage["teachers"]["t"] = {"model": {"name": evil, "options": {}}, "weights": "w"}
     else:
         stage["terms"] = {"t": {"loss": evil, "label": "mask"}}
     folder = tmp_path / "run"
     (folder / "stages" / "student").mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(saved))
+    (folder / "config.json").write_text(json.dumps(config))
     (tmp_path / "images").mkdir()
     ended = command(f"--workdir={folder}", f"--mode={mode}", *[f"--images={tmp_path / 'images'}"] * (mode == "predict"))
     assert ended.code == 2, ended
@@ -134,7 +136,7 @@ def test_only_best_files_of_the_run_are_deleted(tmp_path):
     theirs = ["best_of_all.safetensors", ".mine.partial", "model.safetensors", "best_epoch1.txt"]
     for name in (*ours, *theirs):
         (tmp_path / name).touch()
-    loop.prune(tmp_path, {"best_file": ""})
+    loop.prune(tmp_path, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(theirs)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jraph
 import numpy as np
 
-from kdjax import config, registry
+from kdjax import config
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
@@ -22,6 +23,7 @@ from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
 from kdjax.experiment.workdir import write
+from kdjax.train.setup import task_of
 from kdjax.weights import safetensors, stablehlo
 
 TOLERANCE = 1e-5  # relative to the largest output
@@ -41,7 +43,8 @@ class Form:
     inputs: dict[
         str, tuple[tuple[int | str, ...], str]
     ]  # shape without the batch, and dtype; a size with a name is any
-    example: Callable[[int], Arrays]  # a random batch
+    example: Callable[[int], Arrays]  # random inputs
+    batch: Callable[[dict], dict]  # of the inputs
     output: str
     read: Callable[[dict, dict], jax.Array]  # of the model's outputs and the batch
     item: str
@@ -57,8 +60,8 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
     checks.validate(experiment)
     if jax.process_count() > 1:
         raise ConfigError("--mode=export runs in one process; leave --coordinator out")
-    name, of = chosen(experiment, stage)
-    kept = load(of, Path(workdir), name, weights)
+    name, plain = chosen(experiment, stage)
+    loaded = load(plain, Path(workdir), name, weights)
     folder = Path(output).expanduser() if output else Path(workdir) / "export" / name
     if not output and not folder.resolve().is_relative_to(Path(workdir).resolve()):
         raise ConfigError(f"{folder} leads out of the working directory; remove the link, or name an --output")
@@ -68,22 +71,22 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
     partial.mkdir(parents=True)
     try:
         files = {
-            "model.safetensors": _safetensors(partial / "model.safetensors", kept),
-            "model.stablehlo": _stablehlo(partial / "model.stablehlo", kept),
-            **_pytorch(partial, kept.stage, kept.whole),
-            **_keepsake(partial, kept),
+            "model.safetensors": _safetensors(partial / "model.safetensors", loaded),
+            "model.stablehlo": _stablehlo(partial / "model.stablehlo", loaded),
+            **_pytorch(partial, loaded.stage, loaded.whole),
+            **_keepsake(partial, loaded),
         }
-        found = {"stage": name, "weights": str(kept.path), **signature(kept), "files": files}
-        write(partial / SIGNATURE, json.dumps(found, indent=1) + "\n")
+        record = {"stage": name, "weights": str(loaded.path), **signature(loaded), "files": files}
+        write(partial / SIGNATURE, json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return {"folder": folder, **found}
+    return {"folder": folder, **record}
 
 
 def refuse_foreign(folder: Path) -> None:
-    """An earlier export is replaced, with all that lies in its folder: an export must have written all of it."""
+    """Refuses a folder to replace unless an earlier export has written everything in it."""
     if folder.exists():
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         if SIGNATURE not in names or names - FILES:
@@ -91,21 +94,21 @@ def refuse_foreign(folder: Path) -> None:
             raise ConfigError(f"{folder} exists and is no earlier export{more}; choose another --output")
 
 
-def signature(kept: Kept) -> dict[str, Any]:
+def signature(loaded: Kept) -> dict[str, Any]:
     """What a program needs to know to use the files."""
-    model = kept.stage.model
-    told = {"name": model.name, "options": config.to_dict(model.options)}
-    return {"model": told, **FORMS[pipeline.kind(kept.stage.data)](kept).told}
+    model = loaded.stage.model
+    described = {"name": model.name, "options": config.to_dict(model.options)}
+    return {"model": described, **FORMS[pipeline.kind(loaded.stage.data)](loaded).told}
 
 
-def images(kept: Kept) -> Form:
+def images(loaded: Kept) -> Form:
     """Images -> logits."""
-    data = kept.stage.data
+    data = loaded.stage.data
     side, classes = data.image_size, data.num_classes
-    spec = build_model(kept.stage.model).input_spec
+    spec = build_model(loaded.stage.model).inputs["image"]
     binary = "1 channel, the logit of the foreground: it is there where logits > 0"
     several = f"{classes} channels, a logit for each class: the class is their argmax"
-    told = {
+    described = {
         "input": {
             "image": {"shape": ["b", side, side, 3], "dtype": "float32", "range": [0, 1]},
             "how": f"RGB resized to {side} x {side} (bilinear) and divided by 255",
@@ -117,28 +120,28 @@ def images(kept: Kept) -> Form:
     def example(b: int) -> Arrays:
         return {"image": np.random.default_rng(b).random((b, side, side, 3), np.float32)}
 
-    return Form({"image": ((side, side, 3), "float32")}, example, "logits", _logits, "images", told)
+    return Form({"image": ((side, side, 3), "float32")}, example, dict, "logits", _logits, "images", described)
 
 
-def graphs(kept: Kept) -> Form:
+def graphs(loaded: Kept) -> Form:
     """Packs of graphs -> a score of each graph, as in `--mode=predict`."""
-    task = registry.get("tasks", kept.stage.task).of(kept.stage.data)
-    cut = json.loads(kept.keepsake.read_text()) if kept.keepsake else {}
+    task = task_of(loaded.stage)
+    cut = json.loads(loaded.keepsake.read_text()) if loaded.keepsake else {}
     how = "packs of graphs, made as those of training"
     if cut:
         how = (
             f"windows of {cut['window']} messages, one every {cut['stride']}, made graphs of generation "
-            f"{cut['generation']}; {kept.keepsake.name} has the ids in the order of their indices"  # type: ignore
+            f"{cut['generation']}; {loaded.keepsake.name} has the ids in the order of their indices"  # type: ignore
         )
-    limit = calibrated(kept.about)
+    limit = calibrated(loaded.about)
     output = {"score": {"shape": ["b", "g"], "dtype": "float32", "how": "an attack where score > threshold"} | limit}
-    return _graphs(kept, how, "score", lambda outputs, batch: task.predict(outputs, batch)[..., 0], output)
+    return _graphs(loaded, how, "score", lambda outputs, batch: task.predict(outputs, batch)["score"], output)
 
 
-def nodes(kept: Kept) -> Form:
+def nodes(loaded: Kept) -> Form:
     """One graph -> logits of each of its nodes."""
     output = {"logits": {"shape": ["b", "n", "k"], "dtype": "float32", "how": "a node's class is their argmax"}}
-    return _graphs(kept, "the graph, with a node of padding", "logits", _logits, output)
+    return _graphs(loaded, "the graph, and a graph of one node as padding", "logits", _logits, output)
 
 
 FORMS = {"images": images, "graphs": graphs, "nodes": nodes}
@@ -148,66 +151,71 @@ def _logits(outputs: dict, batch: dict) -> jax.Array:
     return outputs["logits"]
 
 
-def _graphs(kept: Kept, how: str, output: str, read: Callable, told: dict) -> Form:
-    spec = build_model(kept.stage.model).input_spec
+def _graphs(loaded: Kept, how: str, output: str, read: Callable, output_spec: dict) -> Form:
+    spec = build_model(loaded.stage.model).inputs["graphs"]
     inputs = {
         "x": (("n", spec.features), "float32"),
         "id": (("n",), "int32"),
         "senders": (("e",), "int32"),
         "receivers": (("e",), "int32"),
-        "graph": (("n",), "int32"),
-        "valid": (("g",), "bool"),
+        "n_node": (("g",), "int32"),
+        "n_edge": (("g",), "int32"),
     }
     meant = {
         "x": "features of each node",
         "id": "index of each node's id; 0 where there are none",
-        "senders": "the node that an edge comes from; padding edges go from the last node to itself",
+        "senders": "the node that an edge comes from",
         "receivers": "the node that it goes to",
-        "graph": "the graph of each node; g for padding nodes, of which the last node is always one",
-        "valid": "which graphs there are",
+        "n_node": "how many nodes each graph has; nodes lie graph by graph, and padding is a graph of its own",
+        "n_edge": "how many edges each graph has",
     }
     shown = {k: {"shape": ["b", *shape], "dtype": dtype, "how": meant[k]} for k, (shape, dtype) in inputs.items()}
 
     def example(b: int) -> Arrays:
         rng, g, n, e = np.random.default_rng(b), b + 1, 9 * b, 15 * b
-        graph = np.sort(rng.integers(0, g, (b, n), np.int32), axis=1)
-        graph[:, -1] = g
-        senders = rng.integers(0, n - 1, (b, e), np.int32)
-        same = np.take_along_axis(graph, senders + 1, 1) == np.take_along_axis(graph, senders, 1)
+        graph = np.sort(rng.integers(0, g, (b, n)), axis=1)
+        senders = np.sort(rng.integers(0, n - 1, (b, e), np.int32), axis=1)
+        sending = np.take_along_axis(graph, senders, 1)
+        counts = lambda graph: np.stack([np.bincount(row, minlength=g) for row in graph]).astype(np.int32)  # noqa: E731
         return {
             "x": rng.random((b, n, spec.features), np.float32),
             "id": rng.integers(0, max(1, spec.num_ids), (b, n), np.int32),
             "senders": senders,
-            "receivers": senders + same,
-            "graph": graph,
-            "valid": np.ones((b, g), np.bool),
+            "receivers": senders + (np.take_along_axis(graph, senders + 1, 1) == sending),
+            "n_node": counts(graph),
+            "n_edge": counts(sending),
         }
 
-    return Form(inputs, example, output, read, "packs", {"input": {**shown, "how": how}, "output": told})
+    def batch(inputs: dict) -> dict:
+        nodes = {name: inputs[name] for name in ("x", "id")}
+        rest = {name: value for name, value in inputs.items() if name not in nodes}
+        return {"graphs": jraph.GraphsTuple(nodes=nodes, edges=None, globals=None, **rest)}
+
+    return Form(inputs, example, batch, output, read, "packs", {"input": {**shown, "how": how}, "output": output_spec})
 
 
-def _safetensors(path: Path, kept: Kept) -> dict:
-    about = {**safetensors.about(kept.stage.model), **{k: repr(v) for k, v in calibrated(kept.about).items()}}
-    safetensors.save(path, kept.whole, about)
-    if safetensors.fingerprint(safetensors.load(path)[0]) != safetensors.fingerprint(kept.whole):
+def _safetensors(path: Path, loaded: Kept) -> dict:
+    about = {**safetensors.about(loaded.stage.model), **{k: repr(v) for k, v in calibrated(loaded.about).items()}}
+    safetensors.save(path, loaded.whole, about)
+    if safetensors.fingerprint(safetensors.load(path)[0]) != safetensors.fingerprint(loaded.whole):
         raise safetensors.WeightsError(f"{path}: what was written is not what was to be; try again, on another disk")
     return {"bytes": path.stat().st_size, "how": "kdjax.load(model, path)", "compared": "every bit"}
 
 
-def _stablehlo(path: Path, kept: Kept) -> dict:
-    form = FORMS[pipeline.kind(kept.stage.data)](kept)
-    network = Network(build_model(kept.stage.model, kept.stage.dtype))
+def _stablehlo(path: Path, loaded: Kept) -> dict:
+    form = FORMS[pipeline.kind(loaded.stage.data)](loaded)
+    network = Network(build_model(loaded.stage.model, loaded.stage.dtype))
 
     def run(variables: dict, *arrays: jax.Array) -> dict[str, jax.Array]:
-        batch = dict(zip(form.inputs, arrays, strict=True))
+        batch = form.batch(dict(zip(form.inputs, arrays, strict=True)))
         return {form.output: form.read(network(variables, batch)[0], batch).astype("float32")}
 
-    stablehlo.save(path, run, kept.whole, list(form.inputs.values()))
-    loaded, ours, worst = stablehlo.load(path), jax.jit(run), 0.0
+    stablehlo.save(path, run, loaded.whole, list(form.inputs.values()))
+    program, ours, worst = stablehlo.load(path), jax.jit(run), 0.0
     for b in BATCHES:
         arrays = form.example(b).values()
-        found, expected = (np.asarray(x[form.output]) for x in (loaded(*arrays), ours(kept.whole, *arrays)))
-        worst = max(worst, float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-9)))
+        actual, expected = (np.asarray(x[form.output]) for x in (program(*arrays), ours(loaded.whole, *arrays)))
+        worst = max(worst, float(np.abs(actual - expected).max() / max(np.abs(expected).max(), 1e-9)))
     if not worst <= TOLERANCE:
         raise safetensors.WeightsError(
             f"{path}: its {form.output} are {worst:.1e} (relative) from the checkpoint's, allowed is {TOLERANCE:.0e}"
@@ -223,7 +231,7 @@ def _stablehlo(path: Path, kept: Kept) -> dict:
     }
 
 
-def _pytorch(folder: Path, stage: Stage, whole: dict) -> dict:
+def _pytorch(folder: Path, stage: Stage, variables: dict) -> dict:
     """A file in the original's names, where there is an original; without PyTorch it is a safetensors."""
     from convert import families
     from convert.export import export_file, family_of
@@ -232,14 +240,14 @@ def _pytorch(folder: Path, stage: Stage, whole: dict) -> dict:
     if family is None:
         return {}
     name = PYTORCH[0] if importlib.util.find_spec("torch") else PYTORCH[1]
-    count = export_file(family, stage.model, whole, folder / name)
+    count = export_file(family, stage.model, variables, folder / name)
     how = f"load_state_dict(..., strict=True) of {family.told}"
     return {name: {"bytes": (folder / name).stat().st_size, "how": how, "compared": f"{count} tensors, every bit"}}
 
 
-def _keepsake(folder: Path, kept: Kept) -> dict:
-    if kept.keepsake is None:
+def _keepsake(folder: Path, loaded: Kept) -> dict:
+    if loaded.keepsake is None:
         return {}
-    shutil.copyfile(kept.keepsake, folder / kept.keepsake.name)
+    shutil.copyfile(loaded.keepsake, folder / loaded.keepsake.name)
     how = "generation, window and stride, and the known ids by index; one that is not there has the next index"
-    return {kept.keepsake.name: {"bytes": kept.keepsake.stat().st_size, "how": how, "compared": "every bit"}}
+    return {loaded.keepsake.name: {"bytes": loaded.keepsake.stat().st_size, "how": how, "compared": "every bit"}}

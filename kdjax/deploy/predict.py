@@ -13,23 +13,23 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
-from kdjax import config, registry
+from kdjax import config
 from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images import files
-from kdjax.data.images.dataset import shapes
 from kdjax.data.images.examples import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
+from kdjax.experiment.plan import without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import stage_folder, write
 from kdjax.report import tables
 from kdjax.report.figures import curves
 from kdjax.train import sharding
-from kdjax.train.loop import count
-from kdjax.train.setup import initial_shapes, prepare
+from kdjax.train.finish import count
+from kdjax.train.setup import initial_shapes, prepare, task_of
 from kdjax.weights import safetensors
 
 BILINEAR = Image.Resampling.BILINEAR
@@ -45,16 +45,16 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     writes it to `eval_results.txt`.
     """
     checks.validate(experiment)
-    name, of = chosen(experiment, stage)
-    path, of, whole, about, _ = load(of, Path(workdir), name, weights)
+    name, plain = chosen(experiment, stage)
+    path, plain, variables, about, _ = load(plain, Path(workdir), name, weights)
     mesh = sharding.make_mesh(experiment.mesh)
-    dataset = pipeline.build(of.data, sharding.parts(mesh, of.data.batch_size, 1, f"stages.{name}"))
-    learner = prepare(name, of, experiment, mesh, dataset, {})
-    row = {"stage": name, "role": "other", "title": of.title or name, "parameters": count(whole["params"])}
-    row |= outcome.test(learner, whole, None, calibrated(about))
+    dataset = pipeline.build(plain.data, sharding.parts(mesh, plain.data.batch_size, 1, f"stages.{name}"))
+    learner = prepare(name, plain, experiment, mesh, dataset, {})
+    row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
+    row |= outcome.test(learner, variables, None, calibrated(about))
     summary = {
-        "name": f"{path} on {of.data.source}",
-        "num_classes": of.data.num_classes,
+        "name": f"{path} on {plain.data.source}",
+        "num_classes": plain.data.num_classes,
         "test_images": dataset.sizes["test"],
         "item": dataset.item,
         **learner.task.words(dataset),
@@ -79,15 +79,15 @@ def predict(
     if jax.process_count() > 1:
         raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
     images, output = Path(images).expanduser(), Path(output).expanduser()
-    name, of = chosen(experiment, stage)
-    _, of, whole, *_ = load(of, Path(workdir), name, weights)
+    name, plain = chosen(experiment, stage)
+    _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
     targets = plan(images, output)
-    for path, logits in logits_of(list(targets), of, experiment, whole):
+    for path, logits in logits_of(list(targets), plain, experiment, variables):
         image = files.read_image(str(path))
         mask = classes(logits, (image.shape[0], image.shape[1]))
         target = targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
-        save(named(target, "mask"), mask * np.uint8(255) if of.data.num_classes == 2 else mask)
+        save(named(target, "mask"), mask * np.uint8(255) if plain.data.num_classes == 2 else mask)
         save(named(target, "overlay"), curves.overlay(image, mask.astype(np.int32)))
     return len(targets)
 
@@ -98,12 +98,12 @@ def predict(
 def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     """The stage of that name, controls included, as its finished model is: plain, with nothing left to learn."""
     stages = dict(experiment.stages)
-    stages |= {f"{k}_control": config.without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
+    stages |= {f"{k}_control": without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
     if not name:
         name = [*([k for k, s in experiment.stages.items() if s.teachers] or experiment.stages)][-1]
     if name not in stages:
         raise ConfigError(f"--stage={name}: no such stage; {nearest(name, stages)}")
-    plain = config.without_teachers(stages[name])
+    plain = without_teachers(stages[name])
     its = {"title": stages[name].title, "folder": stages[name].folder}
     plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
@@ -130,55 +130,59 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
     path = Path(weights).expanduser() if weights else folder / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
-    whole, about = safetensors.load(path)
+    variables, about = safetensors.load(path)
     try:
         model = safetensors.model_in(about)
-        told = as_told(stage.model.options, model.options if model else {})
-        stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **told))
+        options = as_told(stage.model.options, model.options if model else {})
+        stage = dataclasses.replace(stage, model=config.Model(stage.model.name, **options))
         stage = resolved(stage, {}, model)
-        whole = safetensors.overlay(initial_shapes(build_model(stage.model)), whole)
+        variables = safetensors.overlay(initial_shapes(build_model(stage.model)), variables)
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
     beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
-    return Kept(path, stage, whole, about, next((file for file in beside if file.is_file()), None))
+    return Kept(path, stage, variables, about, next((file for file in beside if file.is_file()), None))
 
 
 def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Options of a model, and of the models inside it, with what the data told `before`: what was not told then, the
-    model has by itself."""
+    """Options of a model, and of the models inside it, completed by those in `before`, which the data gave; an option
+    that neither has keeps the model's default."""
     inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
-    told = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
-    return {k: v for k, v in told.items() if v is not None}
+    merged = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
+    return {k: v for k, v in merged.items() if v is not None}
 
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:
-    """What was set on validation data, as it stands in the metadata of a file of weights."""
+    """The values set on validation data, from the metadata of a file of weights."""
     return {name: float(about[name]) for name in ("threshold",) if name in about}
 
 
 def logits_of(
-    paths: list[Path], stage: Stage, experiment: Experiment, whole: dict
+    paths: list[Path], stage: Stage, experiment: Experiment, variables: dict
 ) -> Iterator[tuple[Path, Float[np.ndarray, "h w k"]]]:
     """The model's logits for each image, seen as in training; batches of one shape, so that it compiles once."""
     mesh, data = sharding.make_mesh(experiment.mesh), stage.data
     shares = sharding.shares(mesh)
     size = -(-min(data.batch_size, len(paths)) // shares) * shares
-    network = Network(build_model(stage.model, stage.dtype))
-    registry.get("tasks", stage.task).of(data).check(network.shapes(whole, shapes(data.image_size, 1)))
+    network = Network(build_model(stage.model, stage.dtype), names=tuple(stage.inputs.items()))
+    task_of(stage).check(network.shapes(variables, _images(data.image_size)))
     run = compiled(network)
-    whole = sharding.place(whole, sharding.shardings(whole, mesh, experiment.mesh.rules))
+    variables = sharding.place(variables, sharding.shardings(variables, mesh, experiment.mesh.rules))
     for begin in range(0, len(paths), size):
-        some = paths[begin : begin + size]
+        chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
-        for row, path in enumerate(some):
+        for row, path in enumerate(chunk):
             image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
-        logits = np.asarray(run(whole, sharding.global_batch({"image": image}, mesh)))
-        yield from zip(some, logits, strict=False)
+        logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
+        yield from zip(chunk, logits, strict=False)
+
+
+def _images(size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    return {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
 
 
 @cache
 def compiled(network: Network) -> Any:
-    return jax.jit(lambda whole, batch: network(whole, batch)[0]["logits"].astype("float32"))
+    return jax.jit(lambda variables, batch: network(variables, batch)[0]["logits"].astype("float32"))
 
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
@@ -197,31 +201,31 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
     if not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    found = sorted(p for p in images.rglob("*") if p.is_file() and p.suffix.lower() in files.SUFFIXES)
-    found = [p for p in found if not p.name.startswith(".") and not MADE.fullmatch(p.stem)]
-    if not found:
+    paths = sorted(p for p in images.rglob("*") if p.is_file() and p.suffix.lower() in files.SUFFIXES)
+    paths = [p for p in paths if not p.name.startswith(".") and not MADE.fullmatch(p.stem)]
+    if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
-    targets, wrong, taken = {}, [], {}
-    for path in found:
+    targets, faults, taken = {}, [], {}
+    for path in paths:
         target = output / path.relative_to(images).with_suffix("")
         if target in taken:
-            wrong.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
+            faults.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
         targets[path] = taken[target] = target
-        wrong += [f"{made}: a file that kdjax did not write; choose another --output" for made in foreign(target)]
+        faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in foreign(target)]
         try:
             files.read_image(str(path))
         except ConfigError as error:
-            wrong.append(str(error))
-    if wrong:
-        more = [f"... and {len(wrong) - 40} more"] if len(wrong) > 40 else []
-        raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *wrong[:40], *more]))
+            faults.append(str(error))
+    if faults:
+        more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
+        raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))
     return targets
 
 
 def foreign(target: Path) -> list[Path]:
     """Files where the results belong, such as true masks, that are not earlier results."""
-    found = [path for path in (named(target, "mask"), named(target, "overlay")) if path.exists()]
-    return [path for path in found if not is_ours(path)]
+    paths = [path for path in (named(target, "mask"), named(target, "overlay")) if path.exists()]
+    return [path for path in paths if not is_ours(path)]
 
 
 def is_ours(path: Path) -> bool:

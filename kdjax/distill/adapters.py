@@ -1,10 +1,10 @@
 """Small trainable maps from a student's features to the shape of a teacher's. Channels are mapped, never the batch."""
 
 import flax.linen as nn
-import jax
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, nearest
+from kdjax.models.layers.resize import resize
 
 
 class ConvBnRelu(nn.Module):
@@ -49,7 +49,7 @@ def resize_like(x: Float[Array, "b *n c"], shape: tuple[int, ...]) -> Float[Arra
     held, no smoothing: PyTorch's align_corners=False); tokens [b, n, c] become a map of n = h * w, or the reverse."""
     if len(x.shape) == len(shape) == 4:
         wanted = (x.shape[0], *shape[1:3], x.shape[3])
-        return x if x.shape == wanted else jax.image.resize(x, wanted, "bilinear", antialias=False)
+        return resize(x, wanted[1:3])
     tokens = [s[1] * s[2] if len(s) == 4 else s[1] for s in (x.shape, shape) if len(s) in (3, 4)]
     if len(tokens) == 2 and tokens[0] == tokens[1]:
         return x.reshape(x.shape[0], *shape[1:-1], x.shape[-1])

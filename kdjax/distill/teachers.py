@@ -1,14 +1,15 @@
-"""Teachers: frozen networks, each with its own view of the batch; their variables are arguments of the step."""
+"""Teachers: sources of endpoints. Their parameters are arguments of the step and never receive a gradient."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
 from kdjax import registry
-from kdjax.config import Model
+from kdjax.config import ConfigError, Model, Teacher
+from kdjax.distill.scope import Outputs, Scope
 from kdjax.distill.taps import Network
-from kdjax.distill.terms import BoundTerm, Outputs
 
 
 def build_model(model: Model, dtype: str = "float32") -> Any:
@@ -16,20 +17,79 @@ def build_model(model: Model, dtype: str = "float32") -> Any:
     return registry.get("models", model.name)(**model.options, dtype=jnp.dtype(dtype))
 
 
-def taps(terms: Any, teacher: str = "") -> tuple[str, ...]:
-    """The module paths, told by their slash, that `terms` read from that teacher, or from the student."""
-    if teacher:
-        names = [t.teacher.partition(":")[2] for t in terms if t.teacher.partition(":")[0] == teacher]
-    else:
-        names = [t.student for t in terms]
-    return tuple(sorted({name for name in names if "/" in name}))
+@runtime_checkable
+class Source(Protocol):
+    """What fills a place of the scope."""
+
+    def feed(self, scope: Scope) -> Any:
+        """What it reads of the scope itself."""
+        ...
+
+    def __call__(self, feed: Any, batch: dict[str, Any], variables: dict) -> Outputs:
+        """Its endpoints. `variables` are those of its network, {} where it has none of its own."""
+        ...
 
 
-def teach(networks: dict[str, Network], variables: dict[str, dict], batch: dict, terms: list[BoundTerm]) -> dict:
-    """What each teacher says of the batch, for the endpoints that are read: `{teacher: {endpoint: array}}`."""
-    read: dict[str, Outputs] = {}
-    for name, network in networks.items():
-        outputs, _ = network(variables[name], batch)
-        wanted = {term.endpoint for term in terms if term.teacher == name}
-        read[name] = {k: jax.lax.stop_gradient(v.astype(jnp.float32)) for k, v in outputs.items() if k in wanted}
-    return read
+@dataclass(frozen=True)
+class Frozen:
+    """A network with its own view of the batch, not training. The running average of a student is one as well."""
+
+    network: Network
+
+    def feed(self, scope: Scope) -> Any:
+        return {}
+
+    def __call__(self, feed: Any, batch: dict[str, Any], variables: dict) -> Outputs:
+        return jax.lax.stop_gradient(_floats(self.network(variables, batch)[0]))
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A part of the student, a composed model, as its other parts see it: "PART.logits" is its "logits"."""
+
+    part: str
+
+    def feed(self, scope: Scope) -> Outputs:
+        begin = f"{self.part}."
+        own = {k.removeprefix(begin): v for k, v in scope.place("student").items() if k.startswith(begin)}
+        if not own:
+            raise ConfigError(f"the student has no part {self.part!r}: none of its endpoints begins with {begin!r}")
+        return own
+
+    def __call__(self, feed: Outputs, batch: dict[str, Any], variables: dict) -> Outputs:
+        return jax.lax.stop_gradient(_floats(feed))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A method of a frozen model on entries of the scope: gradients flow through it to what it is fed."""
+
+    network: Network
+    method: str
+    reads: tuple[tuple[str, str], ...]  # argument -> path
+
+    def feed(self, scope: Scope) -> dict[str, Any]:
+        return {argument: scope[path] for argument, path in self.reads}
+
+    def __call__(self, feed: dict[str, Any], batch: dict[str, Any], variables: dict) -> Outputs:
+        variables = jax.lax.stop_gradient(variables)
+        return _floats(self.network.model.apply(variables, **feed, method=self.method))
+
+
+def source(teacher: Teacher, model: Model | None, student: Network, taps: tuple[str, ...]) -> Source:
+    """The source that a teacher of the config is; `model` is the one that a frozen teacher has."""
+    if teacher.part:
+        return Peer(teacher.part)
+    if teacher.average:
+        return Frozen(Network(student.model, taps, student.around, student.names))
+    assert model is not None
+    network = Network(build_model(model, teacher.dtype), taps, names=tuple(teacher.inputs.items()))
+    if not teacher.method:
+        return Frozen(network)
+    if not callable(getattr(network.model, teacher.method, None)):
+        raise ConfigError(f"{model.name} has no method {teacher.method!r}")
+    return Tail(network, teacher.method, tuple(teacher.reads.items()))
+
+
+def _floats(outputs: Outputs) -> Outputs:
+    return {name: value.astype(jnp.float32) for name, value in outputs.items()}

@@ -1,158 +1,239 @@
-"""Objectives: a list of terms, each one endpoint of the student against one of a teacher or a label.
+"""Objectives: a list of terms, each a loss and what it reads in the scope of a step.
 
-Every term is summed as a (total, count) pair over the examples it may read, so that padding, unlabelled items,
+Every term is summed as a (total, count) pair over the examples it may read, so that padding, missing labels,
 micro-batches, devices and hosts all give the same number.
 """
 
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kdjax import registry
 from kdjax.config import ConfigError, Schedule, Term, nearest
+from kdjax.data.fields import known
 from kdjax.distill import adapters
-from kdjax.distill.views import resize
+from kdjax.distill.scope import Scope, paths, split
+from kdjax.models.layers.resize import resize
 
-Outputs = dict[str, Array]
+Knobs = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class BoundTerm:
-    """A term with its loss found and its adapter built."""
+    """A term with its loss found, its paths written out and its modules built.
+
+    A loss is a function, or a module with parameters or a memory of its own, which live under the term's name.
+    """
 
     name: str
-    loss: Callable[..., Array]
     term: Term
-    adapter: Any = None
+    loss: Callable[..., Array]
+    module: nn.Module | None  # the loss, where it is a module
+    reads: dict[str, Any]  # argument of the loss -> path, or a tuple of paths
+    adapter: nn.Module | None = None
+    features: Any = None  # what the adapter maps, as shapes of a small batch
+    examples: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the loss is given, as shapes
 
     @property
-    def accepts(self) -> list[str]:
-        """The arguments that the loss takes by name."""
-        kinds = inspect.signature(self.loss).parameters.values()
-        return [p.name for p in kinds if p.kind == p.KEYWORD_ONLY]
+    def labels(self) -> list[str]:
+        """The fields of the batch that the term reads."""
+        return [split(path)[1] for path in paths(self.reads) if split(path)[0] == "batch"]
 
     @property
-    def teacher(self) -> str:
-        return self.term.teacher.partition(":")[0]
+    def hears_teacher(self) -> bool:
+        """Whether it reads anything besides the student and the batch."""
+        return any(split(path)[0] not in ("batch", "student") for path in paths(self.reads)) or self.adapter is not None
 
     @property
-    def endpoint(self) -> str:
-        return self.term.teacher.partition(":")[2]
+    def mixes(self) -> bool:
+        """Whether the loss of an example depends on the other examples of its batch."""
+        return getattr(self.module or self.loss, "mixes", False)
 
-    def readable(self, batch: dict[str, Array]) -> Float[Array, "b *s"]:
-        """1 for each example that this term may read: real, and labelled where it needs the label; or what `over` says.
+    def numbers(self) -> dict[str, float]:
+        """The arguments of the loss that may differ from student to student of one program."""
+        return {} if self.module else {k: v for k, v in self.term.args.items() if isinstance(v, float)}
+
+    def readable(self, batch: Mapping[str, Array]) -> Bool[Array, "b *s"]:
+        """True for each example that the term may read: real, with all the labels it needs; or what `over` says.
 
         An example may lie deeper than on the first axis: [b] for images, [p, g] for the graphs of packs."""
-        readable = batch[self.term.over or "valid"]
-        if self.term.label and not self.term.over:
-            readable = readable & batch["labelled"]
-        return readable.astype(jnp.float32)
+        if self.term.over:
+            return batch[self.term.over]
+        readable = batch["valid"]
+        for label in self.labels:
+            readable = readable & batch[known(label)] if known(label) in batch else readable
+        return readable
+
+    def adapted(self, scope: Scope, variables: dict) -> tuple[Array, dict]:
+        """The student's features in the channels of the teacher's, and the adapter's new collections."""
+        assert self.adapter is not None
+        features = scope[f"student:{self.term.student}"].astype(jnp.float32)
+        return _apply(self.adapter, variables, features, train=True)
+
+    def given(self, scope: Any, batch: Mapping[str, Array]) -> tuple[dict[str, Any], Bool[Array, " n"]]:
+        """What the loss is given, examples on the first axis, and which of them count."""
+        readable = self.readable(batch)
+        values = self._values(scope, readable)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[readable.ndim :]), values)
+        return flat, readable.reshape(-1)
 
     def total(
-        self, outputs: Outputs, teachers: dict[str, Outputs], batch: dict[str, Array], variables: dict
+        self, scope: Any, batch: Mapping[str, Array], variables: dict, numbers: Mapping[str, Any]
     ) -> tuple[Float[Array, ""], dict]:
-        """The sum over readable examples, and the adapter's new batch statistics."""
-        student, stats = outputs[self.term.student].astype(jnp.float32), {}
-        readable, targets = self.readable(batch) > 0, []
-        if self.term.label:
-            # What is no label is made a harmless one: the loss may answer with NaN, whose gradient no mask would stop.
-            label = batch[self.term.label]
-            target = jnp.where(jnp.expand_dims(readable, tuple(range(readable.ndim, label.ndim))), label, 0)
-            if student.ndim == 4 and target.ndim == 3:
-                student = resize(student, (target.shape[1], target.shape[2]))
-            targets = [target]
-        elif self.term.teacher:
-            target = jax.lax.stop_gradient(teachers[self.teacher][self.endpoint])
-            if self.adapter is not None:
-                student, changed = self.adapter.apply(variables, student, train=True, mutable=["batch_stats"])
-                stats = changed.get("batch_stats", {})
-            targets = [adapters.resize_like(target, student.shape)]
-        # To a loss, examples lie on the first axis.
-        student, *targets = (x.reshape(-1, *x.shape[readable.ndim :]) for x in (student, *targets))
-        readable = readable.reshape(-1)
-        masked = {"where": readable} if "where" in self.accepts else {}
-        each = self.loss(student, *targets, **masked, **self.term.args)
+        """The sum over readable examples, and the loss's new collections. `numbers` replace arguments of the loss."""
+        values, readable = self.given(scope, batch)
+        masked = {"where": readable} if "where" in arguments(self.loss, inspect.Parameter.KEYWORD_ONLY) else {}
+        if self.module is None:
+            each, collections = self.loss(**values, **masked, **{**self.term.args, **numbers}), {}
+        else:
+            each, collections = _apply(self.module, variables, **values, **masked)
         each = each.reshape(each.shape[0], -1).mean(axis=1)
-        return jnp.where(readable, each, 0.0).sum(), stats
+        return jnp.where(readable, each, 0.0).sum(), collections
 
-    def weight(self, epoch: Array) -> Array:
-        """The weight at `epoch`, a real number of epochs since the start."""
-        return self.term.weight * (jnp.ones(()) if self.term.schedule is None else factor(self.term.schedule, epoch))
+    def _values(self, scope: Any, readable: Bool[Array, "b *s"]) -> dict[str, Any]:
+        """What the loss reads; a missing label becomes 0, since a loss may give NaN for it, which no mask removes."""
+
+        def value(path: str) -> Array:
+            entry = scope[path]
+            if split(path)[0] != "batch":
+                return entry.astype(jnp.float32)
+            there = jnp.expand_dims(readable, tuple(range(readable.ndim, entry.ndim)))
+            return jnp.where(there, entry, jnp.zeros((), entry.dtype))
+
+        values = {k: value(v) if isinstance(v, str) else tuple(map(value, v)) for k, v in self.reads.items()}
+        return values if self.term.reads else self._alike(values)
+
+    def _alike(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Student and target of the short form, laid out alike in space."""
+        if len(values) == 1:
+            return values
+        (first, student), (second, target) = values.items()
+        if not self.term.label:
+            target = adapters.resize_like(target, student.shape)
+        elif student.ndim == 4 and target.ndim == 3:
+            student = resize(student, (target.shape[1], target.shape[2]))
+        return {first: student, second: target}
+
+    def adapter_start(self, key: Array) -> dict:
+        """The first variables of the adapter, {} where there is none."""
+        if self.adapter is None:
+            return {}
+        assert self.features is not None
+        return dict(self.adapter.init(key, jnp.zeros(self.features.shape)))
+
+    def start(self, key: Array) -> dict:
+        """The first variables of the loss, {} where it is a function."""
+        if self.module is None:
+            return {}
+        values = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.examples)
+        return dict(self.module.init(key, **values))
+
+    def weight(self, knobs: Knobs, epoch: Array) -> Float[Array, ""]:
+        """The weight at `epoch`, a real number of epochs since the start, or at what validation has measured."""
+        weight = jnp.asarray(knobs["weights"][self.name], jnp.float32)
+        schedule = self.term.schedule
+        if schedule is None:
+            return weight
+        return weight * factor(schedule, knobs["measures"][schedule.over] if schedule.over else epoch)
 
 
-def factor(schedule: Schedule, epoch: Array) -> Array:
+def _apply(module: nn.Module, variables: dict, *args: Any, **options: Any) -> tuple[Array, dict]:
+    """The module's output, and what its collections become."""
+    state = [k for k in variables if k != "params"]
+    output, changed = module.apply(variables, *args, **options, mutable=state)
+    return output, dict(changed)
+
+
+def factor(schedule: Schedule, at: Any) -> Float[Array, ""]:
+    """What the schedule says at an epoch or a measure."""
+    at = jnp.asarray(at, jnp.float32)
+    if schedule.shape == "steps":
+        value = jnp.asarray(schedule.start, jnp.float32)
+        for begin, end in sorted(schedule.points):
+            value = jnp.where(at >= begin, end, value)
+        return value
     span = max(schedule.until - schedule.begin, 1e-9)
-    done = jnp.clip((epoch - schedule.begin) / span, 0.0, 1.0)
+    done = jnp.clip((at - schedule.begin) / span, 0.0, 1.0)
     if schedule.shape == "cosine":
         done = 0.5 - 0.5 * jnp.cos(jnp.pi * done)
     return schedule.start + (schedule.end - schedule.start) * done
 
 
-def bind(
-    terms: dict[str, Term], student: dict[str, Any], teachers: dict[str, dict[str, Any]], batch: dict[str, Any]
-) -> list[BoundTerm]:
-    """Checks every term against the shapes that student and teachers give for `batch`, and builds losses and adapters.
+# -- from the config -------------------------------------------------------------------------------------------------
 
-    All that does not fit is named in one ConfigError.
-    """
-    bound, wrong = [], []
-    for name, term in terms.items():
-        try:
-            bound.append(_bind(name, term, student, teachers, batch))
-        except (ConfigError, TypeError, ValueError) as error:
-            wrong.append(f"terms.{name}: {error}")
-    if wrong:
-        raise ConfigError("the objective does not fit the models:\n  " + "\n  ".join(wrong))
+
+def arguments(loss: Callable, kind: Any) -> list[str]:
+    """The arguments of a loss of one kind, by position or by name."""
+    return [p.name for p in inspect.signature(loss).parameters.values() if p.kind == kind]
+
+
+def written_out(name: str, term: Term, loss: Callable) -> dict[str, Any]:
+    """The `reads` of a term; the short form's are the first arguments of the loss."""
+    if term.reads:
+        return {k: v if isinstance(v, str) else tuple(v) for k, v in term.reads.items()}
+    student = f"adapters:{name}" if term.adapter else f"student:{term.student}"
+    target = [term.teacher] if term.teacher else [f"batch:{term.label}"] if term.label else []
+    positional = arguments(loss, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return dict(zip(positional, [student, *target], strict=False))
+
+
+def find(name: str, term: Term) -> BoundTerm:
+    """The term with its loss, before anything is known of shapes."""
+    loss, module = registry.get("losses", term.loss), None
+    by_name = inspect.Parameter.KEYWORD_ONLY
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        accepted = [f.name for f in dataclasses.fields(loss) if f.name not in ("parent", "name")]
+        _refuse_unknown(term, accepted)
+        module = loss(**term.args)
+        loss = module.__call__
+    else:
+        _refuse_unknown(term, [a for a in arguments(loss, by_name) if a != "where"])
+    reads = written_out(name, term, loss)
+    unknown = [a for a in reads if a not in inspect.signature(loss).parameters]
+    if unknown:
+        every = arguments(loss, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        raise ConfigError(f"the loss {term.loss!r} reads no {unknown[0]!r}; {nearest(unknown[0], every)}")
+    return BoundTerm(name, term, loss, module, reads)
+
+
+def _refuse_unknown(term: Term, accepted: list[str]) -> None:
+    for argument in term.args:
+        if argument not in accepted:
+            raise ConfigError(f"the loss {term.loss!r} takes no argument {argument!r}; {nearest(argument, accepted)}")
+
+
+def with_adapter(bound: BoundTerm, student: Any, teacher: Any) -> BoundTerm:
+    """The term with the adapter that its shapes ask for; refused where channels differ and none is named."""
+    term = bound.term
+    if term.adapter:
+        adapter = adapters.build(term.adapter, student.shape, teacher.shape)
+        return dataclasses.replace(bound, adapter=adapter, features=student)
+    if student.shape[-1] != teacher.shape[-1]:
+        raise ConfigError(
+            f"student {term.student!r} has {student.shape[-1]} channels, teacher {term.teacher!r} has "
+            f"{teacher.shape[-1]}; name an adapter, for example adapter='conv_bn_relu'"
+        )
     return bound
 
 
-def _bind(
-    name: str, term: Term, student: dict[str, Any], teachers: dict[str, dict[str, Any]], batch: dict
-) -> BoundTerm:
-    bound = BoundTerm(name, registry.get("losses", term.loss), term)
-    known = [name for name in bound.accepts if name != "where"]
-    for arg in term.args:
-        if arg not in known:
-            raise ConfigError(f"the loss {term.loss!r} takes no argument {arg!r}; {nearest(arg, known)}")
-    if term.student not in student:
-        raise ConfigError(f"the student has no endpoint {term.student!r}; {nearest(term.student, student)}")
-    mine = student[term.student].shape
+def check_over(term: Term, batch: Mapping[str, Any]) -> tuple[int, ...]:
+    """The axes of the batch that tell examples apart, by the mask of what a term is averaged over."""
     mask = term.over or "valid"
     if mask not in batch or batch[mask].dtype != jnp.bool:
-        masks = [k for k, v in batch.items() if v.dtype == jnp.bool]
+        masks = [k for k, v in batch.items() if getattr(v, "dtype", None) == jnp.bool]
         raise ConfigError(f"over={term.over!r}: the data have no such mask; {nearest(mask, masks)}")
-    examples = batch[mask].shape
-    _check_batch(f"student {term.student!r}", mine, examples)
-    adapted: dict = {}
-    if term.label:
-        if term.label not in batch:
-            raise ConfigError(f"the data have no label {term.label!r}; {nearest(term.label, batch)}")
-    elif term.teacher:
-        given = teachers[bound.teacher]
-        if bound.endpoint not in given:
-            raise ConfigError(f"teacher {bound.teacher!r} has no {bound.endpoint!r}; {nearest(bound.endpoint, given)}")
-        theirs = given[bound.endpoint].shape
-        _check_batch(f"teacher {term.teacher!r}", theirs, examples)
-        if term.adapter:
-            bound = dataclasses.replace(bound, adapter=adapters.build(term.adapter, mine, theirs))
-            adapted = jax.eval_shape(bound.adapter.init, jax.random.key(0), student[term.student])
-        elif mine[-1] != theirs[-1]:
-            raise ConfigError(
-                f"student {term.student!r} has {mine[-1]} channels, teacher {term.teacher!r} has {theirs[-1]}; "
-                "name an adapter, for example adapter='conv_bn_relu'"
-            )
-    jax.eval_shape(bound.total, student, teachers, batch, adapted)  # shapes and arguments that the loss refuses
-    return bound
+    return batch[mask].shape
 
 
-def _check_batch(what: str, shape: tuple[int, ...], examples: tuple[int, ...]) -> None:
+def check_batch(what: str, shape: tuple[int, ...], examples: tuple[int, ...]) -> None:
     if shape[: len(examples)] != examples:
         axes = "the first axis is not the batch" if len(examples) == 1 else f"it does not begin with {list(examples)}"
         raise ConfigError(

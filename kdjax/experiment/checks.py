@@ -1,4 +1,4 @@
-"""What in an experiment cannot work, told all at once, before anything is built."""
+"""Finds everything in an experiment that cannot work, before anything is built."""
 
 import dataclasses
 import math
@@ -7,34 +7,42 @@ import types
 import typing
 from typing import Any
 
-from kdjax.config import ConfigError, Experiment, Stage, nearest, references, teacher_folders
+from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest
+from kdjax.distill.scope import PLACES, paths
+from kdjax.experiment.plan import gate_faults, references, teacher_folders
+
+SHAPES = ("linear", "cosine", "steps")  # of a schedule
 
 
 def validate(experiment: Experiment) -> None:
     """Raises one ConfigError that lists everything in the experiment that cannot work."""
-    if wrong := _type_faults(Experiment, experiment):
-        raise ConfigError("the config has values of the wrong type:\n  " + "\n  ".join(wrong))
+    if faults := _type_faults(Experiment, experiment):
+        raise ConfigError("the config has values of the wrong type:\n  " + "\n  ".join(faults))
     seen: list[str] = []
     if not experiment.stages:
-        wrong.append("stages: an experiment needs at least one stage")
+        faults.append("stages: an experiment needs at least one stage")
     for name, stage in experiment.stages.items():
         at = f"stages.{name}"
         if not re.fullmatch(r"\w[\w.-]*", name):
-            wrong.append(f"{at}: a stage is named with letters, digits, '_', '-' and '.': it names a folder")
-        wrong += [f"{at}: {text}" for text in _stage_faults(stage, seen)]
+            faults.append(f"{at}: a stage is named with letters, digits, '_', '-' and '.': it names a folder")
+        faults += [f"{at}: {text}" for text in _stage_faults(stage, seen)]
         if name.endswith("_control"):
-            wrong.append(f"{at}: names that end in '_control' are taken by control runs")
+            faults.append(f"{at}: names that end in '_control' are taken by control runs")
+        if stage.gate:
+            faults += [f"{at}.{fault}" for fault in gate_faults(name, stage.gate, experiment.stages)]
+            if stage.gate.otherwise == "control" and not experiment.control:
+                faults.append(f"{at}.gate.otherwise='control' needs the control runs that control=False switches off")
         seen.append(name)
     for axis in ("data", "fsdp", "model"):
         size = getattr(experiment.mesh, axis)
         if size == 0 or size < -1:
-            wrong.append(f"mesh.{axis}: expected -1 or a positive number of devices, found {size}")
+            faults.append(f"mesh.{axis}: expected -1 or a positive number of devices, found {size}")
     if experiment.log.every < 1:
-        wrong.append(f"log.every: expected at least 1 step, found {experiment.log.every}")
+        faults.append(f"log.every: expected at least 1 step, found {experiment.log.every}")
     if experiment.log.wandb not in ("off", "offline", "online"):
-        wrong.append(f"log.wandb: expected off, offline or online, found {experiment.log.wandb!r}")
-    if wrong:
-        raise ConfigError("the config cannot work:\n  " + "\n  ".join(wrong))
+        faults.append(f"log.wandb: expected off, offline or online, found {experiment.log.wandb!r}")
+    if faults:
+        raise ConfigError("the config cannot work:\n  " + "\n  ".join(faults))
 
 
 def _type_faults(kind: Any, value: Any, at: str = "") -> list[str]:
@@ -64,77 +72,106 @@ def _type_faults(kind: Any, value: Any, at: str = "") -> list[str]:
 
 
 def _is_of(kind: Any, value: Any) -> bool:
-    """In Python True is an int, and 1 is no float; here it is the other way round."""
+    """As isinstance, except that True does not pass for an int and an int passes for a float."""
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields
-    0: "save_every grad_norms_every data.workers optim.warmup optim.end_lr optim.weight_decay optim.clip",
+    0: "save_every grad_norms_every data.workers optim.warmup optim.end_lr optim.weight_decay optim.clip data.views",
     1: "epochs data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
 }
 
 
 def _too_small(stage: Stage) -> list[str]:
-    wrong = []
-    for least, paths in LEAST.items():
-        for path in paths.split():
+    faults = []
+    for least, fields in LEAST.items():
+        for path in fields.split():
             part, _, name = path.rpartition(".")
             holder = getattr(stage, part) if part else stage
             if holder is not None and getattr(holder, name) < least:
-                wrong.append(f"{path}: expected at least {least}, found {getattr(holder, name)}")
-    return wrong
+                faults.append(f"{path}: expected at least {least}, found {getattr(holder, name)}")
+    return faults
 
 
 def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
-    wrong = _too_small(stage)
+    faults = _too_small(stage)
     if stage.folder and any(part in ("", ".", "..") for part in stage.folder.replace("\\", "/").split("/")):
-        wrong.append(f"folder: expected a path below the working directory such as 'a/b', found {stage.folder!r}")
+        faults.append(f"folder: expected a path below the working directory such as 'a/b', found {stage.folder!r}")
     for reference in references(stage):
         if reference not in earlier:
-            wrong.append(f"refers to stage {reference!r}, which does not come before it; {nearest(reference, earlier)}")
-    if stage.agent is not None and stage.teachers:
-        wrong.append(
-            "teachers: an agent is not distilled, it reads models that are: name teachers in the stages of its parts "
-            f"({', '.join(stage.parts.values())}), and none here"
-        )
+            choice = nearest(reference, earlier)
+            faults.append(f"refers to stage {reference!r}, which does not come before it; {choice}")
     for name, teacher in stage.teachers.items():
-        if teacher.stage and teacher.model:
-            wrong.append(f"teachers.{name}: name either a stage or a model, not both")
-        if not teacher.stage and not teacher.model and not teacher_folders(stage.folder):
-            wrong.append(
-                f"teachers.{name}: name a stage, or a model with a file of weights; only a stage whose folder is "
-                "MODALITY/DATASET/LEARNING/MODEL/SIZE/with-kd/MODE finds its teacher by itself"
-            )
-        if teacher.model and not teacher.weights:
-            wrong.append(f"teachers.{name}: a model needs weights=FILE, else it would teach noise")
+        faults += [f"teachers.{name}: {fault}" for fault in _teacher_faults(stage, teacher)]
     for name, term in stage.terms.items():
-        if term.teacher and term.label:
-            wrong.append(f"terms.{name}: reads either a teacher ('name:endpoint') or a label, not both")
-        elif term.teacher:
-            teacher, colon, endpoint = term.teacher.partition(":")
-            if not (colon and endpoint):
-                wrong.append(f"terms.{name}.teacher: expected 'teacher:endpoint', found {term.teacher!r}")
-            elif teacher not in stage.teachers:
-                wrong.append(f"terms.{name}: no teacher {teacher!r}; {nearest(teacher, stage.teachers)}")
-        if term.schedule and term.schedule.shape not in ("linear", "cosine"):
-            wrong.append(f"terms.{name}.schedule.shape: expected linear or cosine, found {term.schedule.shape!r}")
+        faults += [f"terms.{name}{fault}" for fault in _term_faults(stage, term)]
     data, optim = stage.data, stage.optim
     if data.batch_size % max(1, optim.accumulate):
-        wrong.append(f"data.batch_size {data.batch_size} must be a multiple of optim.accumulate {optim.accumulate}")
+        faults.append(f"data.batch_size {data.batch_size} must be a multiple of optim.accumulate {optim.accumulate}")
     if not 0 < data.labelled <= 1:
-        wrong.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
+        faults.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
     if len(data.split) != 3 or min(data.split) <= 0 or abs(sum(data.split) - 1) > 1e-6:
-        wrong.append(f"data.split: expected three positive shares that add up to 1, found {data.split}")
+        faults.append(f"data.split: expected three positive shares that add up to 1, found {data.split}")
     if data.num_classes < 2:
-        wrong.append(f"data.num_classes counts the background, so it is at least 2; found {data.num_classes}")
+        faults.append(f"data.num_classes counts the background, so it is at least 2; found {data.num_classes}")
     if stage.budget.bytes < 0 or not 0 < stage.budget.safety <= 1:
-        wrong.append(f"budget: expected bytes of at least 0 and a safety in (0, 1], found {stage.budget}")
+        faults.append(f"budget: expected bytes of at least 0 and a safety in (0, 1], found {stage.budget}")
     if optim.lr <= 0:
-        wrong.append(f"optim.lr: expected a positive number, found {optim.lr}")
+        faults.append(f"optim.lr: expected a positive number, found {optim.lr}")
     if not 0 <= optim.ema < 1:
-        wrong.append(f"optim.ema: expected a decay in [0, 1), found {optim.ema}")
+        faults.append(f"optim.ema: expected a decay in [0, 1), found {optim.ema}")
     if stage.dtype not in ("float32", "bfloat16"):
-        wrong.append(f"dtype: expected float32 or bfloat16, found {stage.dtype!r}")
-    return wrong
+        faults.append(f"dtype: expected float32 or bfloat16, found {stage.dtype!r}")
+    return faults
+
+
+def _teacher_faults(stage: Stage, teacher: Teacher) -> list[str]:
+    kinds = {"stage": teacher.stage, "model": teacher.model, "average": teacher.average, "part": teacher.part}
+    named = [kind for kind, value in kinds.items() if value]
+    faults = []
+    if len(named) > 1:
+        faults.append(f"is one kind of source, found {' and '.join(named)}; keep one of them")
+    if not named and not teacher_folders(stage.folder):
+        faults.append(
+            "name a stage, or a model with a file of weights; only a stage whose folder is "
+            "MODALITY/DATASET/LEARNING/MODEL/SIZE/with-kd/MODE finds its teacher by itself"
+        )
+    if teacher.model and not teacher.weights:
+        faults.append("a model needs weights=FILE, else it would teach noise")
+    if teacher.average and not stage.optim.ema:
+        faults.append("average=True is the running average of the student, which optim.ema=0 switches off; set a decay")
+    if bool(teacher.method) != bool(teacher.reads):
+        faults.append("a tail has both: method, of the model, and reads, what the method is fed with")
+    if teacher.method and (teacher.average or teacher.part):
+        faults.append("a tail is a method of a frozen model: name a stage, or a model with a file of weights")
+    return faults
+
+
+def _term_faults(stage: Stage, term: Term) -> list[str]:
+    """Each begins with what of the term it is about."""
+    faults = []
+    if term.reads and (term.teacher or term.label or term.adapter or term.student != "logits"):
+        faults.append(".reads says all that the loss reads: leave student, teacher, label and adapter out")
+    if term.teacher and term.label:
+        faults.append(": reads either a teacher ('name:endpoint') or a label, not both; reads={...} can name both")
+    if term.teacher and not all(term.teacher.partition(":")):
+        faults.append(f".teacher: expected 'teacher:endpoint', found {term.teacher!r}")
+    elif term.adapter and not term.teacher:
+        faults.append(".adapter: maps features to a teacher's, and the term names no teacher")
+    else:
+        known = [*PLACES, *stage.teachers]
+        for path in [term.teacher] if term.teacher else paths(term.reads):
+            place, colon, name = str(path).partition(":")
+            if not (colon and name):
+                faults.append(f".reads: expected a path such as 'student:logits', found {path!r}")
+            elif place not in known:
+                choice = nearest(place, stage.teachers if term.teacher else known)
+                faults.append(f": no teacher {place!r}; {choice}")
+    schedule = term.schedule
+    if schedule and schedule.shape not in SHAPES:
+        faults.append(f".schedule.shape: expected {', '.join(SHAPES)}, found {schedule.shape!r}")
+    if schedule and (schedule.shape == "steps") != bool(schedule.points):
+        faults.append(".schedule: the shape 'steps' has points=((at, value), ...), and no other shape has")
+    return faults

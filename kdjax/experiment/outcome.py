@@ -1,4 +1,4 @@
-"""What came out of a run: its stages tested, summed up, and shown."""
+"""The outcome of a run: tests its stages, sums them up and shows them."""
 
 import csv
 import json
@@ -12,51 +12,81 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from kdjax import config
-from kdjax.data.graphs.packs import GraphSet
-from kdjax.distill.taps import Network
+from kdjax.config import task_of
+from kdjax.data.fields import readable
+from kdjax.experiment.saved import to_json
 from kdjax.experiment.workdir import Run, write
 from kdjax.report import tables, trackers
 from kdjax.report.metrics import cka
 from kdjax.tasks.task import Tested
 from kdjax.train import sharding
-from kdjax.train.loop import evaluate
+from kdjax.train.evaluation import evaluate
 from kdjax.train.setup import Learner
+from kdjax.train.step import as_floats
 
 WIDEST = 512  # channels of a layer that is compared with others: more say little of as few nodes
+SHOWN = 4  # images whose feature maps the report shows
 
 
-def test(learner: Learner, whole: dict, folder: Path | None, calibrated: dict[str, float]) -> dict:
+def test(learner: Learner, variables: dict, folder: Path | None, calibrated: dict[str, float]) -> dict:
     """Scores a model on the test data; predictions and a table go to `folder`."""
-    whole = learner.place(whole)
-    predictions = cache(lambda split: evaluate(learner, whole, split)[1])
+    variables = learner.place(variables)
+    predictions = cache(lambda split: evaluate(learner, variables, split)[1])
     result, table = learner.task.test(predictions, learner.dataset, calibrated)
     if folder is not None and jax.process_index() == 0:
-        np.savez_compressed(folder / "test.npz", predicted=predictions("test"))
+        np.savez_compressed(folder / "test.npz", **predictions("test"))  # type: ignore[arg-type]
         with open(folder / "test.csv", "w", newline="") as file:
             csv.writer(file).writerows(table)
-    return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, whole)}
+    return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, variables)}
 
 
-def likeness(made: Run, learner: Learner, whole: dict) -> dict:
-    """How alike the layers of a student and its teacher see the validation data, where both give rows of one kind."""
-    if not learner.stage.teachers or not isinstance(learner.dataset, GraphSet):
+def compare(opened: Run, learner: Learner, variables: dict, folder: Path) -> dict:
+    """How alike a student and its first frozen teacher see the validation data: the CKA of their layers where these
+    give rows for nodes, and, as a file, the maps that a term compares where they give maps of images."""
+    if not learner.teachers:
         return {}
-    key, taught = next(iter(learner.step.teachers.items()))
-    sides = {"teacher": (taught, made.teachers(learner.stage)[key]), "student": (Network(learner.model), whole)}
+    key, network = next(iter(learner.teachers.items()))
+    networks = {"teacher": network, "student": learner.student}
+    given = {"teacher": opened.teachers(learner.stage)[key], "student": variables}
     batch = next(iter(learner.dataset.evaluate("val", learner.stage.data.batch_size)))
-    seen: dict[str, dict[str, np.ndarray]] = {}
-    for side, (network, variables) in sides.items():
-        outputs = jax.device_get(jax.jit(lambda v, b, n=network: n(v, b)[0])(variables, batch))
-        rows = {k: x for k, x in outputs.items() if x.ndim == 3 and x.shape[:2] == batch["nodes"].shape}
-        seen[side] = {k: x[batch["nodes"]] for k, x in rows.items() if 2 < x.shape[2] <= WIDEST}
-    if not all(seen.values()):
+    outputs = {
+        side: jax.device_get(jax.jit(lambda v, b, n=net: n(v, as_floats(b))[0])(given[side], batch))
+        for side, net in networks.items()
+    }
+    keep_maps(learner, key, batch, outputs, folder)
+    nodes = readable(batch).get("nodes")
+    return likeness(outputs, np.asarray(nodes)) if nodes is not None else {}
+
+
+def likeness(outputs: dict[str, dict], nodes: np.ndarray) -> dict:
+    layers = {
+        side: {
+            name: x[nodes]
+            for name, x in of_side.items()
+            if x.shape[:2] == nodes.shape and x.ndim == 3 and 2 < x.shape[2] <= WIDEST
+        }
+        for side, of_side in outputs.items()
+    }
+    if not all(layers.values()):
         return {}
-    alike = cka.similarities(seen["teacher"], seen["student"])
-    return {"likeness": {"cka": alike.tolist(), **{side: list(layers) for side, layers in seen.items()}}}
+    alike = cka.similarities(layers["teacher"], layers["student"])
+    return {"likeness": {"cka": alike.tolist(), **{side: list(named) for side, named in layers.items()}}}
 
 
-def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
+def keep_maps(learner: Learner, key: str, batch: dict, outputs: dict[str, dict], folder: Path) -> None:
+    """Writes maps.npz: a few images, and what student and teacher make of them where a term compares their maps."""
+    for bound in learner.terms:
+        teacher, _, endpoint = bound.term.teacher.partition(":")
+        names = {"teacher": endpoint, "student": bound.term.student}
+        maps = {side: outputs[side][name] for side, name in names.items() if name in outputs[side]}
+        if teacher == key and len(maps) == 2 and all(x.ndim == 4 and x.shape[-1] > 3 for x in maps.values()):
+            shown = {side: x[:SHOWN].astype(np.float16) for side, x in maps.items()}
+            if jax.process_index() == 0:
+                np.savez_compressed(folder / "maps.npz", image=batch["image"][:SHOWN], **shown)  # type: ignore[arg-type]
+            return
+
+
+def latency(learner: Learner, variables: dict, repeats: int = 5) -> float:
     """Median milliseconds per image of the compiled evaluation, a batch at a time."""
     share = {"process": jax.process_index(), "processes": jax.process_count()}
     local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size, **share)))
@@ -64,71 +94,86 @@ def latency(learner: Learner, whole: dict, repeats: int = 5) -> float:
     times = []
     for _ in range(repeats):
         began = time.perf_counter()
-        jax.block_until_ready(learner.evaluate_fn(whole, batch))
+        jax.block_until_ready(learner.evaluate_fn(variables, batch))
         times.append(time.perf_counter() - began)
     return 1e3 * float(np.median(times)) / batch["valid"].size
 
 
-def summarise(made: Run) -> dict:
-    """What the tables and the report show."""
-    stages = {name: learner.stage for name, learner in made.learners.items()}
-    taught_by = {t.stage for s in stages.values() for t in s.teachers.values()}
+def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
+    """What the tables and the report show. `skipped` says why stages did not run."""
+    stages = {name: learner.stage for name, learner in opened.learners.items()}
+    teaching = {t.stage for stage in stages.values() for t in stage.teachers.values()}
+    results = {name: opened.folder_of(name) / "result.json" for name in stages}
     rows = []
     for name, stage in stages.items():
-        found = made.of(name) / "result.json"
-        if stage.auxiliary or not found.exists():
+        if stage.auxiliary or not results[name].exists():
             continue
         control = name.endswith("_control")
-        role = "control" if control else "student" if stage.teachers else "teacher" if name in taught_by else "other"
+        role = "control" if control else "student" if stage.teachers else "teacher" if name in teaching else "other"
         row = {"stage": name, "role": role, "teachers": [t.stage for t in stage.teachers.values() if t.stage]}
-        row |= json.loads(found.read_text())
+        row |= json.loads(results[name].read_text())
         rows.append(row)
-        rows += [{"stage": name, "role": "baseline", **one} for one in row.pop("beside", [])]
-    last = next(reversed(made.learners.values()))
-    told = [made.of(name) / "result.json" for name in stages]
+        rows += [{"stage": name, "role": "baseline", **beside} for beside in row.pop("beside", [])]
+    last = opened.learners[rows[-1]["stage"]] if rows else next(reversed(opened.learners.values()))
     return {
-        "name": made.experiment.name,
-        "seed": made.experiment.seed,
-        "seconds": sum(json.loads(path.read_text())["seconds"] for path in told if path.exists()),
+        "name": opened.experiment.name,
+        "seed": opened.experiment.seed,
+        "seconds": sum(json.loads(path.read_text())["seconds"] for path in results.values() if path.exists()),
         "hardware": hardware(),
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "num_classes": last.stage.data.num_classes,
         "test_images": last.dataset.sizes["test"],
         "item": last.dataset.item,
         **last.task.words(last.dataset),
+        "skipped": skipped or {},
         "rows": rows,
     }
 
 
-def report(made: Run, summary: dict) -> None:
+def report(opened: Run, summary: dict) -> None:
     """`summary.json`, `test_results.txt` and `report.html`, from what lies in the working directory."""
     from kdjax.report import page  # matplotlib takes its time, and training needs none of it
 
-    folder = made.folder
+    folder = opened.folder
     curves = {
-        learner.stage.title or name: trackers.read(made.of(name) / "metrics.jsonl")
-        for name, learner in made.learners.items()
+        learner.stage.title or name: trackers.read(opened.folder_of(name) / "metrics.jsonl")
+        for name, learner in opened.learners.items()
     }
+    html = page.render(summary, curves, pictures(opened, summary), to_json(opened.experiment))
     write(folder / "summary.json", json.dumps(summary, indent=1))
     write(folder / "test_results.txt", tables.results(summary))
-    write(
-        folder / "report.html", page.render(summary, curves, pictures(made, summary), config.to_json(made.experiment))
-    )
+    write(folder / "report.html", html)
 
 
-def pictures(made: Run, summary: dict) -> dict[str, str]:
-    """What each task that was learned has to show of its finished stages: sections of the report."""
+def pictures(opened: Run, summary: dict) -> dict[str, str]:
+    """What each task that was learned has to show of its finished stages, and feature maps: sections of the report."""
     tested: dict[str, list[Tested]] = {}
+    maps = ""
     for row in summary["rows"]:
         if row["role"] == "baseline":
             continue
-        found, learner = made.of(row["stage"]) / "test.npz", made.learners[row["stage"]]
-        if found.exists():
-            tested.setdefault(learner.stage.task, []).append(Tested(row, learner.dataset, np.load(found)["predicted"]))
-    shown: dict[str, str] = {}
+        folder, learner = opened.folder_of(row["stage"]), opened.learners[row["stage"]]
+        if (folder / "test.npz").exists():
+            predictions = dict(np.load(folder / "test.npz"))
+            tested.setdefault(task_of(learner.stage).name, []).append(Tested(row, learner.dataset, predictions))
+        maps += feature_maps(row, folder / "maps.npz")
+    sections: dict[str, str] = {}
     for stages in tested.values():
-        shown |= made.learners[stages[-1].row["stage"]].task.pictures(stages)
-    return shown
+        sections |= opened.learners[stages[-1].row["stage"]].task.pictures(stages)
+    return sections | ({"Feature maps": maps} if maps else {})
+
+
+def feature_maps(row: dict, path: Path) -> str:
+    from kdjax.report.figures import features
+
+    if not path.exists():
+        return ""
+    with np.load(path) as arrays:
+        sides = {
+            "teacher": list(arrays["teacher"].astype(np.float32)),
+            row["title"]: list(arrays["student"].astype(np.float32)),
+        }
+        return features.maps(arrays["image"], sides)
 
 
 def hardware() -> str:

@@ -1,4 +1,4 @@
-"""What a config leaves open about its models, filled in: by the data, or by the file that a stage starts from."""
+"""Options of models that a config leaves open, filled in from the file that a stage starts from, or from its data."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""The working directory of a run: what lies where, whose it is, and how a file is written."""
+"""The working directory of a run: where files lie, which run owns it, and how files are written."""
 
 import os
 from dataclasses import dataclass
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import jax
 
-from kdjax import config
 from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.experiment.plan import standing_in
+from kdjax.experiment.saved import differences, from_json, refuse_other_edition, to_json
 from kdjax.train.setup import Learner
 from kdjax.weights import safetensors
+
+MAY_CHANGE = ("mesh.", "log.", "quick_compile")  # of a config between two starts
 
 
 @dataclass
@@ -21,24 +24,31 @@ class Run:
     learners: dict[str, Learner]  # controls included, in order
     files: dict[str, dict]  # weights from outside, by path
 
-    def of(self, stage: str) -> Path:
-        """The folder of a stage."""
+    def stand_in(self, absent: str, present: str) -> None:
+        """From here on, whatever refers to one stage means the other, which trains the same model."""
+        for learner in self.learners.values():
+            if learner.name != present:
+                learner.stage = standing_in(learner.stage, absent, present)
+
+    def folder_of(self, stage: str) -> Path:
         return stage_folder(self.folder, stage, self.learners[stage].stage)
 
     def weights(self, stage: str) -> dict:
         """The variables that a finished stage left."""
-        path = self.of(stage) / "model.safetensors"
+        path = self.folder_of(stage) / "model.safetensors"
         if not path.exists():
             raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
         return safetensors.load(path)[0]
 
     def init(self, stage: Stage) -> dict[str, dict]:
         """What a stage is from the start, by submodule; "" is all of it."""
-        found = {part: self.weights(source) for _, source, part in stages_inside(stage)}
-        return found | ({"": self.files[stage.init]} if stage.init in self.files else {})
+        inside = {part: self.weights(source) for _, source, part in stages_inside(stage)}
+        return inside | ({"": self.files[stage.init]} if stage.init in self.files else {})
 
     def teachers(self, stage: Stage) -> dict[str, dict]:
-        return {k: self.weights(t.stage) if t.stage else self.files[t.weights] for k, t in stage.teachers.items()}
+        """The variables of the frozen teachers."""
+        frozen = {key: t for key, t in stage.teachers.items() if t.stage or t.weights}
+        return {key: self.weights(t.stage) if t.stage else self.files[t.weights] for key, t in frozen.items()}
 
 
 def stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
@@ -69,17 +79,18 @@ def write(path: Path, text: str) -> None:
 def claim(folder: Path, experiment: Experiment) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0 and not (folder / "config.json").exists():
-        write(folder / "config.json", config.to_json(experiment))
+        write(folder / "config.json", to_json(experiment))
 
 
 def check_owner(folder: Path, experiment: Experiment) -> None:
     """Refuses a folder that holds another experiment; the mesh and the log may change between restarts."""
     if not (folder / "config.json").exists():
         return
-    old, new = config.from_json((folder / "config.json").read_text()), experiment
-    found = [d for d in config.differences(old, new) if not d.startswith(("mesh.", "log.", "quick_compile"))]
-    if found:
-        shown = "\n  ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
+    text = (folder / "config.json").read_text()
+    refuse_other_edition(text, folder)
+    changes = [d for d in differences(from_json(text), experiment) if not d.startswith(MAY_CHANGE)]
+    if changes:
+        shown = "\n  ".join(changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else []))
         raise ConfigError(
             f"{folder} belongs to another config (there, and now):\n  {shown}\n"
             "Choose another --workdir, or give the config it was made with."

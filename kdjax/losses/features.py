@@ -1,10 +1,12 @@
 """Distillation of features: the student's activations follow the teacher's, position by position."""
 
-import jax
+import math
+
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax.losses.pairs import float32, per_example
+from kdjax.losses.pairs import direction, float32, per_example
 
 
 def mse(student: Float[Array, "b *s"], teacher: Float[Array, "b *s"]) -> Float[Array, "b"]:
@@ -26,11 +28,22 @@ def cosine(student: Float[Array, "b *s c"], teacher: Float[Array, "b *s c"]) -> 
     A vector shorter than 1e-12 has no direction: it counts as orthogonal (1) and gives no gradient.
     """
     student, teacher = float32(student, teacher)
-    return 1.0 - per_example(jnp.sum(_direction(student) * _direction(teacher), axis=-1))
+    return 1.0 - per_example(jnp.sum(direction(student) * direction(teacher), axis=-1))
 
 
-def _direction(x: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
-    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    some = squares > 1e-24
-    # the inner `where` keeps rsqrt away from 0, whose infinite slope would turn the masked gradient into NaN
-    return x * jnp.where(some, jax.lax.rsqrt(jnp.where(some, squares, 1.0)), 0.0)
+class Vid(nn.Module):
+    """Ahn et al. 2019, Variational Information Distillation (arXiv 1904.05835): ½ mean((f_s - f_t)² / σ² + log σ²).
+
+    σ² = softplus(a) + ε is learnt, one for each channel, from `variance` on; the term's adapter is the regressor.
+    """
+
+    variance: float = 5.0  # at the start
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, student: Float[Array, "b *s c"], teacher: Float[Array, "b *s c"]) -> Float[Array, "b"]:
+        student, teacher = float32(student, teacher)
+        start = math.log(math.expm1(self.variance - self.epsilon))
+        a = self.param("a", nn.initializers.constant(start), (teacher.shape[-1],))
+        variance = (nn.softplus(a) + self.epsilon).reshape((1,) * (teacher.ndim - 1) + (-1,))
+        return 0.5 * per_example(jnp.square(student - teacher) / variance + jnp.log(variance))

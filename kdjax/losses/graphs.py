@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, ScalarLike, Shaped
 
-from kdjax.losses.pairs import float32
+from kdjax.config import ConfigError
+from kdjax.losses.pairs import float32, mixes_examples
 
 _STEEP = 20.0  # log variance beyond which its exponential goes on as a straight line: finite, and still pulled back
 _NEVER = -1e30  # a logit that softmax gives no share; infinity would make NaN of differences
@@ -17,7 +18,7 @@ def normal_kl(student: Float[Array, "*b c"]) -> Float[Array, "*b"]:
     the dimensions; VGAEs of CAN traffic take the mean.
     """
     if student.shape[-1] % 2:
-        raise ValueError(f"normal_kl: expected μ and log σ², an even number of channels, found {student.shape[-1]}")
+        raise ConfigError(f"normal_kl: expected μ and log σ², an even number of channels, found {student.shape[-1]}")
     mean, log_variance = jnp.split(student.astype(jnp.float32), 2, axis=-1)
     beyond = jnp.maximum(log_variance - _STEEP, 0.0)
     variance = jnp.exp(log_variance - beyond) * (1.0 + beyond)
@@ -28,12 +29,13 @@ def neighbour_bce(student: Float[Array, "*b k"], target: Shaped[Array, "*b k"]) 
     """Binary cross-entropy in nats with logits, the mean over k ids: does each of them follow a node (1) or not (0)."""
     student = student.astype(jnp.float32)
     if student.shape != target.shape:
-        raise ValueError(
+        raise ConfigError(
             f"neighbour_bce: expected a target for each of the logits {student.shape}, found {target.shape}"
         )
     return jnp.mean(jax.nn.softplus(student) - target.astype(jnp.float32) * student, axis=-1)
 
 
+@mixes_examples
 def batch_softmax_kl(
     student: Float[Array, "*b 1"],
     teacher: Float[Array, "*b 1"],
@@ -52,7 +54,7 @@ def batch_softmax_kl(
     """
     student, teacher = float32(student, teacher)
     if student.shape[-1] != 1:
-        raise ValueError(
+        raise ConfigError(
             f"batch_softmax_kl: expected one logit per item, found {student.shape[-1]}; 'kl' takes classes"
         )
     there = jnp.ones(student.shape[:-1], bool) if where is None else where

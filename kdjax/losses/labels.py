@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from kdjax.losses.pairs import per_example
+from kdjax.config import ConfigError
+from kdjax.losses.pairs import float32, per_example
 
 
 def bce(logits: Float[Array, "b *s 1"], mask: Int[Array, "b *s"]) -> Float[Array, "b"]:
     """Binary cross-entropy in nats, mean over positions: -log sigmoid(z) where the mask is 1, else -log sigmoid(-z)."""
     if logits.shape[-1] != 1:
-        raise ValueError(f"bce: expected one logit per position, found {logits.shape[-1]}; 'ce' takes classes")
+        raise ConfigError(f"bce: expected one logit per position, found {logits.shape[-1]}; 'ce' takes classes")
     return per_example(-_log_likelihood(_float32(logits, mask), mask))
 
 
@@ -31,13 +32,23 @@ def ce(
     over the batch, so examples with fewer valid positions weigh less there.)
     """
     if (k := logits.shape[-1]) < 2:
-        raise ValueError(f"ce: expected logits of at least two classes, found {k}; 'bce' takes a single logit")
+        raise ConfigError(f"ce: expected logits of at least two classes, found {k}; 'bce' takes a single logit")
     log_p = jax.nn.log_softmax(_float32(logits, labels))
     valid = jnp.ones(labels.shape, bool) if ignore is None else labels != ignore
     hot = _one_hot(jnp.where(valid, labels, 0), k)
     hit, even = jnp.sum(hot * log_p, axis=-1), jnp.mean(log_p, axis=-1)
     loss = jnp.where(valid, -(1 - label_smoothing) * hit - label_smoothing * even, 0.0)
     return per_example(loss) / jnp.maximum(per_example(valid.astype(jnp.float32)), 1e-12)
+
+
+def soft_ce(logits: Float[Array, "b *s k"], target: Float[Array, "b *s k"]) -> Float[Array, "b"]:
+    """Cross-entropy in nats against a distribution over the classes: -Σ t log_softmax(z), the mean over positions.
+
+    The loss of mixed examples, whose target is the mixture of two classes (mixup, Zhang et al. 2018, arXiv 1710.09412,
+    equation 1; CutMix, Yun et al. 2019, arXiv 1905.04899). A one-hot target makes it `ce`.
+    """
+    logits, target = float32(logits, target)
+    return per_example(-jnp.sum(target * jax.nn.log_softmax(logits), axis=-1))
 
 
 def dice(
@@ -95,7 +106,7 @@ def _log_likelihood(
 
 def _float32(logits: Float[Array, "b *s k"], mask: Int[Array, "b *s"]) -> Float[Array, "b *s k"]:
     if logits.shape[:-1] != mask.shape:
-        raise ValueError(
+        raise ConfigError(
             f"logits {logits.shape} and class ids {mask.shape}: expected ids of shape {logits.shape[:-1]}; "
             "resize the logits to the mask first"
         )

@@ -1,23 +1,43 @@
-"""What a model expects of its input; the trainer makes each model's own view of the batch by it."""
+"""What a model expects of each of its inputs; a step makes the model's own view of the batch by it."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import jraph
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
+from kdjax.models.layers.resize import resize
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+@runtime_checkable
+class Input(Protocol):
+    """One field of the batch as a model reads it."""
+
+    packed: ClassVar[bool]  # True: a row of the batch is a pack of examples, and the model takes one row at a time
+
+    def shape(self, rows: int) -> Any:
+        """The smallest value of so many rows that the model takes, as shapes."""
+        ...
+
+    def view(self, value: Any) -> Any:
+        """The field as the model takes it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """A square image: side in pixels, and the mean and standard deviation of its channels in [0, 1]."""
+    """An image: its sides in pixels, one number for a square, and the mean and standard deviation of its channels in
+    [0, 1]."""
 
-    size: int
+    packed: ClassVar[bool] = False
+
+    size: int | tuple[int, int]  # (height, width)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -25,27 +45,70 @@ class ImageInput:
     def channels(self) -> int:
         return len(self.mean)
 
-    def example(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-        """The shapes of the smallest batch that the model eats."""
-        return {"image": jax.ShapeDtypeStruct((batch, self.size, self.size, self.channels), jnp.float32)}
+    @property
+    def hw(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def shape(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *self.hw, self.channels), jnp.float32)
+
+    def view(self, value: Float[Array, "b h w c"]) -> Float[Array, "b s t c"]:
+        """An image in [0, 1], bilinearly resized to the model's sides and normalised per channel."""
+        value = resize(value, self.hw)
+        mean = jnp.asarray(self.mean, jnp.float32)[None, None, None, :]
+        std = jnp.asarray(self.std, jnp.float32)[None, None, None, :]
+        return (value - mean) / std
 
 
 @dataclass(frozen=True, slots=True)
 class GraphInput:
-    """Packs of graphs: the number of node features, and of ids (0 where the nodes have none)."""
+    """A pack of graphs: how many features its nodes have, and how many ids there are (0 where nodes have none).
+
+    Nodes are {"x": [n, features], "id": [n]}; a plain array of features is taken too, as nodes without ids.
+    """
+
+    packed: ClassVar[bool] = True
 
     features: int
     num_ids: int = 0
 
-    def example(self, batch: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-        """One graph of two nodes, the second being the padding that every pack has, and one edge."""
-        shapes = {
-            "x": ((2, self.features), jnp.float32),
-            **dict.fromkeys(("id", "graph"), ((2,), jnp.int32)),
-            **dict.fromkeys(("senders", "receivers"), ((1,), jnp.int32)),
-            "valid": ((1,), jnp.bool),
-        }
-        return {k: jax.ShapeDtypeStruct((batch, *shape), dtype) for k, (shape, dtype) in shapes.items()}
+    def shape(self, rows: int) -> jraph.GraphsTuple:
+        """Of packs of one graph with one node and one edge, and of the padding that every pack ends with."""
+
+        def array(shape: tuple[int, ...], dtype: Any) -> Any:
+            return jax.ShapeDtypeStruct((rows, *shape), dtype)
+
+        return jraph.GraphsTuple(
+            nodes={"x": array((2, self.features), jnp.float32), "id": array((2,), jnp.int32)},
+            edges=None,
+            senders=array((1,), jnp.int32),
+            receivers=array((1,), jnp.int32),
+            n_node=array((2,), jnp.int32),
+            n_edge=array((2,), jnp.int32),
+            globals=None,
+        )
+
+    def view(self, value: jraph.GraphsTuple) -> jraph.GraphsTuple:
+        if isinstance(value.nodes, dict):
+            return value
+        nodes = jnp.asarray(value.nodes)
+        return value._replace(nodes={"x": nodes, "id": jnp.zeros(nodes.shape[:-1], jnp.int32)})
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayInput:
+    """Anything that a model takes as it comes: token ids, masks, vectors. `size` is the shape of one example."""
+
+    packed: ClassVar[bool] = False
+
+    size: tuple[int, ...]
+    dtype: str = "float32"
+
+    def shape(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *self.size), self.dtype)
+
+    def view(self, value: Any) -> Any:
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,21 +123,21 @@ class PatchOptions:
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self):
-        if wrong := self.faults():
-            raise ConfigError(f"{self.family} cannot be built:\n  " + "\n  ".join(wrong))
+        if faults := self.faults():
+            raise ConfigError(f"{self.family} cannot be built:\n  " + "\n  ".join(faults))
 
     def faults(self) -> list[str]:
         """All that keeps a model from being built."""
-        wrong = []
+        faults = []
         if any(side <= 0 or side % self.patch_size for side in self.image_hw):
-            wrong.append(
+            faults.append(
                 f"image_size: expected a multiple of the patch size {self.patch_size}, found {self.image_size}"
             )
         if len(self.mean) != 3:
-            wrong.append(f"mean: expected one of each of 3 channels, found {self.mean}")
+            faults.append(f"mean: expected one of each of 3 channels, found {self.mean}")
         if len(self.std) != 3 or min(self.std) <= 0:
-            wrong.append(f"std: expected one above 0 of each of 3 channels, found {self.std}")
-        return wrong
+            faults.append(f"std: expected one above 0 of each of 3 channels, found {self.std}")
+        return faults
 
     @property
     def image_hw(self) -> tuple[int, int]:
@@ -87,16 +150,13 @@ class PatchOptions:
         return h // self.patch_size, w // self.patch_size
 
     @property
-    def input_spec(self) -> ImageInput:
-        height, width = self.image_hw
-        if height != width:
-            raise ConfigError(f"image_size: training and prediction use square images, found {height} x {width}")
-        return ImageInput(height, self.mean, self.std)
+    def inputs(self) -> dict[str, ImageInput]:
+        return {"image": ImageInput(self.image_size, self.mean, self.std)}
 
     def check(self, image: Float[Array, "b h w 3"]) -> None:
         """Refuses images of another size than the model's."""
         if image.shape[1:3] != self.image_hw:
-            raise ValueError(
+            raise ConfigError(
                 f"{self.family} was built for images of {self.image_hw} pixels and got {image.shape[1:3]}: resize the "
                 f"images, or build the model with that image_size (a multiple of the patch size {self.patch_size})"
             )

@@ -1,12 +1,70 @@
-"""What a task is told of finished stages."""
+"""The interface of a task: what it learns, measures, tests and draws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Array
 
-Predictions = Callable[[str], np.ndarray]  # the split -> the task's prediction for each of its examples, in order
+from kdjax.config import Data, Term
+
+Arrays = dict[str, np.ndarray]  # predictions by name, with a row for each example
+Predictions = Callable[[str], Arrays]  # of a split, its examples in order
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One kind of problem, made for its data. It is hashable: a student and its control share compiled programs."""
+
+    primary: ClassVar[str]  # the measure that says which epoch is best; more is better
+    measures: ClassVar[tuple[str, ...]]  # all that `measure` gives
+
+    @classmethod
+    def of(cls, data: Data, **options: Any) -> "Task": ...
+
+    def terms(self) -> dict[str, Term]:
+        """The supervised terms; a stage's terms of the same names replace them."""
+        ...
+
+    def check(self, outputs: Mapping[str, Any]) -> None:
+        """Refuses a model whose outputs, as shapes, are not what this task reads."""
+        ...
+
+    def predict(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, Array]:
+        """Named arrays; their first axes are those of the batch's `index`."""
+        ...
+
+    def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
+        """(total, count) of each measure over the examples that can be judged."""
+        ...
+
+    def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
+        """The numbers that validation data set, such as a threshold."""
+        ...
+
+    def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
+        """What the summary holds of a finished stage, and a table with a row for each example, names first."""
+        ...
+
+    def words(self, dataset: Any) -> dict[str, Any]:
+        """How the report calls things."""
+        ...
+
+    def pictures(self, tested: list["Tested"]) -> dict[str, str]:
+        """Sections of the report, as HTML by their heading."""
+        ...
+
+
+@runtime_checkable
+class Acting(Task, Protocol):
+    """A task that is learnt by acting, from rewards."""
+
+    agent: Any  # how: see kdjax.tasks.can.fusion.Agent
+
+    def reward(self, alpha: Array, anomaly: Array, probability: Array, label: Array) -> Array:
+        """What an action earns."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -15,7 +73,7 @@ class Tested:
 
     row: dict[str, Any]
     dataset: Any
-    predicted: np.ndarray
+    predicted: Arrays
 
     @property
     def title(self) -> str:

@@ -7,7 +7,6 @@ of 0.8 covers that; the interpreter and its libraries, half a gigabyte, come on 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from kdjax.config import ConfigError
 from kdjax.train import sharding
-from kdjax.train.setup import Learner, initial
+from kdjax.train.setup import Learner, initial_shapes
 
 TRIES = 6  # sizes that are compiled at most
 
@@ -64,9 +63,8 @@ def step_bytes(learner: Learner) -> int:
     between, and results that do not take the place of the old state. Nothing is computed, no array is made.
     """
     key = jax.random.key(0)
-    variables = jax.eval_shape(partial(initial, learner.model), key)
-    state, frozen = jax.eval_shape(learner.begin, key, variables)
-    teachers = {k: jax.eval_shape(partial(initial, net.model), key) for k, net in learner.step.teachers.items()}
+    state, frozen = jax.eval_shape(learner.begin, key, initial_shapes(learner.model))
+    teachers = {name: initial_shapes(network.model) for name, network in learner.teachers.items()}
     dataset, mesh = learner.dataset, learner.mesh
     batch = dataset.shapes(dataset.axis(learner.stage.data.batch_size))
     split = NamedSharding(mesh, sharding.BATCH)
@@ -74,11 +72,11 @@ def step_bytes(learner: Learner) -> int:
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch)
     out = jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)
     step = jax.jit(learner.step.train, donate_argnums=0, out_shardings=out)
-    told = step.lower(state, fixed, batch).compile().memory_analysis()
-    if told is None:
+    analysis = step.lower(state, fixed, learner.knobs, batch).compile().memory_analysis()
+    if analysis is None:
         raise ConfigError("budget: this backend does not tell how many bytes a program takes; set data.batch_size")
-    sizes = told.argument_size_in_bytes, told.temp_size_in_bytes, told.output_size_in_bytes
-    return sum(sizes) - told.alias_size_in_bytes
+    sizes = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, analysis.output_size_in_bytes
+    return sum(sizes) - analysis.alias_size_in_bytes
 
 
 def _placed(shapes: Any, learner: Learner) -> Any:

@@ -38,7 +38,7 @@ def save(folder: Path, step: int, state: Any, progress: dict) -> None:
 
 
 def latest(folder: Path) -> int | None:
-    """The newest whole checkpoint's step. What a killed run left half done is removed."""
+    """The newest whole checkpoint's step. Removes what a killed run left half done."""
     _clean(folder)
     return max(_steps(folder), default=None)
 
@@ -55,8 +55,8 @@ def restore(folder: Path, step: int, like: Any) -> Any:
 
 
 def _custom(path: str) -> dict:
-    found: Any = ocp.metadata(path).custom_metadata
-    return dict(found)
+    metadata: Any = ocp.metadata(path).custom_metadata
+    return dict(metadata)
 
 
 def _read(path: Path, read: Callable[[str], Any]) -> Any:

@@ -25,22 +25,22 @@ KINDS = {"all": ("a", "b"), "q_v": ("q_a", "q_b", "v_a", "v_b")}  # target kind 
 def matched(params: Mapping, lora: Lora) -> dict[str, str]:
     """Path -> kind of each Dense that gets adapters; the first target whose pattern matches the whole path decides."""
     dense = weights.dense_layers(params)
-    wrong = [f"rank: expected at least 1, found {lora.rank}"] if lora.rank < 1 else []
-    found: dict[str, str] = {}
+    faults = [f"rank: expected at least 1, found {lora.rank}"] if lora.rank < 1 else []
+    kinds: dict[str, str] = {}
     for pattern, kind in lora.targets:
         if kind not in KINDS:
-            wrong.append(f"target {pattern!r}: no kind {kind!r}; {nearest(kind, KINDS)}")
+            faults.append(f"target {pattern!r}: no kind {kind!r}; {nearest(kind, KINDS)}")
         paths = [path for path in dense if re.fullmatch(pattern, path)]
         if not paths:
             there = sorted({re.sub(r"_\d+", "_*", path) for path in dense})
-            wrong.append(f"target {pattern!r} matches no Dense layer; there are: {', '.join(there) or 'none'}")
+            faults.append(f"target {pattern!r} matches no Dense layer; there are: {', '.join(there) or 'none'}")
         for path in paths:
-            kind_here = found.setdefault(path, kind)
+            kind_here = kinds.setdefault(path, kind)
             if kind_here == "q_v" and dense[path][-1] % 3:
-                wrong.append(f"{path}: 'q_v' needs a width of three equal parts, found {dense[path][-1]}; use 'all'")
-    if wrong:
-        raise ConfigError("lora cannot be applied:\n  " + "\n  ".join(wrong))
-    return found
+                faults.append(f"{path}: 'q_v' needs a width of three equal parts, found {dense[path][-1]}; use 'all'")
+    if faults:
+        raise ConfigError("lora cannot be applied:\n  " + "\n  ".join(faults))
+    return kinds
 
 
 def init(key: jax.Array, params: Mapping, lora: Lora) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Optimisers and schedules, all of them optax; what each parameter is told by name is a list of rules."""
+"""Optimisers and schedules, all of them optax; a list of rules sets what each parameter gets by its name."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -12,16 +13,18 @@ from kdjax.config import ConfigError, Optim, nearest
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "plateau", "warmup_cosine", "warmup_poly")
+PULLS = ("sum", "sharpness", "separate", "balanced")
 
 
 def build(
     optim: Optim, params: Mapping, steps_per_epoch: int, epochs: int
 ) -> tuple[optax.GradientTransformationExtraArgs, optax.Schedule]:
-    """The transformation and its learning rate over steps, for the trainable `params`.
+    """The transformation of gradients into a direction, and the learning rate over steps.
 
-    For every choice the update is `tx.update(grads, opt_state, params, value=loss)`. Weight decay is decoupled for
-    adamw (Loshchilov & Hutter 2019) and part of the gradient, L2, for adam and sgd, as in PyTorch. `schedule` leaves
-    out the factor that "plateau" learns; `plateau_scale(opt_state)` reads it.
+    A step adds -rate(step) * direction to the trainable `params`. The direction is `tx.update(grads, opt_state,
+    params, value=loss)`; for "separate" `grads` is [the task's, the teachers'], for "sharpness" `grad_fn` takes the
+    place of `value`. Weight decay is decoupled for adamw (Loshchilov & Hutter 2019) and part of the gradient, L2, for
+    adam and sgd, as in PyTorch. What "plateau" learns is in the direction; `plateau_scale(opt_state)` reads it.
     """
     rate = schedule(optim, steps_per_epoch, epochs)
     decay, lr_scale = rules(optim.decay, params, "optim.decay"), rules(optim.lr_scale, params, "optim.lr_scale")
@@ -35,6 +38,8 @@ def build(
             inner = [adam, decayed]
         case "adam":
             inner = [decayed, adam]
+        case "sgd" if optim.pull == "separate":
+            inner = [separate_momenta(decayed, optim.momentum, optim.spread)]
         case "sgd":
             inner = [decayed, optax.trace(optim.momentum)] if optim.momentum else [decayed]
         case other:
@@ -47,8 +52,52 @@ def build(
                 optim.factor, optim.patience, accumulation_size=steps_per_epoch, min_scale=optim.end_lr / optim.lr
             )
         ]
-    tx = optax.chain(*clip, *inner, scaled, optax.scale_by_learning_rate(rate), *plateau)
+    tx = optax.chain(*clip, *inner, scaled, *plateau)
+    if optim.pull == "sharpness":
+        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(optim.radius))
+        tx = optax.contrib.sam(tx, ascent, sync_period=2, opaque_mode=True)
     return optax.with_extra_args_support(tx), rate
+
+
+def check_pull(optim: Optim, teaches: bool) -> None:
+    """Refuses a way of making the gradient that cannot work here; `teaches` says whether any term hears a teacher."""
+    if optim.pull not in PULLS:
+        raise ConfigError(f"optim.pull: no way {optim.pull!r}; {nearest(optim.pull, PULLS)}")
+    if optim.pull == "separate" and optim.name != "sgd":
+        raise ConfigError(f"optim.pull='separate' keeps momenta of sgd apart, found optim.name={optim.name!r}")
+    if optim.pull == "sharpness" and optim.schedule == "plateau":
+        raise ConfigError("optim.pull='sharpness' does not go with schedule='plateau'; choose another schedule")
+    if optim.pull in ("separate", "balanced") and not teaches:
+        raise ConfigError(f"optim.pull={optim.pull!r} sets teachers against the rest, and no term reads a teacher")
+
+
+def separate_momenta(
+    decayed: optax.GradientTransformation, momentum: float, spread: float
+) -> optax.GradientTransformation:
+    """[the task's gradient, the teachers'] -> the sum of their momenta, whose decays are `momentum` minus and plus
+    `spread` (Zhao et al. 2023, DOT: the teachers' knowledge is to dominate the direction)."""
+    task, teachers = optax.chain(decayed, optax.trace(momentum - spread)), optax.trace(momentum + spread)
+
+    def init(params: Any) -> Any:
+        return task.init(params), teachers.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        first, of_task = task.update(updates[0], state[0], params)
+        second, of_teachers = teachers.update(updates[1], state[1], params)
+        return jax.tree.map(jnp.add, first, second), (of_task, of_teachers)
+
+    return optax.GradientTransformation(init, update)
+
+
+def combined(pull: str, groups: list[Any]) -> Any:
+    """The gradients of the groups of terms as one; "balanced" makes the teachers' as long as the task's."""
+    if len(groups) == 1:
+        return groups[0]
+    task, teachers = groups
+    if pull == "balanced":
+        longer = optax.tree.norm(task) / jnp.maximum(optax.tree.norm(teachers), 1e-12)
+        teachers = jax.tree.map(lambda g: longer * g, teachers)
+    return jax.tree.map(jnp.add, task, teachers)
 
 
 def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
@@ -78,8 +127,8 @@ def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
 def plateau_scale(opt_state: Any) -> Any:
     """What "plateau" multiplies the learning rate by; 1 for the other schedules."""
     kind = optax.contrib.ReduceLROnPlateauState
-    found = [s.scale for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
-    return found[0] if found else 1.0
+    scales = [s.scale for s in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind)) if isinstance(s, kind)]
+    return scales[0] if scales else 1.0
 
 
 def rules(patterns: tuple[tuple[str, Any], ...], tree: Mapping, name: str = "rules") -> dict[str, Any]:
@@ -90,21 +139,21 @@ def rules(patterns: tuple[tuple[str, Any], ...], tree: Mapping, name: str = "rul
     for adapters, which a control run does without.
     """
     flat = flatten_dict(tree, sep="/")
-    values, wrong = {}, []
+    values, faults = {}, []
     for path in flat:
         hits = [value for pattern, value in patterns if re.fullmatch(pattern, path)]
         if hits:
             values[path] = hits[0]
         else:
-            wrong.append(f"no pattern matches {path}; add one, or a last (r'.*', value)")
+            faults.append(f"no pattern matches {path}; add one, or a last (r'.*', value)")
     for pattern, _ in patterns:
         if not pattern.startswith((".*", "adapters")) and not any(re.fullmatch(pattern, path) for path in flat):
             # Compared with as many names as the pattern spells out, so that the hint is no list of every leaf.
             spelt = re.sub(r"[^\w/].*", "", pattern).strip("/")
             heads = {"/".join(path.split("/")[: spelt.count("/") + 1]) for path in flat}
-            wrong.append(f"pattern {pattern!r} matches no parameter; {nearest(spelt, heads)}")
-    if wrong:
-        raise ConfigError(f"{name}:\n  " + "\n  ".join(wrong))
+            faults.append(f"pattern {pattern!r} matches no parameter; {nearest(spelt, heads)}")
+    if faults:
+        raise ConfigError(f"{name}:\n  " + "\n  ".join(faults))
     return unflatten_dict(values, sep="/")
 
 

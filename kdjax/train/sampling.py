@@ -29,7 +29,7 @@ class Ranked:
         return np.concatenate([self.attacks, self.normals[: max(1, round(ratio * len(self.attacks)))]])
 
     def next_ratio(self, epoch: int, before: float, confidence: float) -> float:
-        """Of normal examples to attacks in an epoch, counted from 0, after one that had `before`."""
+        """The ratio of normal examples to attacks in an epoch, counted from 0; the epoch before it had `before`."""
         plan = self.plan
         aim = plan.start + (plan.end - plan.start) * min(1.0, epoch / max(plan.warmup, 1.0))
         if confidence > plan.sure:

@@ -13,16 +13,15 @@ from kdjax import config, registry
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import transforms
 from kdjax.data.dataset import Dataset
-from kdjax.distill import teachers as teaching
 from kdjax.distill.taps import Network
-from kdjax.distill.terms import BoundTerm, bind
-from kdjax.distill.views import view
-from kdjax.train import lora, optim, sharding
+from kdjax.distill.teachers import Frozen, Tail, build_model, source
+from kdjax.distill.terms import BoundTerm
+from kdjax.tasks.task import Acting, Task
+from kdjax.train import knobs, lora, optim, sharding
 from kdjax.train.episodes import EpisodeStep
+from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
 from kdjax.train.step import State, Step, evaluate
 from kdjax.weights import safetensors
-
-EXAMPLES = 97  # in a batch of mere shapes: a number that no axis of a model has, so that the batch axis is told from it
 
 
 @dataclass
@@ -35,18 +34,29 @@ class Learner:
     mesh: Mesh
     rules: tuple[tuple[str, str], ...]
     dataset: Dataset
-    task: Any
+    task: Task
     model: Any
-    outputs: dict  # the student's outputs as shapes
+    teachers: dict[str, Network]  # the frozen ones, which have variables of their own
+    knobs: knobs.Knobs
     seed: int
 
     def __post_init__(self):
         self.whole_fn = jax.jit(self.whole)
-        self.evaluate_fn = evaluator(self.model, self.task, self.mesh)
+        self.evaluate_fn = evaluator(self.model, tuple(self.stage.inputs.items()), self.task, self.mesh)
 
     @property
     def steps_per_epoch(self) -> int:
         return self.dataset.steps_per_epoch(self.stage.data.batch_size)
+
+    @property
+    def student(self) -> Network:
+        """The student with the taps that its terms read."""
+        names = tuple(self.stage.inputs.items())
+        return Network(self.model, self.step.objective.student.taps if isinstance(self.step, Step) else (), names=names)
+
+    @property
+    def terms(self) -> list[BoundTerm]:
+        return self.step.objective.terms if isinstance(self.step, Step) else []
 
     def start(self, init: dict[str, dict], teachers: dict[str, dict]) -> tuple[State, dict, str]:
         """The first state, what the steps read besides it, and a fingerprint of all that came from outside.
@@ -68,28 +78,35 @@ class Learner:
 
     def begin(self, key: jax.Array, variables: dict) -> tuple[State, dict]:
         """The first state of the model with these variables, and the parameters that are not trained."""
-        params, stats = jax.jit(partial(assemble, self.stage, self.step.terms, self.outputs))(key, variables)
+        params, collections = jax.jit(partial(assemble, self.stage, self.terms))(key, variables)
         trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
         state = State(
             step=jnp.zeros((), jnp.int32),
             params=trainable,
-            batch_stats=stats,
+            collections=collections | self.step.collections(trainable),
             opt_state=self.step.tx.init(trainable),
             ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
-            memory=self.step.memory(trainable),
         )
         return state, frozen
 
     def place(self, tree: Any) -> Any:
         return sharding.place(tree, sharding.shardings(tree, self.mesh, self.rules))
 
-    def whole(self, params: dict, stats: dict, frozen: dict) -> dict:
-        """Plain variables of the model, of which `stats` are the batch statistics: adapters left out, LoRA merged."""
+    def whole(self, params: dict, collections: dict, frozen: dict) -> dict:
+        """Plain variables of the model, of which `collections` are part: adapters left out, LoRA merged."""
         params = optim.merge(params, frozen)
         model = params["model"]
         if self.stage.lora is not None:
             model = lora.merge(model, params["lora"], self.stage.lora)
-        return {"params": model, **({"batch_stats": stats} if stats else {})}
+        return {"params": model, **collections}
+
+    def check(self) -> None:
+        """Goes through a whole step with the shapes of the data, so that no fault is left for training."""
+        key = jax.random.key(0)
+        state, frozen = jax.eval_shape(self.begin, key, initial_shapes(self.model))
+        teachers = {name: initial_shapes(network.model) for name, network in self.teachers.items()}
+        batch = self.dataset.shapes(self.dataset.axis(self.stage.data.batch_size))
+        jax.eval_shape(self.step.train, state, {"frozen": frozen, "teachers": teachers}, self.knobs, batch)
 
 
 def part_of(variables: dict, part: str) -> dict:
@@ -103,15 +120,16 @@ def with_part(variables: dict, part: str, given: dict) -> dict:
 
 @cache
 def initialiser(model: Any) -> Any:
-    """The compiled start of a model; it runs once, so on CPU the compiler is told not to spend itself on it."""
+    """The compiled start of a model; it runs once, so on CPU the compiler spends little effort on it."""
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(partial(initial, model), compiler_options=quick if jax.default_backend() == "cpu" else None)
 
 
 @cache
-def evaluator(model: Any, task: Any, mesh: Mesh) -> Any:
+def evaluator(model: Any, names: tuple[tuple[str, str], ...], task: Task, mesh: Mesh) -> Any:
     """The compiled evaluation of a model; a student and its control share one."""
-    return jax.jit(partial(evaluate, Network(model), task), out_shardings=sharding.replicated(mesh))
+    network = Network(model, names=names)
+    return jax.jit(partial(evaluate, network, task), out_shardings=sharding.replicated(mesh))
 
 
 def prepare(
@@ -126,74 +144,131 @@ def prepare(
 
     `models` says what the earlier stages train.
     """
-    at = f"stages.{name}"
-    task = registry.get("tasks", stage.task).of(stage.data)
-    terms = {**task.terms(), **stage.terms}
-    terms = {k: term for k, term in terms.items() if term.weight != 0}
-    batch = dataset.shapes(EXAMPLES)
     try:
-        model = teaching.build_model(stage.model, stage.dtype)
-        student = Network(model, teaching.taps(terms.values()), partial(lora.active, stage.lora))
-        abstract = initial_shapes(model)
-        outputs = student.shapes(abstract, batch)
-        task.check(outputs)
-        if getattr(task, "acts", False) != (stage.agent is not None):
-            raise ConfigError("agent: the tasks that act, and no others, need an Agent")
-        networks, taught = {}, {}
-        for key, teacher in stage.teachers.items():
-            built = teaching.build_model(teacher.model or models[teacher.stage], teacher.dtype)
-            networks[key] = Network(built, teaching.taps(terms.values(), key))
-            taught[key] = networks[key].shapes(initial_shapes(built), batch)
-        bound = bind(terms, outputs, taught, batch)
-        params, _ = jax.eval_shape(partial(assemble, stage, bound, outputs), jax.random.key(0), abstract)
-        trainable, _ = optim.split(params, optim.rules(stage.optim.trainable, params, "optim.trainable"))
-        if not jax.tree.leaves(trainable):
-            raise ConfigError("optim.trainable leaves nothing to train")
-        steps = dataset.steps_per_epoch(stage.data.batch_size)
-        updates = steps * (stage.data.batch_size // stage.agent.acts if stage.agent else 1)
-        tx, rate = optim.build(stage.optim, trainable, updates, stage.epochs)
-        transform = partial(transforms.augment, probabilities=stage.data.augment) if stage.data.augment else None
-    except (ConfigError, ValueError, TypeError) as error:
-        raise ConfigError(f"{at}: {error}") from error
-    step = (
-        EpisodeStep(model, stage.agent, tx, rate, task, experiment.seed)
-        if stage.agent
-        else Step(
-            student,
-            networks,
-            bound,
-            tx,
-            rate,
-            task,
-            transform,
-            seed=experiment.seed,
-            steps_per_epoch=steps,
-            accumulate=stage.optim.accumulate,
-            ema=stage.optim.ema,
+        learner = _prepared(name, stage, experiment, mesh, dataset, models)
+        learner.check()
+    except ConfigError as error:
+        raise ConfigError(f"stages.{name}: {error}") from error
+    return learner
+
+
+def _prepared(
+    name: str, stage: Stage, experiment: Experiment, mesh: Mesh, dataset: Dataset, models: dict[str, config.Model]
+) -> Learner:
+    task = task_of(stage)
+    if stage.teachers and isinstance(task, Acting):
+        raise ConfigError(
+            "teachers: an agent is not distilled, it reads models that are: name teachers in the stages of its parts "
+            f"({', '.join(stage.parts.values())}), and none here"
         )
+    if faults := transforms.faults(stage.data.augment, dataset.fields):
+        raise ConfigError("\n  ".join(faults))
+    check_names(stage.teachers)
+    model = build_model(stage.model, stage.dtype)
+    objective = objective_of(stage, task, model, models, dataset)
+    networks = {
+        key: source.network
+        for key, source in objective.sources.items()
+        if isinstance(source, (Frozen, Tail)) and key not in objective.averages
+    }
+    params, _ = jax.eval_shape(partial(assemble, stage, objective.terms), jax.random.key(0), initial_shapes(model))
+    trainable, _ = optim.split(params, optim.rules(stage.optim.trainable, params, "optim.trainable"))
+    if not jax.tree.leaves(trainable):
+        raise ConfigError("optim.trainable leaves nothing to train")
+    step = step_of(stage, task, model, objective, trainable, dataset)
+    numbers = knobs.start(objective.terms, experiment.seed)
+    rules = experiment.mesh.rules
+    return Learner(name, stage, step, mesh, rules, dataset, task, model, networks, numbers, experiment.seed)
+
+
+def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.Model], dataset: Dataset) -> Objective:
+    """The terms of a stage, bound to its student and its sources by the shapes of its data."""
+    terms = {k: term for k, term in {**task.terms(), **stage.terms}.items() if term.weight != 0}
+    bound, faults = ([], []) if isinstance(task, Acting) else find_terms(terms)
+    names = tuple(stage.inputs.items())
+    student = Network(model, taps(bound, stage.teachers, "student"), partial(lora.active, stage.lora), names)
+    variables = initial_shapes(model)
+    sources = {
+        key: source(teacher, teacher.model or models.get(teacher.stage), student, taps(bound, stage.teachers, key))
+        for key, teacher in stage.teachers.items()
+    }
+    averages = tuple(key for key, teacher in stage.teachers.items() if teacher.average)
+    networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
+    teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
+    for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
+        batch = dataset.shapes(rows)
+        outputs = student.shapes(variables, batch)
+        task.check(outputs)
+        bound = bind(bound, outputs, sources, teachers, batch, faults)
+    _check_objective(stage, task, bound)
+    return Objective(student, sources, averages, bound)
+
+
+def step_of(
+    stage: Stage, task: Task, model: Any, objective: Objective, trainable: dict, dataset: Dataset
+) -> Step | EpisodeStep:
+    steps = dataset.steps_per_epoch(stage.data.batch_size)
+    if isinstance(task, Acting):
+        updates = steps * (stage.data.batch_size // task.agent.acts)
+        return EpisodeStep(model, *optim.build(stage.optim, trainable, updates, stage.epochs), task)
+    transform = None
+    if stage.data.augment:
+        transform = partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
+    return Step(
+        objective,
+        *optim.build(stage.optim, trainable, steps, stage.epochs),
+        transform,
+        steps_per_epoch=steps,
+        pull=stage.optim.pull,
+        accumulate=stage.optim.accumulate,
+        ema=stage.optim.ema,
     )
-    return Learner(name, stage, step, mesh, experiment.mesh.rules, dataset, task, model, outputs, experiment.seed)
 
 
-def assemble(stage: Stage, terms: list[BoundTerm], outputs: dict, key: jax.Array, variables: dict) -> tuple[dict, dict]:
-    """Parameters and batch statistics of all that a stage may train: the model, its low-rank pairs, the adapters."""
-    params = {"model": variables["params"], "lora": {}, "adapters": {}}
-    stats = {"model": variables.get("batch_stats", {}), "adapters": {}}
+def task_of(stage: Stage) -> Task:
+    """The task of a stage, made for its data."""
+    named = config.task_of(stage)
+    return registry.get("tasks", named.name).of(stage.data, **named.options)
+
+
+def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
+    optim.check_pull(stage.optim, any(term.hears_teacher for term in terms))
+    if mixing := [term.name for term in terms if term.mixes and stage.optim.accumulate > 1]:
+        raise ConfigError(
+            f"optim.accumulate={stage.optim.accumulate}: the loss of {', '.join(mixing)} compares the examples of a "
+            "batch with each other, and micro-batches would hide most of them; set accumulate=1, or leave the term out"
+        )
+    measures = {term.term.schedule.over for term in terms if term.term.schedule and term.term.schedule.over}
+    if unknown := sorted(measures - set(task.measures)):
+        name = config.task_of(stage).name
+        raise ConfigError(
+            f"schedule.over={unknown[0]!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
+        )
+
+
+def assemble(stage: Stage, terms: list[BoundTerm], key: jax.Array, variables: dict) -> tuple[dict, dict]:
+    """Parameters and collections of all that a stage may train: the model, its low-rank pairs, adapters and losses."""
+    params: dict[str, Any] = {"model": variables["params"], "lora": {}, "adapters": {}, "losses": {}}
+    state = {k: v for k, v in variables.items() if k != "params"}
+    collections: dict[str, Any] = {"model": state, "adapters": {}, "losses": {}}
     if stage.lora is not None:
         params["lora"] = lora.init(jax.random.fold_in(key, 1), variables["params"], stage.lora)
     for term in terms:
-        if term.adapter is not None:
-            features = jnp.zeros((2, *outputs[term.term.student].shape[1:]))
-            made = term.adapter.init(jax.random.fold_in(key, zlib.crc32(term.name.encode())), features)
-            params["adapters"][term.name] = made["params"]
-            stats["adapters"] |= {term.name: made["batch_stats"]} if "batch_stats" in made else {}
-    return params, stats
+        named = jax.random.fold_in(key, zlib.crc32(term.name.encode()))
+        for kind, fresh in (("adapters", term.adapter_start(named)), ("losses", term.start(named))):
+            if "params" in fresh:
+                params[kind][term.name] = fresh.pop("params")
+            if fresh:
+                collections[kind][term.name] = fresh
+    return params, collections
 
 
 def initial(model: Any, key: jax.Array) -> dict:
     """Fresh variables of a model; run it under `jax.jit` or `jax.eval_shape`."""
-    batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), model.input_spec.example())
-    return model.init(key, *view(model, batch))
+    network = Network(model)
+    shapes = {name: spec.shape(1) for name, spec in model.inputs.items()}
+    inputs = network.view(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+    return model.init(key, *(jax.tree.map(lambda x: x[0], inputs) if network.packed else inputs))
 
 
 @cache

@@ -95,10 +95,10 @@ def place(tree: Any, placement: Any) -> Any:
     return jax.tree.map(put, tree, placement)
 
 
-def global_batch(local: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def global_batch(local: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """This process's share of a batch as part of the global arrays."""
     sharding = NamedSharding(mesh, BATCH)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in local.items()}
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), local)
 
 
 def to_host(tree: Any) -> Any:

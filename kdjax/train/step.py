@@ -1,10 +1,11 @@
-"""The pure steps: `(state, fixed, batch) -> (state, measures)`.
+"""The pure steps: `(state, fixed, knobs, batch) -> (state, measures)`.
 
-`fixed` is what a step reads and never changes: the frozen parameters and the teachers. It is an argument, so nothing
-of it is compiled in, given away or saved. Every average is a (total, count) pair.
+`fixed` is what a step reads and never changes: the frozen parameters and the teachers. `knobs` are numbers. Both are
+arguments, so nothing of them is compiled in, given away or saved. Every average is a (total, count) pair.
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,16 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from kdjax.distill.taps import Network
-from kdjax.distill.teachers import teach
-from kdjax.distill.terms import BoundTerm
+from kdjax.tasks.task import Task
 from kdjax.train import optim
+from kdjax.train.knobs import Knobs
+from kdjax.train.objective import Collections, Objective, variables
 
 Measures = dict[str, tuple[Array, Array]]
+Transform = Callable[[Array, dict[str, Any]], dict[str, Any]]
 
 
 @flax.struct.dataclass
@@ -27,11 +30,10 @@ class State:
     """All that training changes, and all that a checkpoint holds. As a tree it also holds shapes, or shardings."""
 
     step: Any  # int32: steps done
-    params: Any  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}}
-    batch_stats: Any  # {"model": ..., "adapters": {term: ...}}
+    params: Any  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}, "losses": {term: ...}}
+    collections: Any  # {"model": {"batch_stats": ...}, "adapters": {term: ...}, "losses": {term: ...}}
     opt_state: Any
     ema: Any  # averaged params, or {} where averaging is off
-    memory: Any  # what an agent remembers, else {}
 
 
 def eval_params(state: State) -> dict:
@@ -39,144 +41,148 @@ def eval_params(state: State) -> dict:
     return state.ema or state.params
 
 
-def variables(params: dict, batch_stats: dict) -> dict:
-    """What the model is applied to."""
-    found = {"params": params["model"], "lora": params.get("lora"), "batch_stats": batch_stats.get("model")}
-    return {k: v for k, v in found.items() if v}
-
-
 @dataclass(frozen=True)
 class Step:
     """What a stage's steps are made of; nothing here is an array."""
 
-    student: Network
-    teachers: dict[str, Network]
-    terms: list[BoundTerm]
+    objective: Objective
     tx: optax.GradientTransformationExtraArgs
-    rate: optax.Schedule
-    task: Any
-    augment: Any  # (key, image, mask, index) -> (image, mask), or None
-    seed: int
+    rate: optax.Schedule  # step -> learning rate
+    transform: Transform | None  # of the batch: augmentation
     steps_per_epoch: int
+    pull: str = "sum"
     accumulate: int = 1
     ema: float = 0.0
 
-    def train(self, state: State, fixed: dict, batch: dict[str, Array]) -> tuple[State, dict]:
-        """One update. The batch is read in `accumulate` micro-batches whose gradients add up exactly."""
-        batch = self.prepare(batch, state.step)
-        counts = {term.name: term.readable(batch).sum() for term in self.terms}
-        weights = self.weights(state.step)
-
-        def micro(carry: tuple[dict, dict, dict], part: tuple[dict, Array]) -> tuple[tuple[dict, dict, dict], None]:
-            grads, totals, stats = carry
-            (_, (new, stats)), g = jax.value_and_grad(self.loss, has_aux=True)(
-                state.params, stats, fixed, part[0], counts, weights, self.dropout_key(state.step, part[1])
-            )
-            return (jax.tree.map(jnp.add, grads, g), jax.tree.map(jnp.add, totals, new), stats), None
-
-        carry = (jax.tree.map(jnp.zeros_like, state.params), dict.fromkeys(counts, jnp.zeros(())), state.batch_stats)
-        if self.accumulate == 1:
-            carry, _ = micro(carry, (batch, jnp.zeros((), jnp.int32)))
-        else:
-            carry, _ = jax.lax.scan(micro, carry, (split_batch(batch, self.accumulate), jnp.arange(self.accumulate)))
-        grads, totals, stats = carry
-        loss = sum(weights[k] * totals[k] / jnp.maximum(counts[k], 1.0) for k in totals)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params, value=loss)
-        params = optax.apply_updates(state.params, updates)
-        ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
-        measures: Measures = {f"terms/{k}": (totals[k], counts[k]) for k in totals}
-        rate = self.rate(state.step) * optim.plateau_scale(state.opt_state)
-        one_number = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": rate}
-        measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in one_number.items()}
-        return State(state.step + 1, params, stats, opt_state, ema, state.memory), measures  # type: ignore[arg-type]
-
-    def loss(
-        self, params: dict, stats: dict, fixed: dict, batch: dict, counts: dict, weights: dict, key: Array
-    ) -> tuple[Array, tuple[dict, dict]]:
-        """This batch's part of the weighted objective; also each term's total, and the new batch statistics."""
-        totals, stats = self.totals(params, stats, fixed, batch, key)
-        return sum(weights[k] * totals[k] / jnp.maximum(counts[k], 1.0) for k in totals), (totals, stats)  # type: ignore
-
-    def totals(self, params: dict, stats: dict, fixed: dict, batch: dict, key: Array) -> tuple[dict, dict]:
-        params = optim.merge(params, fixed["frozen"])
-        outputs, model_stats = self.student(variables(params, stats), batch, train=True, key=key)
-        taught = teach(self.teachers, fixed["teachers"], batch, self.terms)
-        totals, adapter_stats = {}, {}
-        for term in self.terms:
-            own = {
-                "params": params.get("adapters", {}).get(term.name, {}),
-                "batch_stats": stats["adapters"].get(term.name, {}),
-            }
-            totals[term.name], changed = term.total(outputs, taught, batch, own)
-            adapter_stats |= {term.name: changed} if changed else {}
-        return totals, {"model": model_stats, "adapters": adapter_stats}
-
-    def weights(self, step: Array) -> dict[str, Array]:
-        epoch = step / self.steps_per_epoch
-        return {term.name: jnp.asarray(term.weight(epoch), jnp.float32) for term in self.terms}
-
-    def grad_norms(self, state: State, fixed: dict, batch: dict[str, Array]) -> Measures:
-        """The norm of each weighted term's own gradient, on the first micro-batch of the step that `train` would make;
-        one forward pass, and a backward pass for each term."""
-        batch = self.prepare(batch, state.step)
-        batch = {k: v[0] for k, v in split_batch(batch, self.accumulate).items()}
-        weights = self.weights(state.step)
-
-        def values(params: dict) -> Array:
-            key = self.dropout_key(state.step, 0)
-            totals, _ = self.totals(params, state.batch_stats, fixed, batch, key)
-            parts = [weights[t.name] * totals[t.name] / jnp.maximum(t.readable(batch).sum(), 1.0) for t in self.terms]
-            return jnp.stack(parts)
-
-        _, pull = jax.vjp(values, state.params)
-        norms = jax.lax.map(lambda one: optax.tree.norm(pull(one)[0]), jnp.eye(len(self.terms)))
-        return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.terms)}
-
-    def prepare(self, batch: dict[str, Array], step: Array) -> dict[str, Array]:
-        """The batch as the models read it: floats, padding blanked, augmented."""
-        batch = as_floats(batch)
-        if self.augment is not None:
-            key = folded_key(self.seed, "augment", step)
-            batch["image"], batch["mask"] = self.augment(key, batch["image"], batch["mask"], batch["index"])
-        return batch
-
-    def dropout_key(self, step: Array, part: Array | int) -> Array:
-        """The key of a micro-batch."""
-        return jax.random.fold_in(folded_key(self.seed, "dropout", step), part)
-
-    def memory(self, params: dict) -> dict:
-        """A step of terms remembers nothing."""
+    def collections(self, params: dict) -> dict:
+        """What a step remembers besides the collections of its modules: nothing."""
         return {}
 
+    def train(self, state: State, fixed: dict, knobs: Knobs, batch: dict[str, Any]) -> tuple[State, Measures]:
+        """One update. The batch is read in `accumulate` micro-batches whose gradients add up exactly."""
+        batch = self.prepare(batch, knobs)
+        counts, weights = self.objective.counts(batch), self.weights(knobs, state.step)
+        parts = jnp.maximum(counts, 1.0)
+        rows = self.rows(weights / parts)
 
-def folded_key(seed: int, use: str, step: Array) -> Array:
-    """Folded from what it is for and the step, so that no key is saved and no two uses share one."""
-    named = jax.random.fold_in(jax.random.key(seed), zlib.crc32(use.encode()))
-    return jax.random.fold_in(named, step)
+        def gradients(params: dict) -> tuple[list[dict], Array, Collections]:
+            return self.pulled(params, state, fixed, knobs, batch, rows)
+
+        groups, totals, collections = gradients(state.params)
+        loss = (weights * totals / parts).sum()
+        grads = optim.combined(self.pull, groups)
+        extra = {"grad_fn": lambda params, _: gradients(params)[0][0]} if self.pull == "sharpness" else {"value": loss}
+        updates, opt_state = self.tx.update(
+            groups if self.pull == "separate" else grads, state.opt_state, state.params, **extra
+        )
+        lr = knobs["lr"] * self.rate(state.step)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
+        ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
+        names = [term.name for term in self.objective.terms]
+        measures: Measures = {f"terms/{name}": (totals[i], counts[i]) for i, name in enumerate(names)}
+        numbers = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr * optim.plateau_scale(state.opt_state)}
+        measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in numbers.items()}
+        return State(state.step + 1, params, collections, opt_state, ema), measures  # type: ignore[call-arg]
+
+    def pulled(
+        self, params: dict, state: State, fixed: dict, knobs: Knobs, batch: dict[str, Any], rows: list[Array]
+    ) -> tuple[list[dict], Float[Array, " t"], Collections]:
+        """The objective pulled back: for each row of factors of the terms the gradient of their sum; the terms' totals;
+        the new collections."""
+
+        def micro(carry: tuple, part: tuple[dict, Array]) -> tuple[tuple, None]:
+            grads, totals, collections = carry
+            values = self.totals(state, fixed, knobs, collections, *part)
+            new, pull, collections = jax.vjp(values, params, has_aux=True)
+            grads = [jax.tree.map(jnp.add, old, pull(row)[0]) for old, row in zip(grads, rows, strict=True)]
+            return (grads, totals + new, collections), None
+
+        zeros = [jax.tree.map(jnp.zeros_like, params) for _ in rows]
+        carry = (zeros, jnp.zeros(len(self.objective.terms)), state.collections)
+        if self.accumulate == 1:
+            return micro(carry, (batch, jnp.zeros((), jnp.int32)))[0]
+        micro_batches = split_batch(batch, self.accumulate)
+        return jax.lax.scan(micro, carry, (micro_batches, jnp.arange(self.accumulate)))[0]
+
+    def totals(
+        self, state: State, fixed: dict, knobs: Knobs, collections: Collections, batch: dict[str, Any], part: Array
+    ) -> Callable[[dict], tuple[Array, Collections]]:
+        """The objective on a micro-batch, as a function of the trainable parameters."""
+        teachers = dict(fixed["teachers"])
+        if self.objective.averages:
+            average = variables(optim.merge(eval_params(state), fixed["frozen"]), collections)
+            teachers |= dict.fromkeys(self.objective.averages, jax.lax.stop_gradient(average))
+        key = jax.random.fold_in(folded_key(knobs["seed"], "dropout", state.step), part)
+
+        def values(params: dict) -> tuple[Array, Collections]:
+            merged = optim.merge(params, fixed["frozen"])
+            return self.objective.totals(merged, collections, teachers, knobs, batch, key)
+
+        return values
+
+    def weights(self, knobs: Knobs, step: Array) -> Float[Array, " t"]:
+        return self.objective.weights(knobs, step / self.steps_per_epoch)
+
+    def rows(self, factors: Float[Array, " t"]) -> list[Array]:
+        """Which sums of terms have a gradient of their own: all together, or what teachers say apart from the rest."""
+        if self.pull not in ("separate", "balanced"):
+            return [factors]
+        heard = jnp.asarray([term.hears_teacher for term in self.objective.terms])
+        return [jnp.where(heard, 0.0, factors), jnp.where(heard, factors, 0.0)]
+
+    def grad_norms(self, state: State, fixed: dict, knobs: Knobs, batch: dict[str, Any]) -> Measures:
+        """The norm of each weighted term's own gradient, on the first micro-batch of the step that `train` would make;
+        one forward pass, and a backward pass for each term."""
+        batch = self.prepare(batch, knobs)
+        batch = jax.tree.map(lambda x: x[0], split_batch(batch, self.accumulate))
+        factors = self.weights(knobs, state.step) / jnp.maximum(self.objective.counts(batch), 1.0)
+        values = self.totals(state, fixed, knobs, state.collections, batch, jnp.zeros((), jnp.int32))
+        _, pull, _ = jax.vjp(values, state.params, has_aux=True)
+        norms = jax.lax.map(lambda row: optax.tree.norm(pull(row)[0]), jnp.diag(factors))
+        return {f"grad_norm/{t.name}": (norms[i], jnp.ones(())) for i, t in enumerate(self.objective.terms)}
+
+    def prepare(self, batch: dict[str, Any], knobs: Knobs) -> dict[str, Any]:
+        """The batch as the models read it: floats, padding blanked, augmented."""
+        batch = as_floats(batch)
+        return batch if self.transform is None else self.transform(named_key(knobs["seed"], "augment"), batch)
 
 
-def evaluate(network: Network, task: Any, whole: dict, batch: dict[str, Array]) -> tuple[Measures, Array, Array]:
-    """The task's measures of a batch, its predictions and the places in the split that they are for, with nothing
-    random and nothing learned."""
+def named_key(seed: Any, use: str) -> Array:
+    """The key of a use; no two uses share one."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(use.encode()))
+
+
+def folded_key(seed: Any, use: str, step: Array) -> Array:
+    """A key folded from its use and the step, so that no key is saved."""
+    return jax.random.fold_in(named_key(seed, use), step)
+
+
+def evaluate(network: Network, task: Task, variables: dict, batch: dict[str, Any]) -> tuple[Measures, dict, Array]:
+    """The task's measures of a batch, its predictions by name and the places in the split that they are for, with
+    nothing random and nothing learned."""
     batch = as_floats(batch)
-    outputs, _ = network(whole, batch)
-    predicted, index = task.predict(outputs, batch), batch["index"]
-    return (
-        task.measure(outputs, batch),
-        predicted.reshape(index.size, *predicted.shape[index.ndim :]),
-        index.reshape(-1),
-    )
+    outputs, _ = network(variables, batch)
+    index = batch["index"]
+    predictions = task.predict(outputs, batch)
+    rows = {name: value.reshape(index.size, *value.shape[index.ndim :]) for name, value in predictions.items()}
+    return task.measure(outputs, batch), rows, index.reshape(-1)
 
 
-def as_floats(batch: dict[str, Array]) -> dict[str, Array]:
+def as_floats(batch: dict[str, Any]) -> dict[str, Any]:
     """Images travel as bytes and are read in [0, 1]; those of padding are black, whatever they were."""
-    if "image" not in batch:
-        return batch
-    image = batch["image"]
-    image = image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
-    return {**batch, "image": jnp.where(batch["valid"][:, None, None, None], image, 0.0)}
+
+    def read(value: Any) -> Any:
+        if not (hasattr(value, "dtype") and value.ndim == 4 and batch["valid"].ndim == 1):
+            return value
+        if value.dtype == jnp.uint8:
+            value = value.astype(jnp.float32) / 255.0
+        elif not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        return jnp.where(batch["valid"][:, None, None, None], value, jnp.zeros((), value.dtype))
+
+    return {name: read(value) for name, value in batch.items()}
 
 
-def split_batch(batch: dict[str, Array], parts: int) -> dict[str, Array]:
+def split_batch(batch: dict[str, Any], parts: int) -> dict[str, Any]:
     """`[b, ...] -> [parts, b / parts, ...]`, interleaved, so that each device cuts its own rows."""
-    return {k: v.reshape(v.shape[0] // parts, parts, *v.shape[1:]).swapaxes(0, 1) for k, v in batch.items()}
+    return jax.tree.map(lambda v: v.reshape(v.shape[0] // parts, parts, *v.shape[1:]).swapaxes(0, 1), batch)

@@ -115,8 +115,8 @@ def overlay(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> 
     """`target` with every leaf taken from `source`, in the target's dtype; `skip` as in `check`."""
     check(target, source, skip=skip)
     into, given = _flat(target), _flat(source)
-    kept = {key for key in into for pattern in skip if re.fullmatch(pattern, key)}
-    leaves = {key: leaf if key in kept else np.asarray(given[key], leaf.dtype) for key, leaf in into.items()}
+    skipped = {key for key in into for pattern in skip if re.fullmatch(pattern, key)}
+    leaves = {key: leaf if key in skipped else np.asarray(given[key], leaf.dtype) for key, leaf in into.items()}
     return unflatten_dict(leaves, sep="/")
 
 
@@ -129,21 +129,21 @@ def check(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> No
     into, given = _flat(target), _flat(source)
     skipped = {key for key in {**into, **given} for pattern in skip if re.fullmatch(pattern, key)}
     want, have = into.keys() - skipped, given.keys() - skipped
-    wrong = [f"unfilled: {_kind(key, into)}{_near(key, into, have - want, given)}" for key in sorted(want - have)]
-    wrong += [f"unused: {_kind(key, given)}{_near(key, given, want - have, into)}" for key in sorted(have - want)]
+    faults = [f"unfilled: {_kind(key, into)}{_near(key, into, have - want, given)}" for key in sorted(want - have)]
+    faults += [f"unused: {_kind(key, given)}{_near(key, given, want - have, into)}" for key in sorted(have - want)]
     for key in sorted(want & have):
         if into[key].shape != given[key].shape:
-            wrong.append(f"shape of {key}: expected {tuple(into[key].shape)}, found {tuple(given[key].shape)}")
+            faults.append(f"shape of {key}: expected {tuple(into[key].shape)}, found {tuple(given[key].shape)}")
         elif _is_float(into[key]) != _is_float(given[key]):
-            wrong.append(f"dtype of {key}: expected {into[key].dtype}, found {given[key].dtype}")
+            faults.append(f"dtype of {key}: expected {into[key].dtype}, found {given[key].dtype}")
     for pattern in skip:
         if not any(re.fullmatch(pattern, key) for key in skipped):
-            wrong.append(f"skip {pattern!r} matches nothing")
-    if wrong:
+            faults.append(f"skip {pattern!r} matches nothing")
+    if faults:
         raise WeightsError(
-            f"the weights do not fit the model ({len(wrong)} of {len({**into, **given})} names are wrong); "
+            f"the weights do not fit the model ({len(faults)} of {len({**into, **given})} names are wrong); "
             "build the model with the options that the weights were made with, or skip names on purpose:\n  "
-            + "\n  ".join(wrong)
+            + "\n  ".join(faults)
         )
 
 

@@ -30,7 +30,7 @@ def save(
         raise WeightsError(f"{path}: {size:,} bytes of weights, StableHLO holds {LARGEST:,}; use the safetensors file")
     variables = jax.tree.map(jnp.asarray, variables)
 
-    def one(*arrays: jax.Array) -> Any:
+    def one_example(*arrays: jax.Array) -> Any:
         return jax.tree.map(lambda y: y[0], function(variables, *(x[None] for x in arrays)))
 
     scope = export.SymbolicScope()
@@ -39,10 +39,10 @@ def save(
         for shape, dtype in shapes
     ]
     # One example at a time: a model may ask for the length of its batch, which has no number here.
-    made = export.export(jax.jit(jax.vmap(one)), platforms=PLATFORMS)(*arrays)
+    exported = export.export(jax.jit(jax.vmap(one_example)), platforms=PLATFORMS)(*arrays)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_bytes(made.serialize())
+        partial.write_bytes(exported.serialize())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ def test_the_pytorch_file_fills_the_original(made):
     theirs = original.build(stage.model)
     theirs.load_state_dict(torch.load(made[2] / "model.pth", weights_only=True), strict=True)
     image = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
-    spec = build_model(stage.model).input_spec
+    spec = build_model(stage.model).inputs["image"]
     with torch.no_grad():
         found = original.outputs(theirs.eval(), (image - np.float32(spec.mean)) / np.float32(spec.std))["logits"]
     close(found, logits(made, image))

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.config import ConfigError, Lora
+from kdjax.config import ConfigError, Lora, Teacher, Term
 from kdjax.data.images.dataset import shapes as example
-from kdjax.distill.taps import Network, module_paths
-from kdjax.distill.teachers import taps, teach
-from kdjax.distill.terms import BoundTerm, Term
+from kdjax.distill.scope import Scope
+from kdjax.distill.taps import Network
+from kdjax.distill.teachers import Frozen
 from kdjax.models.vision.tinyusfm import build_tinyusfm
 from kdjax.train import lora
+from kdjax.train.objective import find_terms, taps
 from tests.support import tiny
 
 MODEL = tiny.build(depth=2, dropout=0.5)
@@ -39,7 +40,8 @@ def test_a_tap_is_the_layers_own_output():
     np.testing.assert_allclose(outputs["blocks_1/qkv"], qkv, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(outputs["blocks_1/proj"], y, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(outputs["block_1"], outputs["block_0"] + outputs["blocks_1/proj"])
-    assert stats is VARIABLES["batch_stats"]
+    assert stats.keys() == {"batch_stats"}
+    assert stats["batch_stats"] is VARIABLES["batch_stats"]
 
 
 def test_taps_change_nothing_else():
@@ -58,7 +60,7 @@ def test_training_draws_dropout_and_moves_the_statistics():
     np.testing.assert_array_equal(outputs["blocks_0/proj"], other["blocks_0/proj"])
     x = np.asarray(outputs["block_1"], np.float64)
     expected = 0.99 * VARIABLES["batch_stats"]["bn"]["mean"] + 0.01 * x.mean((0, 1, 2))
-    np.testing.assert_allclose(stats["bn"]["mean"], expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(stats["batch_stats"]["bn"]["mean"], expected, rtol=1e-4, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, stats, same)
 
 
@@ -88,7 +90,7 @@ def test_every_path_that_is_named_can_be_tapped(options):
     """Also below scan and remat."""
     model = build_tinyusfm("nano", image_size=32, depth=2, taps=(0, 1), **options)
     shapes = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 32, 32, 3))), jax.random.key(0))
-    paths = tuple(module_paths(model, shapes, example(32, 3)))
+    paths = tuple(Network(model).paths(shapes, example(32, 3)))
     assert len(paths) > 10
     found = Network(model, paths).shapes(shapes, example(32, 3))
     depth = (2,) if options.get("scan") else ()
@@ -96,26 +98,29 @@ def test_every_path_that_is_named_can_be_tapped(options):
     assert found[one].shape == (*depth, 3, 5, 3 * 96)
 
 
-def test_taps_are_told_by_their_slash_and_their_teacher():
-    terms = [
-        Term("mse", student="a/b", teacher="one:x/y"),
-        Term("mse", student="logits", teacher="two:x/z"),
-        Term("mse", student="a/b", teacher="one:logits"),
-    ]
-    assert taps(terms) == ("a/b",)
-    assert taps(terms, "one") == ("x/y",)
-    assert taps(terms, "two") == ("x/z",)
+def test_taps_are_told_by_their_slash_and_their_place():
+    terms = {
+        "a": Term("mse", student="a/b", teacher="one:x/y"),
+        "b": Term("mse", student="logits", teacher="two:x/z"),
+        "c": Term("mse", student="a/c", teacher="one:logits", adapter="linear"),
+        "d": Term("mse", reads={"student": "student:a/d", "teacher": "one:x/w"}),
+    }
+    tail = {"one": Teacher("s"), "two": Teacher("s"), "tail": Teacher("s", method="m", reads={"x": "student:e/f"})}
+    terms, faults = find_terms(terms)
+    assert not faults
+    assert taps(terms, tail, "student") == ("a/b", "a/c", "a/d", "e/f")
+    assert taps(terms, tail, "one") == ("x/w", "x/y")
+    assert taps(terms, tail, "two") == ("x/z",)
 
 
-def test_a_teacher_gives_what_is_read_and_no_gradient():
-    term = Term("mse", student="logits", teacher="t:blocks_0/proj")
-    networks = {"t": Network(MODEL, ("blocks_0/proj",))}
-    bound = [BoundTerm("x", lambda s, t: s, term)]
+def test_a_teacher_gives_its_endpoints_and_what_is_read_and_no_gradient():
+    source = Frozen(Network(MODEL, ("blocks_0/proj",)))
 
     def total(variables, image):
-        read = teach(networks, {"t": variables}, {"image": image}, bound)
-        assert {k: set(v) for k, v in read.items()} == {"t": {"blocks_0/proj"}}
-        return read["t"]["blocks_0/proj"].sum()
+        given = {"image": image}
+        read = source(source.feed(Scope()), given, variables)
+        assert set(read) == {*MODEL.endpoints, "blocks_0/proj"}
+        return read["blocks_0/proj"].sum() + read["logits"].sum()
 
     grads = jax.grad(total, (0, 1))(VARIABLES, batch()["image"])
     assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(grads))

@@ -7,10 +7,11 @@ import pytest
 
 from kdjax.config import ConfigError, Schedule, Term
 from kdjax.data.images import dataset as images
-from kdjax.distill.terms import bind, factor
-from kdjax.train.setup import EXAMPLES
+from kdjax.distill.scope import Outputs, Scope
+from kdjax.distill.terms import factor
+from kdjax.train import knobs, objective
 
-B = EXAMPLES
+B = 3
 
 
 def shapes(**sizes):
@@ -19,11 +20,36 @@ def shapes(**sizes):
 
 STUDENT = shapes(logits=(8, 8, 1), neck=(4, 4, 6), tokens=(16, 6), features=(6,))
 TEACHERS = {"t": shapes(logits=(16, 16, 1), maps=(2, 2, 10), tokens=(17, 6), features=(6,), k=(16, 16, 3))}
-BATCH = images.shapes(16, EXAMPLES)
+BATCH = images.shapes(16, B)
+
+
+class Given:
+    """A source whose variables are what it gives."""
+
+    def feed(self, scope: Scope) -> dict:
+        return {}
+
+    def __call__(self, feed: dict, batch: dict, variables: dict) -> Outputs:
+        return variables
+
+
+def bind(terms: dict, student: dict, teachers: dict, batch: dict) -> list:
+    found, faults = objective.find_terms(terms)
+    return objective.bind(found, student, dict.fromkeys(teachers, Given()), teachers, batch, faults)
 
 
 def bound(**terms):
     return bind(terms, STUDENT, TEACHERS, BATCH)
+
+
+def scope(student: dict, teachers: dict, batch: dict) -> dict:
+    """Every path that a term may read."""
+    places = {"student": student, "batch": batch, **teachers}
+    return {f"{place}:{name}": value for place, entries in places.items() for name, value in entries.items()}
+
+
+def total(term, student: dict, teachers: dict, batch: dict) -> jax.Array:
+    return term.total(scope(student, teachers, batch), batch, {}, {})[0]
 
 
 def test_what_fits_is_bound():
@@ -36,7 +62,14 @@ def test_what_fits_is_bound():
     )
     assert [t.name for t in terms] == ["bce", "kl", "maps", "features", "layout"]
     assert [t.adapter is None for t in terms] == [True, True, False, True, False]
-    assert (terms[1].teacher, terms[1].endpoint) == ("t", "logits")
+    assert [t.reads for t in terms] == [
+        {"logits": "student:logits", "mask": "batch:mask"},
+        {"student": "student:logits", "teacher": "t:logits"},
+        {"student": "adapters:maps", "teacher": "t:maps"},
+        {"student": "student:features", "teacher": "t:features"},
+        {"student": "adapters:layout", "teacher": "t:maps"},
+    ]
+    assert [t.hears_teacher for t in terms] == [False, True, True, True, True]
 
 
 KL = {"loss": "binary_kl", "teacher": "t:logits"}
@@ -47,8 +80,8 @@ MAPS = {"loss": "mse", "student": "neck", "teacher": "t:maps"}
     ("term", "message"),
     [
         (KL | {"loss": "binary_kll"}, "no losses entry 'binary_kll'; did you mean 'binary_kl'"),
-        (KL | {"student": "logit"}, "the student has no endpoint 'logit'; did you mean 'logits'"),
-        (KL | {"teacher": "t:logit"}, "teacher 't' has no 'logit'; did you mean 'logits'"),
+        (KL | {"student": "logit"}, "'student:logit': 'student' has no 'logit'; did you mean 'logits'"),
+        (KL | {"teacher": "t:logit"}, "'t:logit': 't' has no 'logit'; did you mean 'logits'"),
         (KL | {"args": {"temprature": 1.0}}, "'binary_kl' takes no argument 'temprature'; did you mean 'temperature'"),
         (KL | {"args": {"variant": "means"}}, "no variant 'means' of the divergence; did you mean 'mean'"),
         (KL | {"loss": "kl"}, "kl: expected logits of at least two classes, found 1; 'binary_kl' takes"),
@@ -56,9 +89,9 @@ MAPS = {"loss": "mse", "student": "neck", "teacher": "t:maps"}
         (MAPS | {"adapter": "linaer"}, "no adapter 'linaer'; did you mean 'linear'"),
         (
             MAPS | {"student": "tokens", "teacher": "t:tokens"},
-            r"shape \(97, 17, 6\) cannot be laid out as \(97, 16, 6\)",
+            r"shape \(3, 17, 6\) cannot be laid out as \(3, 16, 6\)",
         ),
-        ({"loss": "bce", "label": "masks"}, "the data have no label 'masks'; did you mean 'mask'"),
+        ({"loss": "bce", "label": "masks"}, "'batch:masks': 'batch' has no 'masks'; did you mean 'mask'"),
         ({"loss": "ce", "label": "mask"}, "ce: expected logits of at least two classes, found 1; 'bce'"),
     ],
 )
@@ -73,13 +106,28 @@ def test_all_that_is_wrong_is_said_at_once():
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == ["terms.a", "terms.b"]
 
 
+def test_a_source_that_cannot_be_read_says_so_to_every_term():
+    """And is not taken for one that is fed by itself."""
+
+    class Broken(Given):
+        def feed(self, scope: Scope) -> dict:
+            return {"x": scope["t:nothing"]}
+
+    found, _ = objective.find_terms({k: Term("mse", student="features", teacher="u:features") for k in "ab"})
+    with pytest.raises(ConfigError) as error:
+        objective.bind(found, STUDENT, {"t": Given(), "u": Broken()}, TEACHERS, BATCH)
+    lines = str(error.value).splitlines()[1:]
+    assert [line.split(";")[0] for line in lines] == [f"  terms.{k}: 't:nothing': 't' has no 'nothing'" for k in "ab"]
+
+
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_an_endpoint_whose_first_axis_is_no_batch_is_refused(side):
     """What nn.scan stacks must not pass for examples, however many there are."""
     stacked = {"blocks/x": jax.ShapeDtypeStruct((12, B, 4, 6), jnp.float32)}
     good = shapes(**{"blocks/x": (4, 6)})
     student, teacher = (stacked, good) if side == "student" else (good, stacked)
-    with pytest.raises(ConfigError, match=rf"{side} '.*blocks/x' gives \[12, 97, 4, 6\] for 97 examples: .*scan=False"):
+    at = {"student": "student", "teacher": "t"}[side]
+    with pytest.raises(ConfigError, match=rf"'{at}:blocks/x' gives \[12, 3, 4, 6\] for 3 examples: .*scan=False"):
         bind({"x": Term("mse", student="blocks/x", teacher="t:blocks/x")}, student, {"t": teacher}, BATCH)
 
 
@@ -101,8 +149,12 @@ def test_a_weight_is_the_number_times_the_schedule():
     (plain, timed) = bound(
         a=Term("bce", label="mask", weight=0.3), b=Term("bce", label="mask", weight=0.3, schedule=Schedule(until=2.0))
     )
-    assert float(plain.weight(jnp.asarray(0.5))) == pytest.approx(0.3)
-    assert float(timed.weight(jnp.asarray(0.5))) == pytest.approx(0.075)
+    numbers = knobs.start((plain, timed), 0)
+    assert float(plain.weight(numbers, jnp.asarray(0.5))) == pytest.approx(0.3)
+    assert float(timed.weight(numbers, jnp.asarray(0.5))) == pytest.approx(0.075)
+    other = {**numbers, "weights": {"a": 2.0, "b": 4.0}}
+    assert float(plain.weight(other, jnp.asarray(0.5))) == pytest.approx(2.0)
+    assert float(timed.weight(other, jnp.asarray(0.5))) == pytest.approx(1.0)
 
 
 def test_a_total_sums_what_may_be_read_alone():
@@ -115,17 +167,16 @@ def test_a_total_sums_what_may_be_read_alone():
     teacher = {"t": {"features": jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)}}
     batch = {
         "mask": jnp.asarray(rng.integers(0, 2, (4, 8, 8)), jnp.int32).at[1].set(-1),
-        "labelled": jnp.array([True, False, True, True]),
+        "mask_known": jnp.array([True, False, True, True]),
         "valid": jnp.array([True, True, True, False]),
     }
     z = np.asarray(outputs["logits"].astype(jnp.float32), np.float64)[..., 0]
     each = np.logaddexp(0, z) - z * np.asarray(batch["mask"])
-    total, _ = labelled.total(outputs, teacher, batch, {})
-    assert float(total) == pytest.approx(each[[0, 2]].mean((1, 2)).sum(), rel=1e-5)
+    assert float(total(labelled, outputs, teacher, batch)) == pytest.approx(each[[0, 2]].mean((1, 2)).sum(), rel=1e-5)
     assert float(labelled.readable(batch).sum()) == 2
     square = np.square(np.asarray(outputs["features"], np.float64) - np.asarray(teacher["t"]["features"])).mean(1)
-    assert float(taught.total(outputs, teacher, batch, {})[0]) == pytest.approx(square[:3].sum(), rel=1e-5)
-    grads = jax.grad(lambda z: labelled.total({**outputs, "logits": z}, teacher, batch, {})[0])(
+    assert float(total(taught, outputs, teacher, batch)) == pytest.approx(square[:3].sum(), rel=1e-5)
+    grads = jax.grad(lambda z: total(labelled, {**outputs, "logits": z}, teacher, batch))(
         outputs["logits"].astype(jnp.float32)
     )
     assert (np.asarray(grads)[[1, 3]] == 0).all()
@@ -145,9 +196,9 @@ def packs(seed: int = 0) -> tuple[dict, dict, dict]:
 
     valid = jnp.array([[True] * 3 + [False], [True, True, False, False]])
     nodes = jnp.array([[True] * 5 + [False], [True] * 2 + [False] * 4])
-    batch = {"valid": valid, "nodes": nodes, "labelled": valid & jnp.array([[True, False, True, True]] * 2)}
+    batch = {"valid": valid, "nodes": nodes, "class_known": valid & jnp.array([[True, False, True, True]] * 2)}
     batch |= {"x": jnp.asarray(rng.normal(size=(2, 6, 3)), jnp.float32)}
-    batch |= {"id": jnp.asarray(rng.integers(0, 5, (2, 6)), jnp.int32), "class": jnp.where(batch["labelled"], 1, -1)}
+    batch |= {"id": jnp.asarray(rng.integers(0, 5, (2, 6)), jnp.int32), "class": jnp.where(batch["class_known"], 1, -1)}
     return outputs(), {"t": outputs()}, batch
 
 
@@ -188,10 +239,9 @@ def test_terms_over_nodes_read_the_nodes_alone():
         each = expected[name][1]
         assert float(term.readable(batch).sum()) == 7
         for outputs, seen in ((student, batch), ({**student, **wild}, strange)):
-            total, _ = term.total(outputs, teachers, seen, {})
-            assert float(total) == pytest.approx(each[some].sum(), rel=1e-5), name
+            assert float(total(term, outputs, teachers, seen)) == pytest.approx(each[some].sum(), rel=1e-5), name
         of = term.term.student
-        grad = jax.grad(lambda v, t=term, of=of: t.total({**student, of: v}, teachers, strange, {})[0])(student[of])
+        grad = jax.grad(lambda v, t=term, of=of: total(t, {**student, of: v}, teachers, strange))(student[of])
         assert (np.asarray(grad)[~some] == 0).all(), name
         assert (np.asarray(grad)[some] != 0).any(), name
 
@@ -204,10 +254,12 @@ def test_a_penalty_is_the_students_alone():
     """It reads all valid examples, labelled or not, and no teacher or label is looked for."""
     student, _, batch = packs()
     term = one_of_packs(loss="value", student="logits")
-    assert term.teacher == term.term.label == ""
+    assert term.reads == {"student": "student:logits"}
+    assert not term.labels
+    assert not term.hears_teacher
     np.testing.assert_array_equal(term.readable(batch), batch["valid"])
-    total, _ = term.total(student, {}, {"valid": batch["valid"]}, {})
-    assert float(total) == pytest.approx(np64(student["logits"])[..., 0][np.asarray(batch["valid"])].sum(), rel=1e-5)
+    found = total(term, student, {}, {"valid": batch["valid"]})
+    assert float(found) == pytest.approx(np64(student["logits"])[..., 0][np.asarray(batch["valid"])].sum(), rel=1e-5)
 
 
 def test_graphs_in_packs_are_examples_like_others():
@@ -218,8 +270,8 @@ def test_graphs_in_packs_are_examples_like_others():
     assert [float(t.readable(batch).sum()) for t in terms.values()] == [3, 5]
     flat = lambda d: {k: v.reshape(-1, *v.shape[2:]) for k, v in d.items()}  # noqa: E731
     for term in terms.values():
-        whole, _ = term.total(student, teachers, batch, {})
-        as_images, _ = term.total(flat(student), {"t": flat(teachers["t"])}, flat(batch), {})
+        whole = total(term, student, teachers, batch)
+        as_images = total(term, flat(student), {"t": flat(teachers["t"])}, flat(batch))
         np.testing.assert_array_equal(whole, as_images)
 
 
@@ -233,20 +285,20 @@ def test_a_loss_over_the_batch_is_told_what_is_padding():
     expected = 9.0 * (t * np.log(t / s)).sum()
     wild = {"logits": jnp.where(batch["valid"][..., None], student["logits"], 50.0)}
     for outputs in (student, wild):
-        assert float(term.total(outputs, teachers, batch, {})[0]) == pytest.approx(expected, rel=1e-5)
+        assert float(total(term, outputs, teachers, batch)) == pytest.approx(expected, rel=1e-5)
     (without,) = bind(
         {"x": term.term},
         {"logits": student["logits"][some]},
         {"t": {"logits": teachers["t"]["logits"][some]}},
         {"valid": jnp.ones(5, bool)},
     )
-    alone = without.total(
+    alone = total(
+        without,
         {"logits": student["logits"][some]},
         {"t": {"logits": teachers["t"]["logits"][some]}},
         {"valid": jnp.ones(5, bool)},
-        {},
     )
-    assert float(alone[0]) == pytest.approx(expected, rel=1e-5)
+    assert float(alone) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -258,7 +310,7 @@ def test_a_loss_over_the_batch_is_told_what_is_padding():
         ),
         (
             {"loss": "value", "student": "error", "over": "x"},
-            "over='x': the data have no such mask; known: labelled, nodes, valid",
+            "over='x': the data have no such mask; known: class_known, nodes, valid",
         ),
         ({"loss": "value", "student": "error"}, r"gives \[2, 6\] for 8 examples: it does not begin with \[2, 4\]"),
         ({"loss": "mse", "student": "z", "label": "x"}, r"gives \[2, 6, 3\] for 8 examples"),

@@ -3,9 +3,11 @@
 import pytest
 
 from kdjax.config import ConfigError, Experiment, Log, Mesh
-from kdjax.experiment.run import open_run
+from kdjax.experiment.opening import open_run
 from kdjax.weights import safetensors
 from tests.support import tiny
+
+pytestmark = pytest.mark.long
 
 
 def opened(folder, path, **fields):

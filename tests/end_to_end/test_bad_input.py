@@ -10,7 +10,8 @@ import kdjax
 from kdjax import launch
 from kdjax.config import ConfigError
 from kdjax.experiment.run import GateError
-from kdjax.train.loop import Diverged
+from kdjax.experiment.saved import to_json
+from kdjax.train.recording import Diverged
 from kdjax.weights import safetensors
 from tests.support import folders
 from tests.support.command import command, refused, tiny
@@ -164,7 +165,7 @@ def test_data(tmp_path, pictures, spoil):
         ([f"{STUDENT}.model.name=tinyusfm"], "stages.student: segmentation of 2 classes needs 'logits'"),
         (
             [f"{STUDENT}.terms.kl.student=logit"],
-            "terms.kl: the student has no endpoint 'logit'; did you mean 'logits'?",
+            "terms.kl: 'student:logit': 'student' has no 'logit'; did you mean 'logits'?",
         ),
         (["--mode=report"], "run holds no run to report; train it first"),
         (["--mode=eval"], "stage 'student' has left no "),
@@ -214,9 +215,7 @@ def test_a_workdir_of_another_config(tmp_path):
 
 
 def launch_json(path):
-    from kdjax import config
-
-    return config.to_json(launch.load(str(path)))
+    return to_json(launch.load(str(path)))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ from dataclasses import replace
 import pytest
 
 from kdjax.config import Budget, ConfigError, Experiment, Log, Teacher, Term
-from kdjax.experiment.run import BATCH, compiling, open_run
+from kdjax.experiment.opening import BATCH, open_run
+from kdjax.experiment.run import compiling
 from tests.support import tiny
+
+pytestmark = pytest.mark.long
 
 
 def opened(folder, budget):
@@ -31,7 +34,7 @@ def test_a_larger_budget_gives_a_larger_batch_to_the_student_and_its_control(tmp
 
 def test_a_run_that_has_begun_keeps_its_size(tmp_path):
     made = opened(tmp_path, Budget(bytes=600_000, most=64))
-    kept = made.of("student") / BATCH
+    kept = made.folder_of("student") / BATCH
     assert int(kept.read_text()) == made.learners["student"].stage.data.batch_size
     kept.write_text("5")
     assert opened(tmp_path, Budget(bytes=600_000, most=64)).learners["student"].stage.data.batch_size == 5

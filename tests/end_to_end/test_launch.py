@@ -17,7 +17,7 @@ from PIL import Image
 from convert.family import leaves
 from kdjax import config, launch, registry
 from kdjax.distill.teachers import build_model
-from kdjax.experiment import checks
+from kdjax.experiment import checks, plan, saved
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.run import ranked
 from kdjax.experiment.workdir import Run
@@ -61,9 +61,9 @@ def test_every_config_is_sound_in_each_variant(path):
     for variant in variants:
         experiment = launch.load(f"{path}:{variant}" if variant else path)
         checks.validate(experiment)
-        again = config.from_json(config.to_json(experiment))
+        again = saved.from_json(saved.to_json(experiment))
         checks.validate(again)
-        assert config.differences(experiment, again) == []
+        assert saved.differences(experiment, again) == []
         told = {"num_ids": 9, "features": 10, "num_classes": 3}
         for name, stage in experiment.stages.items():
             one, other = (resolved(of, told).model for of in (stage, again.stages[name]))
@@ -97,7 +97,7 @@ def test_overrides_change_one_field_each():
         "--config.stages.teacher.lora=none",
         "--noconfig.control",
     )
-    found = [line for line in config.differences(plain, changed) if ".lora: " not in line]
+    found = [line for line in saved.differences(plain, changed) if ".lora: " not in line]
     student = plain.stages["student"]
     assert sorted(found) == [
         "control: True and False",
@@ -112,7 +112,7 @@ def test_overrides_change_one_field_each():
 
 def test_the_flag_and_its_value_may_be_two_words():
     changed = parsed("--config", MAIN, "--config.seed", "5")
-    assert config.differences(launch.load(MAIN), changed) == ["seed: 0 and 5"]
+    assert saved.differences(launch.load(MAIN), changed) == ["seed: 0 and 5"]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +177,7 @@ def trained(workdir):
     return {p: p.read_bytes() for p in sorted((workdir / "stages").rglob("*")) if p.is_file()}
 
 
+@pytest.mark.long
 def test_the_smoke_run(smoke):
     workdir, printed = smoke
     head = printed.splitlines()
@@ -197,6 +198,7 @@ def test_the_smoke_run(smoke):
         assert (workdir / name).stat().st_size > 100
 
 
+@pytest.mark.long
 def test_a_finished_run_is_only_reported_again(smoke):
     workdir, printed = smoke
     before = trained(workdir)
@@ -207,6 +209,7 @@ def test_a_finished_run_is_only_reported_again(smoke):
     assert trained(workdir) == before
 
 
+@pytest.mark.long
 def test_eval_finds_what_training_found(smoke):
     workdir, _ = smoke
     expected = json.loads((workdir / "stages" / "student" / "result.json").read_text())
@@ -216,6 +219,7 @@ def test_eval_finds_what_training_found(smoke):
     assert f"Dice            {dice['mean']:.3f} ± {dice['std']:.3f}" in (workdir / "eval_results.txt").read_text()
 
 
+@pytest.mark.long
 def test_predict_needs_the_workdir_alone(smoke, tmp_path):
     workdir, _ = smoke
     sizes = [(48, 48), (60, 100), (31, 17)]
@@ -241,6 +245,7 @@ def test_metrics_of_two_folders(tmp_path):
     assert (tmp_path / "out.csv").read_text().startswith("image,dice")
 
 
+@pytest.mark.long
 def test_report_is_made_from_what_is_there(smoke):
     workdir, printed = smoke
     before = json.loads((workdir / "summary.json").read_text())
@@ -256,6 +261,7 @@ def test_report_is_made_from_what_is_there(smoke):
     assert (workdir / "test_results.txt").exists()
 
 
+@pytest.mark.long
 def test_another_config_is_refused_and_nothing_is_touched(smoke):
     workdir, _ = smoke
     before = trained(workdir)
@@ -282,8 +288,8 @@ def test_a_curriculum_without_a_scorer_is_none():
     """The normal mode of a classifier, by a flag."""
     name = "--config.stages.gat_student.curriculum.scorer="
     stages = parsed("--config=configs/can_distill.py", name).stages
-    assert config.references(stages["gat_student"]) == ["gat_teacher"]
-    assert config.references(stages["gat_teacher"]) == ["vgae_teacher"]
+    assert plan.references(stages["gat_student"]) == ["gat_teacher"]
+    assert plan.references(stages["gat_teacher"]) == ["vgae_teacher"]
     learner = object.__new__(Learner)
     learner.stage = stages["gat_student"]
     assert ranked(object.__new__(Run), learner) is None

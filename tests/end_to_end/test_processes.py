@@ -13,6 +13,8 @@ import pytest
 from kdjax.weights import safetensors
 from tests.support import subprocesses as sub
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):

@@ -7,14 +7,17 @@ import pytest
 
 from tests.support import subprocesses as sub
 
+pytestmark = pytest.mark.long
+
 # Where the run dies, one after another, in one working directory: (module, function that is about to be called, nth).
 WINDOWS = {
     "the first step is done, nothing saved": ("kdjax.report.trackers", "_append", 2),
     "a best file is written, its checkpoint is not": ("kdjax.train.checkpoint", "save", 1),
     "a checkpoint is written, the one before it is still there": ("kdjax.train.checkpoint", "_clean", 3),
-    "a best file that is no longer the best is still there": ("kdjax.train.loop", "prune", 2),
+    "a stage is done, the next has not begun": ("kdjax.experiment.run", "train_and_test", 2),
+    "a best file that is no longer the best is still there": ("kdjax.train.loop", "prune", 3),
     "the model is written, its result is not": ("kdjax.experiment.run", "test", 1),
-    "a stage is done, the next has not begun": ("kdjax.experiment.run", "_gate", 2),
+    "all stages are done, nothing is summed up": ("kdjax.experiment.run", "summarise", 1),
     "all stages are done, there is no report": ("kdjax.experiment.run", "report", 1),
 }
 
@@ -70,6 +73,11 @@ def test_killed_in_every_window(uninterrupted, config, cache, tmp_path):
         process = launch(config, cache, tmp_path, command=sub.crashing(*window))
         output = sub.finish(process, expected=-signal.SIGKILL)
         assert "error" not in output, what
+        if "no longer the best" in what:
+            assert len(list(tmp_path.glob("stages/student/best_*"))) == 2
+        if "the next has not begun" in what:
+            assert [p.parent.name for p in tmp_path.glob("stages/*/result.json")] == ["teacher"]
+            assert not (tmp_path / "stages" / "student").exists()
     sub.finish(launch(config, cache, tmp_path))
     assert sub.left(tmp_path) == uninterrupted
     assert (tmp_path / "report.html").exists()

@@ -4,7 +4,7 @@ A registered loss needs an entry in REFERENCES; the battery in test_losses.py do
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +19,8 @@ class Reference:
     alone: bool = False  # there is no target
     multi_hot: bool = False  # the target is an array of zeros and ones like the student's
     whole: bool = False  # the formula is of the whole batch, and gives an array with a value for each example
+    labelled: int = 0  # besides student and teacher the loss reads class ids below this
+    own: dict = field(default_factory=dict)  # the variables of a loss that is a module; the formula has them by name
 
 
 def softmax(z):
@@ -48,6 +50,13 @@ def binary_kl(s, t, **args):
     return kl(np.concatenate([np.zeros_like(s), s], -1), np.concatenate([np.zeros_like(t), t], -1), **args)
 
 
+def dkd(s, t, y, temperature=4.0, alpha=1.0, beta=8.0):
+    p, q = softmax(t / temperature), softmax(s / temperature)
+    target = divergence(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]]))
+    rest = divergence(np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y]))
+    return temperature**2 * (alpha * target + beta * rest)
+
+
 def mse(s, t):
     return np.mean((s - t) ** 2)
 
@@ -59,6 +68,20 @@ def l1(s, t):
 def cosine(s, t):
     pairs = zip(s.reshape(-1, s.shape[-1]), t.reshape(-1, t.shape[-1]), strict=True)
     return np.mean([1 - a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs])
+
+
+def vid(s, t, a, epsilon=1e-5):
+    """The negative logarithm of a Gaussian density around the teacher, without its constant ½ log 2π."""
+    variance = np.broadcast_to(np.log1p(np.exp(a)) + epsilon, s.shape)
+    density = np.exp(-0.5 * (s - t) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+    return np.mean(-np.log(density)) - 0.5 * np.log(2 * np.pi)
+
+
+def seed(s, t, queue, filled, size, teacher_temperature=0.01, student_temperature=0.2):
+    assert queue.shape == (size, len(s))
+    s, t = s / np.linalg.norm(s), t / np.linalg.norm(t)
+    others = np.stack([t, *queue[:filled]])
+    return divergence(softmax(others @ t / teacher_temperature), softmax(others @ s / student_temperature))
 
 
 def bce(z, y):
@@ -74,6 +97,11 @@ def ce(z, y, label_smoothing=0.0, ignore=None):
             wanted[label] += 1 - label_smoothing
             losses.append(-np.sum(wanted * np.log(softmax(row))))
     return np.mean(losses) if losses else 0.0
+
+
+def soft_ce(z, t):
+    rows = zip(z.reshape(-1, z.shape[-1]), t.reshape(-1, t.shape[-1]), strict=True)
+    return np.mean([-np.sum(share * np.log(softmax(row))) for row, share in rows])
 
 
 def dice(z, y, squared=True, smooth=1e-5, background=False):
@@ -121,18 +149,44 @@ def batch_softmax_kl(s, t, temperature=5.0, clamp=10.0, where=None):
     return values
 
 
+def queue(size, width):
+    rows = np.random.default_rng(7).normal(size=(size, width))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 DIVERGENCES = ({}, {"temperature": 1}, *({"temperature": 2.5, "variant": v} for v in ("sum", "class_mean", "unscaled")))
 REFERENCES: dict[str, tuple[Reference, ...]] = {
     "kl": (Reference(kl, (5,), args=DIVERGENCES), Reference(kl, (3, 2, 4), args=DIVERGENCES)),
     "binary_kl": (Reference(binary_kl, (3, 4, 1), args=DIVERGENCES),),
+    "dkd": (
+        Reference(dkd, (5,), labelled=5, args=({}, {"temperature": 1.5, "alpha": 0.5, "beta": 2.0}, {"beta": 0.0})),
+        Reference(dkd, (3,), labelled=3),
+    ),
     "mse": (Reference(mse, (7,)), Reference(mse, (3, 2, 4))),
     "l1": (Reference(l1, (7,)), Reference(l1, (3, 2, 4))),
     "cosine": (Reference(cosine, (7,)), Reference(cosine, (3, 2, 4))),
+    "vid": (
+        Reference(vid, (7,), zero_at_equal=False, own={"params": {"a": np.linspace(-2, 3, 7)}}),
+        Reference(
+            vid, (3, 2, 4), zero_at_equal=False, own={"params": {"a": np.linspace(-2, 3, 4)}}, args=({"epsilon": 0.5},)
+        ),
+    ),
+    "seed": tuple(
+        Reference(
+            seed,
+            (4,),
+            zero_at_equal=False,
+            own={"memory": {"queue": queue(5, 4), "filled": filled}},
+            args=({"size": 5}, {"size": 5, "teacher_temperature": 0.3, "student_temperature": 0.5}),
+        )
+        for filled in (3, 5, 9)
+    ),
     "bce": (Reference(bce, (3, 4, 1), classes=2),),
     "ce": (
         Reference(ce, (5,), classes=5),
         Reference(ce, (3, 2, 4), classes=4, args=({}, {"label_smoothing": 0.1}, {"ignore": 1, "label_smoothing": 0.2})),
     ),
+    "soft_ce": (Reference(soft_ce, (5,), zero_at_equal=False), Reference(soft_ce, (3, 2, 4), zero_at_equal=False)),
     "dice": (
         Reference(dice, (3, 4, 1), classes=2, args=({}, {"squared": False, "smooth": 1.0})),
         Reference(dice, (3, 2, 4), classes=4, args=({}, {"background": True}, {"squared": False})),

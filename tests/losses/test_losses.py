@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from functools import cache, partial
-from typing import NamedTuple
+from itertools import product
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ LOSSES = registry.names("losses")
 
 
 def drawn(reference: Reference, seed: int = 0) -> tuple[jax.Array, ...]:
-    """(student, target), or the student alone."""
+    """(student, target), the student alone, or (student, teacher, labels)."""
     rng = np.random.default_rng(seed)
     student = rng.normal(0, 2, (BATCH, *reference.shape)).astype(np.float32)
     if reference.alone:
@@ -26,7 +27,10 @@ def drawn(reference: Reference, seed: int = 0) -> tuple[jax.Array, ...]:
     if reference.classes:
         return jnp.asarray(student), jnp.asarray(rng.integers(0, reference.classes, student.shape[:-1], np.int32))
     target = rng.integers(0, 2, student.shape) if reference.multi_hot else rng.normal(0, 2, student.shape)
-    return jnp.asarray(student), jnp.asarray(target.astype(np.float32))
+    both = jnp.asarray(student), jnp.asarray(target.astype(np.float32))
+    if reference.labelled:
+        return *both, jnp.asarray(rng.integers(0, reference.labelled, student.shape[:-1], np.int32))
+    return both
 
 
 def float64(target) -> np.ndarray:
@@ -46,10 +50,24 @@ def cases(name: str) -> list[Case]:
     """A case for each reference of `name` and each of its settings."""
     loss = registry.get("losses", name)
     return [
-        Case(one := partial(loss, **args), partial(r.formula, **args), r, with_gradients(one))
+        Case(one := function(loss, args, r.own), partial(r.formula, **args, **own(r)), r, with_gradients(one))
         for r in REFERENCES[name]
         for args in r.args
     ]
+
+
+def own(reference: Reference) -> dict:
+    """The variables of a loss by name."""
+    return {k: v for collection in reference.own.values() for k, v in collection.items()}
+
+
+def function(loss: Any, args: dict, variables: dict) -> Callable:
+    """Of the inputs alone; a module is applied to its variables."""
+    if not variables:
+        return partial(loss, **args)
+    module = loss(**args)
+    held = jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), variables)
+    return lambda *inputs: module.apply(held, *inputs, mutable=["memory"])[0]
 
 
 def with_gradients(loss: Callable) -> Callable:
@@ -58,7 +76,7 @@ def with_gradients(loss: Callable) -> Callable:
         return values.sum(), values
 
     def run(*inputs):
-        wrt = (0, 1) if len(inputs) == 2 and inputs[1].dtype == inputs[0].dtype else (0,)
+        wrt = (0, 1) if len(inputs) > 1 and inputs[1].dtype == inputs[0].dtype else (0,)
         (_, values), grads = jax.value_and_grad(total, argnums=wrt, has_aux=True)(*inputs)
         return values, grads
 
@@ -112,9 +130,11 @@ def test_finite_at_extremes(name):
         signs = np.where(student > 0, 1, -1)
         arrays = [np.zeros_like(student), np.ones_like(student), 1e4 * signs, np.full_like(student, -1e4)]
         arrays += [-1e4 * signs, 1e-30 * student]
-        ids = [np.full_like(t, c) for t in targets for c in range(2 if reference.multi_hot else reference.classes)]
+        ids = range(2 if reference.multi_hot else reference.classes or reference.labelled)
+        of_ids = [t.dtype.kind != "f" or reference.multi_hot for t in targets]
+        held = [[np.full_like(t, c) for c in ids] if i else arrays for t, i in zip(targets, of_ids, strict=True)]
         for s in arrays:
-            for t in [targets, *([x] for x in ids or arrays)][: None if targets else 1]:
+            for t in [targets, *product(*held)][: None if targets else 1]:
                 inputs = [s, *t]
                 values, grads = run(
                     *(jnp.asarray(x, d.dtype) for x, d in zip(inputs, [student, *targets], strict=True))
@@ -127,11 +147,11 @@ def test_finite_at_extremes(name):
 def test_equal_arrays_cost_nothing(name):
     for _, _, reference, run in cases(name):
         if not (reference.classes or reference.alone or reference.multi_hot) and reference.zero_at_equal:
-            x, other = drawn(reference)
-            values, grads = run(x, x)
+            x, other, *labels = drawn(reference)
+            values, grads = run(x, x, *labels)
             for zero in (values, *grads):
                 np.testing.assert_allclose(zero, 0, atol=1e-6)
-            assert run(x, other)[0].min() > 1e-3
+            assert run(x, other, *labels)[0].min() > 1e-3
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -205,3 +225,18 @@ def test_arrays_that_do_not_belong_together():
         loss("kl")(four, four, variant="meen")
     with pytest.raises(ValueError, match="'bce' takes a single logit"):
         loss("ce")(one, mask)
+
+
+def test_an_unknown_label_of_three_shows():
+    found = jax.jit(registry.get("losses", "dkd"))(jnp.ones((4, 3)), jnp.zeros((4, 3)), jnp.array([-1, 3, 255, 2]))
+    np.testing.assert_array_equal(np.isnan(found), [True, True, True, False])
+
+
+def test_of_two_classes_dkd_is_kl():
+    """There is one class besides the label, and nothing to tell about it."""
+    rng = np.random.default_rng(1)
+    s, t = (jnp.asarray(rng.normal(0, 3, (6, 2)), jnp.float32) for _ in range(2))
+    labels = jnp.asarray(rng.integers(0, 2, 6))
+    for alpha in (1.0, 0.3):
+        found = registry.get("losses", "dkd")(s, t, labels, temperature=2.0, alpha=alpha)
+        np.testing.assert_allclose(found, alpha * registry.get("losses", "kl")(s, t, temperature=2.0), rtol=1e-4)

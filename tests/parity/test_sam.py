@@ -225,7 +225,7 @@ def test_images_of_other_sizes(size):
     ours, variables, theirs = pair(64)
     side = 64
     image = np.random.default_rng(3).uniform(size=(1, *size, 3)).astype(np.float32)
-    spec = ours.input_spec
+    spec = ours.inputs["image"]
     small = resize_longest(jnp.asarray(image), side)
     shape = resized(size, side)
     reference = F.interpolate(nchw(image), shape, mode="bilinear", align_corners=False, antialias=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from convert.originals import tinyusfm as plain
 from kdjax import registry
 from kdjax.config import Model
-from kdjax.models.layers.bilinear import bilinear
+from kdjax.models.layers.resize import resize
 from kdjax.models.vision.fpn import scaled
 from tests.support.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_numpy, to_torch
 
@@ -83,7 +83,7 @@ def test_bilinear_is_interpolate():
     for old, new in [((7, 5), (14, 20)), ((7, 5), (56, 40)), ((3, 2), (7, 5)), ((6, 9), (4, 3)), ((1, 1), (3, 4))]:
         x = rng.normal(size=(2, *old, 3)).astype(np.float32)
         expected = F.interpolate(to_torch(x), size=new, mode="bilinear", align_corners=False)
-        close(bilinear(jnp.asarray(x), new), to_numpy(expected), 1e-6, f"{old} to {new}")
+        close(resize(jnp.asarray(x), new), to_numpy(expected), 1e-6, f"{old} to {new}")
     for scale in (4.0, 2.0, 1.0, 0.5):
         x = rng.normal(size=(2, 7, 5, 3)).astype(np.float32)
         expected = F.interpolate(to_torch(x), scale_factor=scale, mode="bilinear", align_corners=False)
@@ -93,7 +93,7 @@ def test_bilinear_is_interpolate():
 def test_bilinear_has_the_gradient_of_interpolate():
     x = np.random.default_rng(0).normal(size=(2, 4, 5, 3)).astype(np.float32)
     weight = np.random.default_rng(1).normal(size=(2, 16, 10, 3)).astype(np.float32)
-    found = jax.jit(jax.grad(lambda x: (bilinear(x, (16, 10)) * weight).sum()))(jnp.asarray(x))
+    found = jax.jit(jax.grad(lambda x: (resize(x, (16, 10)) * weight).sum()))(jnp.asarray(x))
     leaf = torch.from_numpy(x).requires_grad_()
     y = F.interpolate(leaf.permute(0, 3, 1, 2), size=(16, 10), mode="bilinear", align_corners=False)
     (y * to_torch(weight)).sum().backward()

@@ -2,7 +2,7 @@
 
 import functools
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,11 +44,13 @@ class Tiny(nn.Module):
     dropout: float = 0.0
     dtype: Any = jnp.float32
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
+    @property
+    def inputs(self):
+        return {"image": ImageInput(self.size, tuple(self.mean), tuple(self.std))}
 
     @property
-    def input_spec(self):
-        return ImageInput(self.size, tuple(self.mean), tuple(self.std))
+    def endpoints(self):
+        return ("logits", "features", *(f"block_{i}" for i in range(self.depth)))
 
     @nn.compact
     def __call__(self, image, train=False):
@@ -117,9 +119,11 @@ def batch(of: Learner, seed: int = 0, labelled: int | None = None, valid: int | 
         "image": rng.integers(0, 256, (n, s, s, 3)).astype(np.uint8),
         "mask": (rng.random((n, s, s)) < 0.4).astype(np.int32),
         "class": rng.integers(0, 3, n).astype(np.int32),
-        "labelled": rows < (n if labelled is None else labelled),
+        "mask_known": rows < (n if labelled is None else labelled),
+        "class_known": rows < (n if labelled is None else labelled),
         "valid": rows < (n if valid is None else valid),
         "index": rng.permutation(100)[:n].astype(np.int32),
+        "view": np.zeros(n, np.int32),
     }
 
 

@@ -1,5 +1,6 @@
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,11 @@ def inputs(k, seed=0, n=5, side=6):
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(n, side, side, k)).astype(np.float32)
     mask = rng.integers(0, max(2, k), (n, side, side)).astype(np.int32)
-    return {"logits": jnp.asarray(logits)}, {"mask": jnp.asarray(mask), "valid": jnp.ones(n, bool)}
+    return {"logits": jnp.asarray(logits)}, {
+        "mask": jnp.asarray(mask),
+        "mask_known": jnp.ones(n, bool),
+        "valid": jnp.ones(n, bool),
+    }
 
 
 def dice_by_hand(predicted, mask, num_classes):
@@ -42,14 +47,15 @@ def test_dice_is_the_mean_over_images_and_foreground_classes(num_classes):
     )
     batch["mask"] = batch["mask"].at[0].set(0)  # empty on both sides
     batch["valid"] = batch["valid"].at[4].set(False)
+    batch["mask_known"] = batch["mask_known"].at[3].set(False)
     z = np.asarray(outputs["logits"])
     predicted = (z[..., 0] > 0).astype(int) if num_classes == 2 else z.argmax(-1)
     expected = dice_by_hand(predicted, np.asarray(batch["mask"]), num_classes)
     assert expected[0] == 1
     total, count = task(num_classes).measure(outputs, batch)["dice"]
-    assert float(total) == pytest.approx(expected[:4].sum(), rel=1e-6)
-    assert float(count) == 4
-    np.testing.assert_array_equal(task(num_classes).predict(outputs, batch), predicted)
+    assert float(total) == pytest.approx(expected[:3].sum(), rel=1e-6)
+    assert float(count) == 3
+    np.testing.assert_array_equal(task(num_classes).predict(outputs, batch)["classes"], predicted)
 
 
 def test_logits_that_are_not_finite_do_not_pass_for_an_empty_mask():
@@ -85,10 +91,10 @@ def test_a_model_without_the_right_logits_is_refused(outputs):
 
 def test_scores_agree_with_the_measure():
     outputs, batch = inputs(1)
-    predicted = np.asarray(task().predict(outputs, batch)).astype(np.int32)
+    predicted = task().predict(outputs, batch)
     masks = types.SimpleNamespace(resized=lambda _, i: {"name": f"image {i}", "mask": np.asarray(batch["mask"][i])})
-    result, table = task().test(lambda _: predicted, masks, {})
+    result, table = task().test(lambda _: jax.device_get(predicted), masks, {})
     total, count = task().measure(outputs, batch)["dice"]
     assert result["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
     assert table[0][:3] == ["image", "class", "dice"]
-    assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted))]
+    assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted["classes"]))]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.config import Agent, ConfigError, Data, Experiment, Mesh, Model, Teacher, Term
+from kdjax.config import ConfigError, Data, Experiment, Mesh, Model, Task, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.run import compiling
@@ -126,6 +126,7 @@ def test_devices_share_a_batch():
     assert memory.step_bytes(learner(64, Mesh(data=8))) < 0.5 * memory.step_bytes(learner(64))
 
 
+@pytest.mark.long
 def test_the_batch_size_of_a_stage_of_graphs():
     model = Model("can_gat", hidden=4, heads=2, num_ids=None)
     build = Counted(lambda size: of_graphs(size, task="detection", model=model))
@@ -135,11 +136,12 @@ def test_the_batch_size_of_a_stage_of_graphs():
     assert found in build.asked
 
 
+@pytest.mark.long
 def test_an_agent_counts_what_it_remembers():
     """Of the fusion, whose step is another one."""
     part = {"variant": "c_small", "num_ids": None}
     parts = {name: {"name": f"can_{name}", "options": part} for name in ("vgae", "gat")}
-    model, agent = Model("can_fusion", **parts, agent={"variant": "small"}), Agent(replay=200_000)
-    of = of_graphs(16, task="fusion", model=model, agent=agent)
+    model = Model("can_fusion", **parts, agent={"variant": "small"})
+    of = of_graphs(16, task=Task("fusion", replay=200_000), model=model)
     transitions = 200_000 * 4 * (2 * 15 + 4)
     assert transitions < memory.step_bytes(of) < 3 * transitions

@@ -7,6 +7,9 @@ import pytest
 
 from kdjax.config import ConfigError, Log, Mesh, Stop, Teacher, Term
 from kdjax.train import checkpoint, loop
+from kdjax.train.evaluation import evaluate
+from kdjax.train.recording import Diverged
+from kdjax.train.signals import Signals, Stopped
 from kdjax.weights import safetensors
 from tests.support import tiny
 
@@ -27,11 +30,11 @@ def learner(**fields):
 
 
 def train(one, folder, init=None, teacher=1, signals=None):
-    with signals or loop.Signals() as signals:
+    with signals or Signals() as signals:
         return loop.train(one, folder, {"": init} if init else {}, {"t": tiny.weights(TEACHER, teacher)}, LOG, signals)
 
 
-class StopsAfter(loop.Signals):
+class StopsAfter(Signals):
     def __init__(self, step):
         super().__init__()
         self.at = step
@@ -54,7 +57,7 @@ def test_each_program_is_compiled_once_and_again_once_after_a_restart(tmp_path, 
 
     monkeypatch.setattr(jax, "jit", jit)
     one = learner(grad_norms_every=1, save_every=1, optim=tiny.with_optim(ema=0.5))
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         train(one, tmp_path, signals=StopsAfter(3))
     first = [(n, f._cache_size()) for n, f in made if n.startswith("Step.")]
     assert first == [("Step.train", 1), ("Step.grad_norms", 1)]
@@ -81,12 +84,12 @@ def test_what_is_left_is_the_best_epoch(tmp_path):
     assert best.name == f"best_epoch{told['best_epoch']:03d}_dice{max(dice):.4f}.safetensors"
     whole, about = safetensors.load(tmp_path / "model.safetensors")
     assert safetensors.model_in(about) == one.stage.model
-    measured, predicted = loop.evaluate(one, one.place(whole), "val")
+    measured, predicted = evaluate(one, one.place(whole), "val")
     assert measured["dice"] == pytest.approx(max(dice), rel=1e-6)
     truth = [one.dataset.resized("val", i)["mask"] for i in range(one.dataset.sizes["val"])]
     by_hand = [
         2 * (p & t).sum() / max((p.sum() + t.sum()), 1) if (p.any() or t.any()) else 1.0
-        for p, t in zip(predicted, truth, strict=True)
+        for p, t in zip(predicted["classes"], truth, strict=True)
     ]
     assert measured["dice"] == pytest.approx(np.mean(by_hand), rel=1e-5)
     assert told["parameters"] == sum(x.size for x in jax.tree.leaves(whole["params"]))
@@ -102,7 +105,7 @@ def test_it_stops_early_and_a_restart_does_not_go_on(tmp_path):
 
 
 def test_other_teachers_or_weights_or_images_are_refused_another_mesh_is_not(tmp_path):
-    with pytest.raises(loop.Stopped):
+    with pytest.raises(Stopped):
         train(learner(), tmp_path, signals=StopsAfter(3))
     with pytest.raises(ConfigError, match="began with other teachers and initial weights than"):
         train(learner(), tmp_path, teacher=2)
@@ -126,7 +129,7 @@ def test_other_teachers_or_weights_or_images_are_refused_another_mesh_is_not(tmp
     ],
 )
 def test_what_is_not_finite_stops_the_run(tmp_path, changes, message):
-    with pytest.raises(loop.Diverged, match=message + r".*nothing was saved before\. Try a lower"):
+    with pytest.raises(Diverged, match=message + r".*nothing was saved before\. Try a lower"):
         train(learner(**changes), tmp_path)
 
 
@@ -140,7 +143,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(one.dataset, "train", broken)
     with pytest.raises(
-        loop.Diverged, match=r"step 4: term 'bce', term 'dice' is not finite.*checkpoint is kept in .*checkpoints"
+        Diverged, match=r"step 4: term 'bce', term 'dice' is not finite.*checkpoint is kept in .*checkpoints"
     ):
         train(one, tmp_path)
     assert checkpoint.latest(tmp_path / "checkpoints") == 3
@@ -150,7 +153,7 @@ def test_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
 
 def test_signals_are_caught_only_while_it_runs():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with loop.Signals() as signals:
+    with Signals() as signals:
         assert not signals.stop(1)
         signal.raise_signal(signal.SIGTERM)
         assert signals.stop(1)
@@ -165,8 +168,9 @@ def test_evaluation_counts_each_image_once(tmp_path):
     found = []
     for batch_size in (8, 6):
         one = learner(data=type(tiny.DATA)("ultrasound", batch_size=batch_size, **sizes))
-        measured, predictions = loop.evaluate(one, one.place(tiny.weights(tiny.model(), 3)), "val")
-        assert len(predictions) == 8
-        found.append((measured["dice"], np.stack(predictions)))
+        measured, predictions = evaluate(one, one.place(tiny.weights(tiny.model(), 3)), "val")
+        assert predictions.keys() == {"classes"}
+        assert len(predictions["classes"]) == 8
+        found.append((measured["dice"], predictions["classes"]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     np.testing.assert_array_equal(found[0][1], found[1][1])

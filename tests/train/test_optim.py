@@ -29,17 +29,17 @@ def gradients(steps, scale=1.0):
 def ours(config, grads, steps_per_epoch=4, epochs=2, values=None):
     """Parameters after each step."""
     params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), PARAMS)
-    tx, _ = optim.build(config, params, steps_per_epoch, epochs)
+    tx, rate = optim.build(config, params, steps_per_epoch, epochs)
 
     @jax.jit
-    def step(params, state, grads, value):
-        updates, state = tx.update(grads, state, params, value=value)
-        return optax.apply_updates(params, updates), state
+    def step(params, state, grads, value, at):
+        direction, state = tx.update(grads, state, params, value=value)
+        return optax.apply_updates(params, jax.tree.map(lambda d: -rate(at) * d, direction)), state
 
     state, seen = tx.init(params), []
     for i, g in enumerate(grads):
         g = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), g)
-        params, state = step(params, state, g, 1.0 if values is None else values[i])
+        params, state = step(params, state, g, 1.0 if values is None else values[i], i)
         seen.append(params)
     return seen, state
 

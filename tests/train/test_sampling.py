@@ -9,6 +9,7 @@ import pytest
 from kdjax.config import ConfigError, Curriculum, Log, Term
 from kdjax.train import loop
 from kdjax.train.sampling import Ranked
+from kdjax.train.signals import Signals, Stopped
 from tests.support import tiny_graphs
 from tests.train.test_loop import StopsAfter, records
 
@@ -69,7 +70,7 @@ def hard(one) -> Ranked:
 
 
 def train(one, folder, signals=None, of=hard):
-    with signals or loop.Signals() as signals:
+    with signals or Signals() as signals:
         return loop.train(one, folder, {}, {}, LOG, signals, of(one) if of else None)
 
 
@@ -96,12 +97,13 @@ def test_each_epoch_deals_out_its_own_pool(tmp_path, monkeypatch):
     assert [told[k] for k in (1, per + 1, 2 * per + 1)] == pytest.approx(ratios[:3])
 
 
+@pytest.mark.long
 def test_killed_in_the_middle_of_an_epoch_it_ends_in_the_same_bits(tmp_path):
     whole = train(learner(), tmp_path / "whole")
     per = learner().steps_per_epoch
     assert per > 2
     for step in (per + 1, 2 * per):
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             train(learner(), tmp_path / "cut", StopsAfter(step))
     again = train(learner(), tmp_path / "cut")
     drop = {"seconds", "wait"}
@@ -118,6 +120,6 @@ def test_only_terms_that_all_need_labels_leave_the_unlabelled_out(tmp_path, monk
     for name, terms, expected in (("labels", {}, True), ("nodes", {"pull": pull}, False)):
         one = learner(terms=terms)
         asked = spied(one, monkeypatch)
-        with pytest.raises(loop.Stopped):
+        with pytest.raises(Stopped):
             train(one, tmp_path / name, StopsAfter(1), of=None)
         assert [given["labelled_only"] for given in asked] == [expected]

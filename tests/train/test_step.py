@@ -1,5 +1,5 @@
 import functools
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import jax
 import jax.numpy as jnp
@@ -7,9 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from kdjax.config import ConfigError, Lora, Schedule, Teacher, Term
+from kdjax.config import ConfigError, Lora, Model, Schedule, Teacher, Term
 from kdjax.train import optim
-from kdjax.train.step import eval_params, folded_key
+from kdjax.train.objective import Objective
+from kdjax.train.setup import initial_shapes
+from kdjax.train.step import eval_params
 from tests.support import tiny
 
 TEACHERS = {  # sizes, widths and normalisations of their own
@@ -62,12 +64,12 @@ def resized(x, side):
     return jax.image.resize(x, (len(x), side, side, x.shape[-1]), "bilinear", antialias=False)
 
 
-def plain_terms(params, stats, batch):
+def plain_terms(params, collections, batch):
     """The mean of every term over the examples that it may read, from the formulas."""
-    image, labelled = batch["image"].astype(np.float32) / 255, batch["labelled"] & batch["valid"]
+    image, labelled = batch["image"].astype(np.float32) / 255, batch["mask_known"] & batch["valid"]
     given = tiny.build()
     out, kept = given.apply(
-        {"params": params["model"], "batch_stats": stats["model"]},
+        {"params": params["model"], **collections["model"]},
         normalised(image, given.mean, given.std),
         train=True,
         mutable=["batch_stats", "intermediates"],
@@ -101,18 +103,18 @@ def plain_terms(params, stats, batch):
 
 def test_a_step_is_the_plain_computation():
     learner, step, state, fixed = compiled_full()
-    params, stats, momentum = state.params, state.batch_stats, jax.tree.map(jnp.zeros_like, state.params)
+    params, collections, momentum = state.params, state.collections, jax.tree.map(jnp.zeros_like, state.params)
     for i in range(2):
         batch = tiny.batch(learner, seed=i, labelled=5)
         ramp = i / learner.steps_per_epoch / 4
         weights = {"bce": 0.5, "dice": 0.3, "kl": 0.7, "features": 0.2, "tap": 0.4 * ramp}
 
-        def objective(params, stats=stats, batch=batch, weights=weights):
-            terms, new = plain_terms(params, stats, batch)
+        def objective(params, collections=collections, batch=batch, weights=weights):
+            terms, new = plain_terms(params, collections, batch)
             return sum(weights[k] * terms[k] for k in terms), (terms, new)
 
         (loss, (terms, new)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(params)
-        state, measures = step(state, fixed, batch)
+        state, measures = step(state, fixed, learner.knobs, batch)
         for name, value in terms.items():
             total, count = measures[f"terms/{name}"]
             assert count == (5 if name in ("bce", "dice") else 8)
@@ -121,9 +123,10 @@ def test_a_step_is_the_plain_computation():
         np.testing.assert_allclose(measures["grad_norm"][0], optax.tree.norm(grads), rtol=1e-5)
         np.testing.assert_allclose(measures["lr"][0], 0.1)
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
-        params, stats = jax.tree.map(lambda p, m: p - 0.1 * m, params, momentum), {"model": new}
+        params = jax.tree.map(lambda p, m: p - 0.1 * m, params, momentum)
+        collections = {"model": {"batch_stats": new}}
         assert tiny.largest_difference(state.params, params) < 1e-5
-        assert tiny.largest_difference(state.batch_stats["model"], new) < 1e-5
+        assert tiny.largest_difference(state.collections["model"]["batch_stats"], new) < 1e-5
         assert state.step == i + 1
 
 
@@ -136,7 +139,7 @@ def test_micro_batches_add_up_exactly(labelled, valid):
     for accumulate in (1, 4):
         learner, state, fixed = without_norm(optim=tiny.with_optim(accumulate=accumulate))
         batch = tiny.batch(learner, labelled=labelled, valid=valid)
-        steps[accumulate] = jitted(accumulate, learner)(state, fixed, batch)
+        steps[accumulate] = jitted(accumulate, learner)(state, fixed, learner.knobs, batch)
     (one, seen_one), (four, seen_four) = steps[1], steps[4]
     assert tiny.largest_difference(four.params, one.params) < 1e-6
     for name in seen_one:
@@ -160,7 +163,7 @@ def test_micro_batches_draw_their_own_dropout():
         batch = tiny.batch(learner)
         twice = {k: np.concatenate([v[:4], v[:4]]) for k, v in batch.items()}  # interleaved: the halves are alike
         state, fixed = start(learner)
-        drawn[accumulate] = jax.jit(learner.step.train)(state, fixed, twice)[1]["loss"][0]
+        drawn[accumulate] = jax.jit(learner.step.train)(state, fixed, learner.knobs, twice)[1]["loss"][0]
     assert drawn[1] != drawn[2]
 
 
@@ -170,10 +173,10 @@ def test_padding_does_no_harm_whatever_is_in_it():
     step, batch = jitted(1, learner), tiny.batch(learner, labelled=8, valid=5)
     batch["image"] = batch["image"].astype(np.float32)
     batch["image"] /= 255
-    expected, measures = step(state, fixed, batch)
+    expected, measures = step(state, fixed, learner.knobs, batch)
     bad = {k: v.copy() for k, v in batch.items()}
     bad["image"][5:], bad["mask"][5:], bad["class"][5:] = np.nan, 255, -1
-    found, same = step(state, fixed, bad)
+    found, same = step(state, fixed, learner.knobs, bad)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.params))
     assert tiny.largest_difference(found.params, expected.params) == 0
     assert jax.tree.map(float, same) == jax.tree.map(float, measures)
@@ -182,11 +185,11 @@ def test_padding_does_no_harm_whatever_is_in_it():
 def test_an_unlabelled_mask_is_not_read():
     learner, step, state, fixed = compiled_full()
     batch = tiny.batch(learner, labelled=3)
-    expected, _ = step(state, fixed, batch)
+    expected, _ = step(state, fixed, learner.knobs, batch)
     for strange in (1 - batch["mask"][3:], np.full_like(batch["mask"][3:], 255)):
-        found, _ = step(state, fixed, {**batch, "mask": np.concatenate([batch["mask"][:3], strange])})
+        found, _ = step(state, fixed, learner.knobs, {**batch, "mask": np.concatenate([batch["mask"][:3], strange])})
         assert tiny.largest_difference(found.params, expected.params) == 0
-    other, _ = step(state, fixed, {**batch, "mask": 1 - batch["mask"]})
+    other, _ = step(state, fixed, learner.knobs, {**batch, "mask": 1 - batch["mask"]})
     assert tiny.largest_difference(other.params, expected.params) > 1e-3
 
 
@@ -194,7 +197,7 @@ def test_a_mask_that_is_no_class_shows():
     learner, step, state, fixed = compiled_full()
     batch = tiny.batch(learner)
     batch["mask"][0, 0, 0] = 255
-    _, measures = step(state, fixed, batch)
+    _, measures = step(state, fixed, learner.knobs, batch)
     assert np.isnan(measures["terms/bce"][0])
 
 
@@ -205,12 +208,12 @@ def test_gradient_norms_are_those_of_each_term_alone():
     learner, state, fixed = full()
     state = state.replace(step=jnp.asarray(3, jnp.int32))
     batch = tiny.batch(learner, labelled=5)
-    norms = jax.jit(learner.step.grad_norms)(state, fixed, batch)
+    norms = jax.jit(learner.step.grad_norms)(state, fixed, learner.knobs, batch)
     ramp = 3 / learner.steps_per_epoch / 4
     weights = {"bce": 0.5, "dice": 0.3, "kl": 0.7, "features": 0.2, "tap": 0.4 * ramp}
 
     def one(name, params):
-        return weights[name] * plain_terms(params, state.batch_stats, batch)[0][name]
+        return weights[name] * plain_terms(params, state.collections, batch)[0][name]
 
     grads = jax.jit(lambda params: {k: jax.grad(functools.partial(one, k))(params) for k in weights})(state.params)
     assert norms.keys() == {f"grad_norm/{k}" for k in weights}
@@ -226,14 +229,14 @@ def test_gradient_norms_are_of_the_step_that_follows():
     learner = tiny.learner(tiny.stage(model=tiny.model(dropout=0.3), data=data, terms=terms))
     state, fixed = start(learner)
     batch = tiny.batch(learner)
-    norms = jax.jit(learner.step.grad_norms)(state, fixed, batch)
-    _, measures = jax.jit(learner.step.train)(state, fixed, batch)
+    norms = jax.jit(learner.step.grad_norms)(state, fixed, learner.knobs, batch)
+    _, measures = jax.jit(learner.step.train)(state, fixed, learner.knobs, batch)
     np.testing.assert_allclose(norms["grad_norm/bce"][0], measures["grad_norm"][0], rtol=1e-5)
 
 
 def replace_data(**changes):
-    fields = {"image_size": 16, "batch_size": 8, "size": 32, "train": 16, "val": 8, "test": 8, **changes}
-    return type(tiny.DATA)("ultrasound", **fields)
+    options = {"image_size": 16, "batch_size": 8, "size": 32, "train": 16, "val": 8, "test": 8, **changes}
+    return type(tiny.DATA)("ultrasound", **options)
 
 
 def test_the_measured_rate_is_that_of_the_step():
@@ -241,7 +244,7 @@ def test_the_measured_rate_is_that_of_the_step():
     state, fixed = start(learner)
     step, batch = jax.jit(learner.step.train), tiny.batch(learner)
     for i in range(4):
-        state, measures = step(state, fixed, batch)
+        state, measures = step(state, fixed, learner.knobs, batch)
         np.testing.assert_allclose(measures["lr"][0], learner.step.rate(i))
 
 
@@ -253,7 +256,7 @@ def test_averaged_parameters_are_what_is_evaluated():
     state, fixed = start(learner)
     step, expected = jax.jit(learner.step.train), state.params
     for i in range(3):
-        state, _ = step(state, fixed, tiny.batch(learner, seed=i))
+        state, _ = step(state, fixed, learner.knobs, tiny.batch(learner, seed=i))
         expected = jax.tree.map(lambda e, p: 0.8 * e + 0.2 * p, expected, state.params)
     assert tiny.largest_difference(eval_params(state), expected) < 1e-6
     assert tiny.largest_difference(eval_params(state), state.params) > 1e-3
@@ -277,7 +280,7 @@ def test_lora_trains_the_pairs_and_what_is_chosen_and_nothing_else():
     moving, step = state, jax.jit(learner.step.train, donate_argnums=0)
     first = jax.tree.map(np.array, state.params)
     for i in range(2):
-        moving, _ = step(moving, fixed, tiny.batch(learner, seed=i))
+        moving, _ = step(moving, fixed, learner.knobs, tiny.batch(learner, seed=i))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params)), "the state is given away"
     for path, was, now in zip(
         jax.tree.leaves_with_path(first), jax.tree.leaves(first), jax.tree.leaves(moving.params), strict=True
@@ -288,7 +291,7 @@ def test_lora_trains_the_pairs_and_what_is_chosen_and_nothing_else():
     for name, given in WEIGHTS.items():
         assert tiny.largest_difference(fixed["teachers"][name], given) == 0, "teachers are neither changed nor donated"
 
-    whole = learner.whole(moving.params, moving.batch_stats["model"], fixed["frozen"])
+    whole = learner.whole(moving.params, moving.collections["model"], fixed["frozen"])
     assert whole["params"].keys() == init["params"].keys(), "no adapter, no pair is left in what is exported"
     for name in ("embed", "bn"):
         assert tiny.largest_difference(whole["params"][name], init["params"][name]) == 0
@@ -300,7 +303,7 @@ def test_lora_trains_the_pairs_and_what_is_chosen_and_nothing_else():
 def test_the_state_holds_nothing_of_a_teacher():
     _, _, state, fixed = compiled_full()
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    stats = sum(x.size for x in jax.tree.leaves(state.batch_stats))
+    stats = sum(x.size for x in jax.tree.leaves(state.collections))
     assert sum(x.size for x in jax.tree.leaves(state)) - 2 * params - stats <= 2, (
         "parameters and momentum, and counters"
     )
@@ -310,14 +313,15 @@ def test_the_state_holds_nothing_of_a_teacher():
 def test_bfloat16_computes_so_and_keeps_float32():
     taught = {k: replace(t, dtype="bfloat16") for k, t in TAUGHT.items()}
     learner, state, fixed = full(dtype="bfloat16", teachers=taught)
-    assert learner.outputs["logits"].dtype == jnp.bfloat16
+    outputs = learner.student.shapes(initial_shapes(learner.model), learner.dataset.shapes(2))
+    assert outputs["logits"].dtype == jnp.bfloat16
     batch = tiny.batch(learner)
     step = jax.jit(learner.step.train)
-    assert "bf16" in step.lower(state, fixed, batch).as_text()
-    found, measures = step(state, fixed, batch)
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((found.params, found.batch_stats, fixed)))
+    assert "bf16" in step.lower(state, fixed, learner.knobs, batch).as_text()
+    found, measures = step(state, fixed, learner.knobs, batch)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((found.params, found.collections, fixed)))
     _, step, state, fixed = compiled_full()
-    expected, exact = step(state, fixed, batch)
+    expected, exact = step(state, fixed, learner.knobs, batch)
     for name in exact:
         assert measures[name][0].dtype == jnp.float32
         np.testing.assert_allclose(measures[name][0], exact[name][0], rtol=0.03, err_msg=name)
@@ -326,11 +330,29 @@ def test_bfloat16_computes_so_and_keeps_float32():
     assert apart / optax.tree.norm(moved(expected)) < 0.05
 
 
-def test_every_use_and_step_has_a_key_of_its_own():
-    learner, *_ = compiled_full()
-    step = learner.step
-    keys = [folded_key(step.seed, use, jnp.asarray(at)) for use in ("augment", "dropout") for at in range(3)]
-    keys += [step.dropout_key(jnp.asarray(at), part) for at in range(3) for part in range(3)]
+def test_every_use_and_step_and_seed_has_a_key_of_its_own():
+    learner, _, state, fixed = compiled_full()
+    keys, batch = [], tiny.batch(learner)
+
+    class Spied(Objective):
+        def totals(self, params, collections, teachers, knobs, batch, key):
+            keys.append(key)
+            return jnp.zeros(len(self.terms)), collections
+
+    def transform(key, batch):
+        keys.append(key)
+        return batch
+
+    objective = Spied(**{f.name: getattr(learner.step.objective, f.name) for f in fields(Objective)})
+    step = replace(learner.step, objective=objective, transform=transform)
+    for seed in range(2):
+        knobs = {**learner.knobs, "seed": np.uint32(seed)}
+        step.prepare(batch, knobs)
+        for at in range(3):
+            now = state.replace(step=jnp.asarray(at, jnp.int32))
+            for part in range(3):
+                step.totals(now, fixed, knobs, state.collections, batch, jnp.asarray(part))(state.params)
+    assert len(keys) == 2 * (1 + 3 * 3)
     assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == len(keys)
 
 
@@ -340,7 +362,7 @@ def test_the_step_is_the_same_each_time_it_is_made():
     for seed in (0, 0, 1):
         learner = tiny.learner(stage, seed=seed)
         state, fixed = start(learner)
-        found.append(jax.jit(learner.step.train)(state, fixed, tiny.batch(learner))[0].params)
+        found.append(jax.jit(learner.step.train)(state, fixed, learner.knobs, tiny.batch(learner))[0].params)
     assert tiny.largest_difference(found[0], found[1]) == 0
     assert tiny.largest_difference(found[0], found[2]) > 1e-3
 
@@ -362,7 +384,16 @@ def test_plateau_is_told_the_loss():
     step, batch = jax.jit(learner.step.train), tiny.batch(learner)
     rates = []
     for _ in range(4 * learner.steps_per_epoch):  # nothing improves at such a rate
-        state, measures = step(state, fixed, batch)
+        state, measures = step(state, fixed, learner.knobs, batch)
         rates.append(float(measures["lr"][0]) / 1e-12)
     assert rates[0] == pytest.approx(1)
     assert float(optim.plateau_scale(state.opt_state)) <= 0.5
+
+
+@pytest.mark.parametrize("depth", [2, 3, 12])
+def test_what_a_scan_stacks_is_no_batch_however_many_layers(depth):
+    """Not even where there are as many layers as examples in the shapes that are looked at."""
+    model = Model("tinyusfm_seg", variant="nano", image_size=32, depth=depth, taps=(0,) * 4, scan=True)
+    terms = {"size": Term("value", student="backbone/blocks/mlp/fc1", weight=1e-3)}
+    with pytest.raises(ConfigError, match=r"'student:backbone/blocks/mlp/fc1' gives .*is not the batch; .*scan=False"):
+        tiny.learner(tiny.stage(model=model, terms=terms))

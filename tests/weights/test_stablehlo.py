@@ -1,5 +1,7 @@
 """One file for any number of examples, and for sizes that are told by names."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from jax import export
 
 from kdjax import registry
 from kdjax.weights import stablehlo
+from tests.models.graphs.test_can_gat import started
 from tests.models.graphs.test_graph_models import CASES
-from tests.support.graph_packs import packed, random_graphs
+from tests.support.graph_packs import over_packs, packed, random_graphs
 from tests.support.quick import QUICK
 
 RANDOM = np.random.default_rng(0)
@@ -54,14 +57,25 @@ def test_a_model_of_graphs_takes_any_number_of_nodes_edges_and_graphs(case, tmp_
     name, options = CASES[case]
     model = registry.get("models", name)(**options)
     batches = [packed([random_graphs(count, 5, 9, seed)], nodes) for count, seed, nodes in ((3, 0, 0), (5, 1, 70))]
-    variables = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), *batches[0])
-    nodes, edges = (("n",), "int32"), (("e",), "int32")
-    shapes = [(("n", 5), "float32"), nodes, edges, edges, nodes, (("g",), "bool")]
-    assert len(shapes) == len(model.inputs)
-    stablehlo.save(tmp_path / "f", model.apply, variables, shapes)
+    variables = started(model)
+
+    def apply(variables, *arrays):
+        packs = jax.tree.unflatten(jax.tree.structure(batches[0]), arrays)
+        return over_packs(partial(model.apply, variables))(packs)
+
+    sizes = {name: ((size,), "int32") for name, size in {"node": "n", "edge": "e", "graph": "g"}.items()}
+    nodes = {"x": (("n", 5), "float32"), "id": sizes["node"]}
+    described = batches[0]._replace(
+        nodes=nodes, senders=sizes["edge"], receivers=sizes["edge"], n_node=sizes["graph"], n_edge=sizes["graph"]
+    )
+    shapes = jax.tree.leaves(described, is_leaf=lambda x: type(x) is tuple)
+    stablehlo.save(tmp_path / "f", apply, variables, shapes)
     loaded = stablehlo.load(tmp_path / "f")
     for batch in batches:
-        found, expected = loaded(*batch), jax.jit(model.apply, compiler_options=QUICK)(variables, *batch)
+        found, expected = (
+            loaded(*jax.tree.leaves(batch)),
+            jax.jit(apply, compiler_options=QUICK)(variables, *jax.tree.leaves(batch)),
+        )
         assert found.keys() == expected.keys()
         for endpoint, x in expected.items():
             np.testing.assert_allclose(found[endpoint], x, rtol=0, atol=1e-5 * np.abs(x).max(), err_msg=endpoint)

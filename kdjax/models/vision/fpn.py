@@ -6,7 +6,6 @@ Module names follow TinyUSFM's: `neck/projections_2`, `decode_head/fpn_convs_0_1
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,8 +14,8 @@ from jaxtyping import Array, Float
 from kdjax.config import ConfigError
 from kdjax.models.inputs import ImageInput
 from kdjax.models.layers.batch_norm import BatchNorm
-from kdjax.models.layers.bilinear import bilinear
 from kdjax.models.layers.conv1x1 import Conv1x1
+from kdjax.models.layers.resize import resize
 from kdjax.models.vision import vit
 from kdjax.models.vision.vit import Vit
 
@@ -32,10 +31,10 @@ class Options(vit.Options):
     head_dim: int = 128
 
     def faults(self) -> list[str]:
-        wrong = vit.Options.faults(self)
+        faults = vit.Options.faults(self)
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
-        return wrong
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        return faults
 
 
 class Segmenter(nn.Module):
@@ -49,16 +48,14 @@ class Segmenter(nn.Module):
     options: Options
     num_classes: int = 2
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         necks = tuple(f"neck_{i}" for i in range(len(SCALES)))
         return ("logits", "fused", *necks, "tokens", "features", *(f"block_{i}" for i in self.options.taps))
 
     @property
-    def input_spec(self) -> ImageInput:
-        return self.options.input_spec
+    def inputs(self) -> dict[str, ImageInput]:
+        return self.options.inputs
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
@@ -69,7 +66,7 @@ class Segmenter(nn.Module):
         k = 1 if self.num_classes == 2 else self.num_classes
         logits, fused = DecodeHead(o, k, name="decode_head")(maps, train)
         necks = {f"neck_{i}": x for i, x in enumerate(maps)}
-        return {**out, **necks, "fused": fused, "logits": bilinear(logits, o.image_hw)}
+        return {**out, **necks, "fused": fused, "logits": resize(logits, o.image_hw)}
 
 
 class Neck(nn.Module):
@@ -99,9 +96,9 @@ class DecodeHead(nn.Module):
         fpn = partial(nn.Conv, o.head_dim, (3, 3), dtype=o.dtype)
         levels = [self.conv_bn_relu(lateral, x, f"lateral_convs_{i}", train) for i, x in enumerate(maps)]
         for i in range(len(levels) - 1, 0, -1):
-            levels[i - 1] += bilinear(levels[i], levels[i - 1].shape[1:3])
+            levels[i - 1] += resize(levels[i], levels[i - 1].shape[1:3])
         levels = [self.conv_bn_relu(fpn, x, f"fpn_convs_{i}", train) for i, x in enumerate(levels)]
-        fused = reduce(jnp.add, [bilinear(x, levels[0].shape[1:3]) for x in levels])
+        fused = reduce(jnp.add, [resize(x, levels[0].shape[1:3]) for x in levels])
         x = nn.Dropout(o.dropout, broadcast_dims=(1, 2), deterministic=not train)(fused)
         return Conv1x1(self.out, o.dtype, name="conv_seg")(x), fused
 
@@ -116,7 +113,7 @@ def scaled(x: Float[Array, "b h w c"], scale: float) -> Float[Array, "b _ _ c"]:
     """Bilinear by a factor, half-pixel centres, no antialiasing: torch's `interpolate(scale_factor=...)`."""
     h, w = x.shape[1:3]
     if scale >= 1:
-        return bilinear(x, (int(h * scale), int(w * scale)))
+        return resize(x, (int(h * scale), int(w * scale)))
     # 0.5 samples midway between pairs of pixels; of an odd side it leaves the last pixel out
     x = x[:, : h // 2 * 2, : w // 2 * 2]
     return x.reshape(len(x), h // 2, 2, w // 2, 2, -1).mean(axis=(2, 4))
@@ -124,15 +121,15 @@ def scaled(x: Float[Array, "b h w c"], scale: float) -> Float[Array, "b _ _ c"]:
 
 def segmenter(options: Options, num_classes: int) -> Segmenter:
     """`num_classes` counts the background."""
-    wrong = []
+    faults = []
     if num_classes < 2:
-        wrong.append(f"num_classes counts the background, so it is at least 2; found {num_classes}")
+        faults.append(f"num_classes counts the background, so it is at least 2; found {num_classes}")
     if len(options.taps) != len(SCALES):
-        wrong.append(f"taps: the segmenter reads {len(SCALES)} blocks, found {options.taps}")
+        faults.append(f"taps: the segmenter reads {len(SCALES)} blocks, found {options.taps}")
     if min(options.grid) < 2:  # half of it would be nothing
-        wrong.append(
+        faults.append(
             f"image_size: expected at least two patches of {options.patch_size} a side, found {options.image_size}"
         )
-    if wrong:
-        raise ConfigError(f"{options.family} cannot be built:\n  " + "\n  ".join(wrong))
+    if faults:
+        raise ConfigError(f"{options.family} cannot be built:\n  " + "\n  ".join(faults))
     return Segmenter(options, num_classes)

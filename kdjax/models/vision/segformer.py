@@ -8,7 +8,7 @@ of the blocks and stages have 1e-6), and the head's dropout takes single values,
 
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,12 +18,12 @@ from kdjax.config import ConfigError
 from kdjax.models.inputs import ImageInput
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.batch_norm import BatchNorm
-from kdjax.models.layers.bilinear import bilinear
 from kdjax.models.layers.conv1x1 import Conv1x1
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.depthwise import depthwise
 from kdjax.models.layers.droppath import drop_path
 from kdjax.models.layers.gelu import gelu
+from kdjax.models.layers.resize import resize
 from kdjax.models.options import options_of
 
 STAGES = 4
@@ -67,20 +67,20 @@ class Options:
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         for name in ("dims", "depths", "heads", "reductions"):
-            found = getattr(self, name)
-            if len(found) != STAGES or min(found) < 1:
-                wrong.append(f"{name}: expected {STAGES} positive numbers, one per stage, found {found}")
-        if not wrong and any(d % h for d, h in zip(self.dims, self.heads, strict=True)):
-            wrong.append(f"heads: expected divisors of dims {self.dims}, found {self.heads}")
-        if not wrong and self.image_size < self.least_size:
-            wrong.append(f"image_size: expected at least {self.least_size}, found {self.image_size}")
+            sizes = getattr(self, name)
+            if len(sizes) != STAGES or min(sizes) < 1:
+                faults.append(f"{name}: expected {STAGES} positive numbers, one per stage, found {sizes}")
+        if not faults and any(d % h for d, h in zip(self.dims, self.heads, strict=True)):
+            faults.append(f"heads: expected divisors of dims {self.dims}, found {self.heads}")
+        if not faults and self.image_size < self.least_size:
+            faults.append(f"image_size: expected at least {self.least_size}, found {self.image_size}")
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                wrong.append(f"{name}: expected a rate in [0, 1), found {getattr(self, name)}")
-        if wrong:
-            raise ConfigError("SegFormer cannot be built:\n  " + "\n  ".join(wrong))
+                faults.append(f"{name}: expected a rate in [0, 1), found {getattr(self, name)}")
+        if faults:
+            raise ConfigError("SegFormer cannot be built:\n  " + "\n  ".join(faults))
 
     @property
     def least_size(self) -> int:
@@ -103,15 +103,13 @@ class Segmenter(nn.Module):
     num_classes: int = 2
     binary_logit: bool = True
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ("logits", "low_res_logits", "fused", *(f"stage_{i}" for i in range(STAGES)))
 
     @property
-    def input_spec(self) -> ImageInput:
-        return ImageInput(self.options.image_size)
+    def inputs(self) -> dict[str, ImageInput]:
+        return {"image": ImageInput(self.options.image_size)}
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
@@ -119,7 +117,7 @@ class Segmenter(nn.Module):
         maps = Backbone(o, name="segformer")(image, train)
         k = 1 if self.num_classes == 2 and self.binary_logit else self.num_classes
         logits, fused = DecodeHead(o, k, name="decode_head")(maps, train)
-        return {**_stages(maps), "fused": fused, "low_res_logits": logits, "logits": bilinear(logits, image.shape[1:3])}
+        return {**_stages(maps), "fused": fused, "low_res_logits": logits, "logits": resize(logits, image.shape[1:3])}
 
 
 class Stages(nn.Module):
@@ -127,15 +125,13 @@ class Stages(nn.Module):
 
     options: Options
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         return tuple(f"stage_{i}" for i in range(STAGES))
 
     @property
-    def input_spec(self) -> ImageInput:
-        return ImageInput(self.options.image_size)
+    def inputs(self) -> dict[str, ImageInput]:
+        return {"image": ImageInput(self.options.image_size)}
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
@@ -153,7 +149,7 @@ class Backbone(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"], train: bool) -> list[Float[Array, "b _ _ c"]]:
         o, size = self.options, image.shape[1:3]
         if min(size) < o.least_size:
-            raise ValueError(
+            raise ConfigError(
                 f"this SegFormer needs images of at least {o.least_size} pixels a side and got {size}: resize the "
                 f"images, or build the model with smaller reductions than {o.reductions}"
             )
@@ -328,7 +324,7 @@ class Fuse(nn.Module):
         kernel = self.param("kernel", init, (1, 1, len(maps) * d, d))
         shares = jnp.split(kernel[0, 0].astype(self.options.dtype), len(maps))[::-1]
         mixed = [jnp.dot(x, share) for x, share in zip(maps, shares, strict=True)]
-        return reduce(jnp.add, [bilinear(x, maps[0].shape[1:3]) for x in mixed])
+        return reduce(jnp.add, [resize(x, maps[0].shape[1:3]) for x in mixed])
 
 
 class Projection(nn.Module):

@@ -40,15 +40,13 @@ class Classifier(nn.Module):
     options: Options
     num_classes: int
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ("logits", "features", "tokens", *(f"block_{i}" for i in self.options.taps))
 
     @property
-    def input_spec(self) -> ImageInput:
-        return self.options.input_spec
+    def inputs(self) -> dict[str, ImageInput]:
+        return self.options.inputs
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:

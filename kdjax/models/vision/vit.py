@@ -82,18 +82,18 @@ class Options(PatchOptions):
     scan: bool = False  # compile one block and loop over it; `blocks` then stacks all blocks' parameters
 
     def faults(self) -> list[str]:
-        wrong = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
+        faults = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
         if self.dim % self.heads:
-            wrong.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
+            faults.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if any(not 0 <= i < self.depth for i in self.taps) or list(self.taps) != sorted(self.taps):
-            wrong.append(f"taps: expected block numbers below depth {self.depth} in order, found {self.taps}")
+            faults.append(f"taps: expected block numbers below depth {self.depth} in order, found {self.taps}")
         if self.pool not in POOLS:
-            wrong.append(f"pool: no {self.pool!r}; {nearest(self.pool, POOLS)}")
+            faults.append(f"pool: no {self.pool!r}; {nearest(self.pool, POOLS)}")
         if self.distilled and (self.relative or self.pool != "token"):
-            wrong.append("distilled: expected absolute positions and pool='token', for both heads read their tokens")
+            faults.append("distilled: expected absolute positions and pool='token', for both heads read their tokens")
         if not 0 <= self.drop_path < 1:
-            wrong.append(f"drop_path: expected a rate in [0, 1), found {self.drop_path}")
-        return wrong
+            faults.append(f"drop_path: expected a rate in [0, 1), found {self.drop_path}")
+        return faults
 
 
 class Vit(nn.Module):
@@ -108,8 +108,6 @@ class Vit(nn.Module):
     options: Options
     num_classes: int = 0
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
-
     @property
     def endpoints(self) -> tuple[str, ...]:
         heads = ("logits", "logits_class", "logits_distilled")[: 3 if self.options.distilled else 1]
@@ -117,8 +115,8 @@ class Vit(nn.Module):
         return (*(heads if self.num_classes else ()), "features", "tokens", *blocks)
 
     @property
-    def input_spec(self) -> ImageInput:
-        return self.options.input_spec
+    def inputs(self) -> dict[str, ImageInput]:
+        return self.options.inputs
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Num
 
 from kdjax.config import ConfigError
 from kdjax.models.inputs import ImageInput
-from kdjax.models.layers.bilinear import bilinear
+from kdjax.models.layers.resize import resize
 from kdjax.models.options import options_of
 from kdjax.models.vision.sam.image_encoder import ImageEncoder
 from kdjax.models.vision.sam.mask_decoder import MaskDecoder
@@ -39,12 +39,11 @@ class Sam(nn.Module):
 
     options: SamOptions
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
     endpoints: ClassVar[tuple[str, ...]] = ("low_res_logits", "iou_predictions", "image_embeddings")
 
     @property
-    def input_spec(self) -> ImageInput:
-        return self.options.input_spec
+    def inputs(self) -> dict[str, ImageInput]:
+        return self.options.inputs
 
     @nn.compact
     def __call__(
@@ -60,7 +59,7 @@ class Sam(nn.Module):
         prompts, dense, positions = PromptEncoder(self.options, name="prompt_encoder")(points, boxes, masks)
         b, p = len(embeddings), len(prompts)
         if b != p and 1 not in (b, p):
-            raise ValueError(f"expected a set of prompts per image, or one image, found {p} sets for {b} images")
+            raise ConfigError(f"expected a set of prompts per image, or one image, found {p} sets for {b} images")
         prompts, dense, of_each = (jnp.broadcast_to(x, (max(b, p), *x.shape[1:])) for x in (prompts, dense, embeddings))
         keep = (1, 4) if multimask_output else (0, 1)
         logits, iou = MaskDecoder(self.options, 4, name="mask_decoder")(of_each, positions, prompts, dense, keep)
@@ -78,27 +77,29 @@ class SamSegmenter(nn.Module):
     options: SamOptions
     num_classes: int
 
-    inputs: ClassVar[tuple[str, ...]] = ("image",)
     endpoints: ClassVar[tuple[str, ...]] = ("logits", "low_res_logits", "image_embeddings", "iou_predictions")
 
     @property
-    def input_spec(self) -> ImageInput:
-        return self.options.input_spec
+    def inputs(self) -> dict[str, ImageInput]:
+        return self.options.inputs
 
-    @nn.compact
+    def setup(self):
+        self.image_encoder = ImageEncoder(self.options)
+        self.prompt_encoder = PromptEncoder(self.options)
+        self.mask_decoder = MaskDecoder(self.options, self.num_classes)
+
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
-        embeddings = ImageEncoder(self.options, name="image_encoder")(image)
-        prompts, dense, positions = PromptEncoder(self.options, name="prompt_encoder")()
-        prompts, dense = (jnp.broadcast_to(x, (len(image), *x.shape[1:])) for x in (prompts, dense))
+        embeddings = self.image_encoder(image)
+        return {**self.decode(embeddings), "image_embeddings": embeddings}
+
+    def decode(self, embeddings: Float[Array, "b eh ew c"]) -> dict[str, Array]:
+        """The mask decoder alone, on image embeddings of any grid, which may be a student's: the other endpoints."""
+        embeddings = resize(embeddings, self.options.grid)
+        prompts, dense, positions = self.prompt_encoder()
+        prompts, dense = (jnp.broadcast_to(x, (len(embeddings), *x.shape[1:])) for x in (prompts, dense))
         keep = (0, 1 if self.num_classes == 2 else self.num_classes)
-        decoder = MaskDecoder(self.options, self.num_classes, name="mask_decoder")
-        logits, iou = decoder(embeddings, positions, prompts, dense, keep)
-        return {
-            "logits": bilinear(logits, self.options.image_hw),
-            "low_res_logits": logits,
-            "image_embeddings": embeddings,
-            "iou_predictions": iou,
-        }
+        logits, iou = self.mask_decoder(embeddings, positions, prompts, dense, keep)
+        return {"logits": resize(logits, self.options.image_hw), "low_res_logits": logits, "iou_predictions": iou}
 
 
 def build_sam(variant: str = "vit_b", **overrides) -> Sam:

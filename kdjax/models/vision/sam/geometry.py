@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from kdjax.models.layers.bilinear import bilinear
+from kdjax.config import ConfigError
+from kdjax.models.layers.resize import resize
 
 Size = tuple[int, int]  # height, width
 
@@ -18,14 +19,14 @@ def resized(original: Size, longest: int) -> Size:
 def resize_longest(image: Float[Array, "b h w c"], longest: int) -> Float[Array, "b rh rw c"]:
     """Bilinear, antialiased; before normalisation."""
     size = resized((image.shape[1], image.shape[2]), longest)
-    return jax.image.resize(image, (image.shape[0], *size, image.shape[-1]), "bilinear")
+    return resize(image, size, antialias=True)
 
 
 def pad_to_square(image: Float[Array, "b h w c"], side: int) -> Float[Array, "b side side c"]:
     """Zeros below and to the right; after normalisation."""
     h, w = image.shape[1:3]
     if max(h, w) > side:
-        raise ValueError(f"an image of {h} x {w} does not fit into {side} x {side}: call resize_longest first")
+        raise ConfigError(f"an image of {h} x {w} does not fit into {side} x {side}: call resize_longest first")
     return jnp.pad(image, ((0, 0), (0, side - h), (0, side - w), (0, 0)))
 
 
@@ -38,5 +39,5 @@ def resize_points(xy: Num[Array, "*n 2"], original: Size, longest: int) -> Float
 
 def postprocess(low_res_logits: Float[Array, "b h w m"], side: int, resized: Size, original: Size) -> jax.Array:
     """Low-resolution logits -> logits [b, *original, m]: up to the square, padding off, to the original size."""
-    whole = bilinear(low_res_logits, (side, side))
-    return bilinear(whole[:, : resized[0], : resized[1]], original)
+    square = resize(low_res_logits, (side, side))
+    return resize(square[:, : resized[0], : resized[1]], original)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kdjax.config import ConfigError
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.gelu import gelu
@@ -31,7 +32,7 @@ class ImageEncoder(nn.Module):
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b gh gw c"]:
         o = self.options
         if image.shape[1:3] != o.image_hw:
-            raise ValueError(
+            raise ConfigError(
                 f"SAM was built for images of {o.image_hw} pixels and got {image.shape[1:3]}: resize the images, or "
                 f"build the model with that image_size (a multiple of the patch size {o.patch_size})"
             )

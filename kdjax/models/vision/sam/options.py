@@ -37,15 +37,15 @@ class SamOptions(PatchOptions):
     scan: bool = False  # compile one period of the encoder blocks and loop over it; renames them (ImageEncoder)
 
     def faults(self) -> list[str]:
-        wrong = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
+        faults = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
         if self.dim % self.heads:
-            wrong.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
+            faults.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if self.embed_dim % (2 * self.decoder_heads) or self.embed_dim % 8:
             # the decoder halves its width in cross-attention and divides it by 8 where it upscales
-            wrong.append(f"embed_dim: expected a multiple of 8 and of 2 * decoder_heads, found {self.embed_dim}")
+            faults.append(f"embed_dim: expected a multiple of 8 and of 2 * decoder_heads, found {self.embed_dim}")
         if any(not 0 <= i < self.depth for i in self.global_blocks):
-            wrong.append(f"global_blocks: expected block numbers below depth {self.depth}, found {self.global_blocks}")
-        return wrong
+            faults.append(f"global_blocks: expected block numbers below depth {self.depth}, found {self.global_blocks}")
+        return faults
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
+from kdjax.config import ConfigError
 from kdjax.models.layers.gelu import gelu
 from kdjax.models.vision.sam.options import SamOptions
 
@@ -61,7 +62,7 @@ class PromptEncoder(nn.Module):
         o, x = self.options, masks
         expected = (4 * o.grid[0], 4 * o.grid[1])
         if x.shape[1:3] != expected:
-            raise ValueError(f"mask prompts: expected logits of {expected} (low_res_logits), found {x.shape[1:3]}")
+            raise ConfigError(f"mask prompts: expected logits of {expected} (low_res_logits), found {x.shape[1:3]}")
         for i, channels in ((0, o.mask_channels // 4), (3, o.mask_channels)):
             x = nn.Conv(channels, (2, 2), (2, 2), "VALID", dtype=o.dtype, name=f"mask_downscaling_{i}")(x)
             x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name=f"mask_downscaling_{i + 1}")(x)

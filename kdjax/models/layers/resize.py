@@ -1,18 +1,21 @@
-"""Bilinear resizing as torch's `interpolate(align_corners=False)`: half-pixel centres, no antialiasing."""
+"""The one way in which maps are resized in a model or a step: bilinear, half-pixel centres, edges held."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 
-def bilinear(x: Float[Array, "b h w c"], size: tuple[int, ...]) -> Float[Array, "b th tw c"]:
-    """To `size` = (height, width).
+def resize(x: Float[Array, "b h w c"], size: tuple[int, ...], antialias: bool = False) -> Float[Array, "b th tw c"]:
+    """To `size` = (height, width), as torch's `interpolate(align_corners=False)`; itself where the size is right.
 
     On a CPU this is 3 to 10 times as fast as `jax.image.resize`, whose matrix products want their inputs transposed.
     The rows come last and as a product: XLA would fuse sums into whatever reads them and compute them there again.
     """
     b, h, w, c = x.shape
     height, width = size
+    if antialias and (height < h or width < w):
+        return jax.image.resize(x, (b, height, width, c), "bilinear")
     if width % w:
         x = jnp.einsum("bhwc,vw->bhvc", x, jnp.asarray(_shares(w, width), x.dtype), precision="highest")
     elif width > w:

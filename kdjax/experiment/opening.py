@@ -1,0 +1,145 @@
+"""Opening a run: finds all that is wrong before training, then claims the folder."""
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from kdjax import config
+from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.data import pipeline
+from kdjax.data.dataset import Dataset
+from kdjax.distill.teachers import build_model
+from kdjax.experiment import checks, plan
+from kdjax.experiment.resolve import resolved
+from kdjax.experiment.workdir import Run, check_owner, claim, stage_folder, stages_inside, write
+from kdjax.report import trackers
+from kdjax.train import budget, sharding
+from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
+from kdjax.weights import safetensors
+
+BATCH = "batch_size"  # the file of a stage that holds what its budget allowed
+
+
+def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Run:
+    """The stages of an experiment made ready, with `stage` only that one and what it needs."""
+    checks.validate(experiment)
+    trackers.check(experiment.log)
+    folder = Path(workdir)
+    check_owner(folder, experiment)
+    opening = Opening(experiment, folder, sharding.make_mesh(experiment.mesh))
+    for name, planned in plan.planned(experiment, stage).items():
+        opening.add(name, planned)
+    claim(folder, experiment)
+    opening.keep_batch_sizes()
+    return Run(experiment, folder, opening.learners, opening.files)
+
+
+@dataclass
+class Opening:
+    """What has been read and built so far; stages share data sets and files."""
+
+    experiment: Experiment
+    folder: Path
+    mesh: jax.sharding.Mesh
+    learners: dict[str, Learner] = field(default_factory=dict)
+    files: dict[str, dict] = field(default_factory=dict)  # variables by path
+    models: dict[str, config.Model | None] = field(default_factory=dict)  # which a file says it is for, by path
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def add(self, name: str, stage: Stage) -> None:
+        """Makes a stage ready and checks its weights."""
+        teachers = {key: found_teacher(self.folder, name, stage, key) for key in stage.teachers}
+        stage = replace(stage, teachers=teachers)
+        for path in weight_files(stage):
+            self.files[path], about = safetensors.load(path)
+            self.models[path] = safetensors.model_in(about)
+        size = self.affordable(name, stage) if stage.budget.bytes else stage.data.batch_size
+        self.learners[name] = self.ready(name, stage, size)
+        self.check_weights(name)
+
+    def ready(self, name: str, stage: Stage, size: int) -> Learner:
+        """The stage with batches of `size`."""
+        data = copy.copy(stage.data)
+        data.batch_size = size
+        parts = sharding.parts(self.mesh, size, stage.optim.accumulate, f"stages.{name}")
+        key = json.dumps([config.to_dict(data), parts])
+        self.datasets[key] = self.datasets.get(key) or pipeline.build(data, parts)
+        try:
+            stage = resolved(replace(stage, data=data), self.datasets[key].facts, self.models.get(stage.init))
+        except ConfigError as error:
+            raise ConfigError(f"stages.{name}.{error}") from error
+        models = {earlier: learner.stage.model for earlier, learner in self.learners.items()}
+        return prepare(name, stage, self.experiment, self.mesh, self.datasets[key], models)
+
+    def affordable(self, name: str, stage: Stage) -> int:
+        """The batch size that the stage's budget allows; where the stage has begun, the one it began with. A control
+        has its student's."""
+        if student := self.learners.get(name.removesuffix("_control")):
+            return student.stage.data.batch_size
+        begun = stage_folder(self.folder, name, stage) / BATCH
+        if begun.exists():
+            return int(begun.read_text())
+        unit = sharding.shares(self.mesh) * stage.optim.accumulate
+        allowed = stage.budget
+        try:
+            return budget.fit(partial(self.ready, name, stage), allowed.bytes, unit, allowed.most, allowed.safety)
+        except ConfigError as error:
+            raise ConfigError(f"stages.{name}.{error}") from error
+
+    def check_weights(self, name: str) -> None:
+        """Refuses weights, from files and of earlier stages, that do not fit the models that start from them."""
+        learner = self.learners[name]
+        for path, (what, model) in weight_files(learner.stage).items():
+            skip = learner.stage.init_skip if path == learner.stage.init else ()
+            target = initial_shapes(build_model(model))
+            _check_fits(f"stages.{name}.{what}", target, self.files[path], skip, self.models[path])
+        for what, source, part in stages_inside(learner.stage):
+            earlier = self.learners[source]
+            target = part_of(initial_shapes(learner.model), part)
+            _check_fits(f"stages.{name}.{what}", target, initial_shapes(earlier.model), made_for=earlier.stage.model)
+
+    def keep_batch_sizes(self) -> None:
+        for name, learner in self.learners.items():
+            if learner.stage.budget.bytes and jax.process_index() == 0:
+                folder = stage_folder(self.folder, name, learner.stage)
+                folder.mkdir(parents=True, exist_ok=True)
+                write(folder / BATCH, str(learner.stage.data.batch_size))
+
+
+def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Teacher:
+    """The teacher, looked for by the student's folder where none is named."""
+    teacher = stage.teachers[key]
+    if teacher.stage or teacher.model or teacher.average or teacher.part:
+        return teacher
+    pattern = plan.teacher_folders(stage.folder)
+    own = folder / plan.without_teachers(stage).folder
+    finished = [path for path in sorted(folder.glob(f"{pattern}/model.safetensors")) if path.parent != own]
+    if len(finished) != 1:
+        listed = " and ".join(map(str, finished)) or "none"
+        raise ConfigError(
+            f"stages.{name}.teachers.{key}: no teacher is named; expected one finished stage in {folder / pattern}, "
+            f"found {listed}: train it first, or name a stage or a file of weights"
+        )
+    model = safetensors.model_in(safetensors.load(finished[0])[1])
+    return replace(teacher, model=model, weights=str(finished[0]))
+
+
+def weight_files(stage: Stage) -> dict[str, tuple[str, Any]]:
+    """Each file of weights that a stage reads: where the config names it, and the model that it is for."""
+    files = {stage.init: ("init", stage.model)} if stage.init and not stage.init.startswith("stage:") else {}
+    return files | {t.weights: (f"teachers.{k}.weights", t.model) for k, t in stage.teachers.items() if t.model}
+
+
+def _check_fits(
+    what: str, target: dict, source: dict, skip: tuple[str, ...] = (), made_for: config.Model | None = None
+) -> None:
+    try:
+        safetensors.check(target, source, skip=skip)
+    except safetensors.WeightsError as error:
+        model = f" (they are of {made_for.name} with {made_for.options})" if made_for else ""
+        raise ConfigError(f"{what}: the weights are of another shape than the model{model}:\n{error}") from error

@@ -1,0 +1,48 @@
+"""The end of a stage: the best epoch's model, calibrated on validation data, as a file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from kdjax.train import sharding
+from kdjax.train.evaluation import evaluate
+from kdjax.train.recording import Record
+from kdjax.train.setup import Learner
+from kdjax.weights import safetensors
+
+
+def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[str, Any]:
+    """Leaves `model.safetensors` of the best epoch in `folder`; returns what there is to tell of the stage."""
+    best, _ = safetensors.load(folder / Path(record.best_file).name)
+    best = learner.place({"params": best["params"], "collections": best.get("collections", {})})
+    variables = learner.whole_fn(best["params"], best["collections"], fixed["frozen"])
+    calibrated = learner.task.calibrate(evaluate(learner, variables, "val")[1], learner.dataset)
+    about = {**safetensors.about(learner.stage.model), **{k: repr(v) for k, v in calibrated.items()}}
+    keep(folder / "model.safetensors", variables, about)
+    if jax.process_index() == 0:
+        for name, keepsake in learner.dataset.keepsakes.items():
+            (folder / name).write_text(json.dumps(keepsake))
+    return {
+        "calibrated": calibrated,
+        "epochs": record.epochs,
+        "best": record.best,
+        "best_epoch": record.best_epoch,
+        "seconds": record.seconds,
+        "parameters": count(variables["params"]),
+    }
+
+
+def keep(path: Path, variables: dict, metadata: dict[str, str] | None = None) -> None:
+    """Writes whole arrays; every process takes part in the gathering, the first one writes."""
+    arrays = sharding.to_host(variables)
+    if jax.process_index() == 0:
+        safetensors.save(path, arrays, metadata or {})
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(str(path))
+
+
+def count(params: dict) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,38 @@
+"""Ending a run from outside, with everything saved."""
+
+import signal
+import threading
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):
+    """A signal asked for an end; everything is saved."""
+
+
+class Signals:
+    """While entered, remembers that SIGTERM or Ctrl-C came, so that the step in flight ends and its state is saved."""
+
+    def __init__(self):
+        self.asked = False
+        self._before: dict = {}
+
+    def __enter__(self) -> "Signals":
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:  # a second Ctrl-C is meant
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def stop(self, step: int) -> bool:
+        """Whether to stop after this step; over several hosts JAX's own watch on SIGTERM makes all agree on one."""
+        return self.asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

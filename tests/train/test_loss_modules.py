@@ -1,0 +1,103 @@
+"""Losses that learn or remember: their parameters train with the student, their memory travels in the state."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kdjax.config import ConfigError, Log, Teacher, Term
+from kdjax.losses.relations import Seed
+from kdjax.train import loop
+from kdjax.train.signals import Signals, Stopped
+from tests.support import tiny
+
+TEACHER = tiny.model(dim=32)
+WEIGHTS = {"t": tiny.weights(TEACHER, 1)}
+TEACHERS = {"t": Teacher(model=TEACHER, weights="file")}
+VID = {"vid": Term("vid", "features", "t:features", weight=0.5, args={"variance": 2.0})}
+SEED = {"seed": Term("tests.train.test_loss_modules:PooledSeed", "features", "t:features", args={"size": 12})}
+
+
+class PooledSeed(Seed):
+    """Of the mean over a map."""
+
+    def __call__(self, student, teacher, *, where=None):
+        return super().__call__(student.mean((1, 2)), teacher.mean((1, 2)), where=where)
+
+
+def learner(terms, **fields):
+    return tiny.learner(tiny.stage(teachers=TEACHERS, terms=terms, **fields))
+
+
+def test_a_losss_parameter_is_trained():
+    one = learner(VID)
+    state, fixed, _ = one.start({}, WEIGHTS)
+    assert state.params["losses"]["vid"]["a"].shape == (32,)
+    np.testing.assert_allclose(jax.nn.softplus(state.params["losses"]["vid"]["a"]) + 1e-5, 2.0, rtol=1e-5)
+    moved, measures = jax.jit(one.step.train)(state, fixed, one.knobs, tiny.batch(one))
+    assert (moved.params["losses"]["vid"]["a"] != state.params["losses"]["vid"]["a"]).all()
+    whole = one.whole(moved.params, moved.collections["model"], fixed["frozen"])
+    assert whole["params"].keys() == moved.params["model"].keys(), "nothing of a loss is exported"
+    assert np.isfinite(measures["loss"][0])
+
+
+def test_a_losss_memory_fills_with_what_the_teacher_said():
+    one = learner(SEED)
+    state, fixed, _ = one.start({}, WEIGHTS)
+    run = jax.jit(one.step.train)
+    for i in range(2):
+        batch = tiny.batch(one, seed=i, valid=7 if i else 8)
+        state, _ = run(state, fixed, one.knobs, batch)
+        memory = state.collections["losses"]["seed"]["memory"]
+        assert memory["filled"] == (15 if i else 8), "padding is not remembered"
+        image = tiny.build().inputs["image"].view(jnp.asarray(batch["image"].astype(np.float32) / 255))
+        seen = tiny.build(dim=32).apply(WEIGHTS["t"], image)["features"].mean((1, 2))
+        seen = np.asarray(seen / np.linalg.norm(seen, axis=-1, keepdims=True))[: 7 if i else 8]
+        places = np.arange(8 if i else 0, 15 if i else 8) % 12
+        np.testing.assert_allclose(np.asarray(memory["queue"])[places], seen, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.long
+def test_memory_is_there_again_after_a_restart(tmp_path):
+    """Stopped between two steps and started again, it ends in the same bits."""
+
+    class StopsAfter(Signals):
+        def stop(self, step):
+            return step == 3
+
+    def run(folder, signals):
+        one = learner(SEED | VID, epochs=3, save_every=1)
+        with signals:
+            loop.train(one, folder, {}, WEIGHTS, Log(every=1, tensorboard=False), signals)
+        return (folder / "model.safetensors").read_bytes(), (folder / "metrics.jsonl").read_bytes()
+
+    whole = run(tmp_path / "a", Signals())
+    with pytest.raises(Stopped):
+        run(tmp_path / "b", StopsAfter())
+    assert run(tmp_path / "b", Signals()) == whole
+
+
+def test_a_loss_that_mixes_examples_refuses_micro_batches():
+    terms = {"kl": Term("tests.train.test_loss_modules:mixing", "features", "t:features")}
+    learner(terms)
+    with pytest.raises(ConfigError, match=r"optim\.accumulate=2: the loss of kl compares the examples.*accumulate=1"):
+        learner(terms, optim=tiny.with_optim(accumulate=2))
+
+
+def mixing(student, teacher):
+    return jnp.square(student - teacher.mean(0, keepdims=True)).mean((1, 2, 3))
+
+
+mixing.mixes = True
+
+
+def test_the_registered_loss_over_the_batch_is_known_to_mix():
+    """1.34 on eight examples and 2.24 as two times four: whatever it is split into, it is another loss."""
+    from kdjax.losses.graphs import batch_softmax_kl
+
+    rng = np.random.default_rng(0)
+    s, t = (jnp.asarray(rng.normal(size=(8, 1)) * 4, jnp.float32) for _ in range(2))
+    whole = float(batch_softmax_kl(s, t).sum())
+    halves = float(sum(batch_softmax_kl(s[i::2], t[i::2]).sum() for i in range(2)))
+    assert abs(whole - halves) > 0.1
+    assert batch_softmax_kl.mixes
