@@ -246,30 +246,43 @@ def detect(
         lines = stack.enter_context(open(output, "w")) if output else None
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         for graphs, ends in cutting(counted(chunks, tally)):
-            scores = detector.scores(graphs)
-            alarm = ~(scores <= limit)  # what is no number is no normal traffic
-            alerts = np.flatnonzero(alarm)
-            drivers: list[list] = [[] for _ in scores]
-            for i, driven in zip(alerts, detector.drivers(graphs, alerts, scores[alerts]), strict=True):
-                drivers[i] = driven
-            for i in range(len(scores)):
-                record = {"window": tally.windows + i, "begin": graphs.begin[i], "end": ends[i], "score": scores[i]}
-                record |= {
-                    "threshold": limit,
-                    "alert": bool(alarm[i]),
-                    "ids": drivers[i],
-                    "label": int(graphs.label[i]),
-                }
-                if alarm[i]:
+            records = judged(detector, graphs, ends, limit, tally.windows)
+            for record in records:
+                if record["alert"]:
                     say(_text(record, known))
                 if lines:
                     print(_json(record, known), file=lines)
             for stream in filter(None, (sys.stdout, lines)):
                 stream.flush()
-            tally.scored(len(scores), len(alerts))
+            tally.scored(len(records), sum(record["alert"] for record in records))
     if not tally.messages and tally.faults.count:
         raise ConfigError(f"{log}: expected messages, found none that can be read:\n  {tally.faults}")
     return tally
+
+
+def judged(
+    detector: Detector, graphs: Graphs, ends: Float64[np.ndarray, " g"], limit: float, done: int
+) -> list[dict[str, Any]]:
+    """A record of each window: when it was, its score, whether that is an alert, and which ids drove it."""
+    scores = detector.scores(graphs)
+    alarm = ~(scores <= limit)  # what is no number is no normal traffic
+    alerts = np.flatnonzero(alarm)
+    drivers: list[list] = [[] for _ in scores]
+    for i, driven in zip(alerts, detector.drivers(graphs, alerts, scores[alerts]), strict=True):
+        drivers[i] = driven
+    return [
+        {
+            "window": done + i,
+            "begin": graphs.begin[i],
+            "end": ends[i],
+            "score": scores[i],
+            "threshold": limit,
+            "alert": bool(alarm[i]),
+            "ids": drivers[i],
+            "label": int(graphs.label[i]),
+        }
+        for i in range(len(scores))
+    ]
 
 
 def opened(

@@ -11,7 +11,7 @@ from kdjax.report.figures import detection as detection_figures
 from kdjax.report.figures import graphs as graph_figures
 from kdjax.report.metrics import detection
 from kdjax.report.page import figure
-from kdjax.tasks.task import Tested
+from kdjax.tasks.task import Arrays, Predictions, Tested
 
 POINTS = 1500  # graphs in the picture of embeddings
 
@@ -60,10 +60,20 @@ def tested(scores: np.ndarray, dataset: Any, limit: float) -> tuple[dict, list[l
     return result, [["set", "begin", "label", "score", "alarm"], *rows]
 
 
-def words(dataset: Any) -> dict[str, Any]:
-    """How the report calls the test sets."""
-    count = len(dict.fromkeys(dataset.groups))
-    return {"group": "test set", "group_measures": ["auc"], "over": f"{count} test sets" if count > 1 else ""}
+class Scored:
+    """What all tasks share whose prediction has a `score`, from whose threshold on a graph is an attack."""
+
+    def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
+        return {"threshold": threshold(predictions["score"], dataset.labels("val"))}
+
+    def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
+        calibrated = calibrated or self.calibrate(predictions("val"), dataset)
+        return tested(predictions("test")["score"], dataset, calibrated["threshold"])
+
+    def words(self, dataset: Any) -> dict[str, Any]:
+        """How the report calls the test sets."""
+        count = len(dict.fromkeys(dataset.groups))
+        return {"group": "test set", "group_measures": ["auc"], "over": f"{count} test sets" if count > 1 else ""}
 
 
 def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:

@@ -7,19 +7,18 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import jraph
-import numpy as np
 from jaxtyping import Array
 
 from kdjax.config import ConfigError, Data, Term
 from kdjax.tasks.can import alarms
-from kdjax.tasks.task import Predictions, Tested
+from kdjax.tasks.task import Tested
 
 NEEDED = ("features", "id_logits", "posterior", "feature_error", "neighbour_error", "anomaly_parts")
 WEIGHTS = (1.0, 20.0, 0.3)  # of a graph's worst node: its features, its neighbours; and of the share of wrong ids
 
 
 @dataclass(frozen=True)
-class Autoencoder:
+class Autoencoder(alarms.Scored):
     """The terms of a variational graph autoencoder, and its errors as scores."""
 
     primary: ClassVar[str] = "fit"
@@ -54,17 +53,6 @@ class Autoencoder:
         per_node = partial(jnp.repeat, total_repeat_length=error.shape[1])
         nodes = jax.vmap(per_node)(graphs, batch["graphs"].n_node)
         return {"fit": (-jnp.where(nodes, error, 0.0).sum(), nodes.sum().astype(jnp.float32))}
-
-    def calibrate(self, predictions: dict[str, np.ndarray], dataset: Any) -> dict[str, float]:
-        return {"threshold": alarms.threshold(predictions["score"], dataset.labels("val"))}
-
-    def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
-        calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        return alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"])
-
-    def words(self, dataset: Any) -> dict[str, Any]:
-        """How the report calls things."""
-        return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         return alarms.pictures("Anomalies", tested, "anomaly") | alarms.graphs(tested[-1])

@@ -4,16 +4,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, Data, Term
 from kdjax.tasks.can import alarms
-from kdjax.tasks.task import Predictions, Tested
+from kdjax.tasks.task import Tested
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(alarms.Scored):
     """Supervised terms, measures and scores of graphs."""
 
     primary: ClassVar[str] = "f1"
@@ -39,17 +38,6 @@ class Detection:
     def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
         """F1 at probability one half, and the mean probability of the chosen side. NaN where a logit is not finite."""
         return alarms.measured(logit(outputs["logits"]), batch)
-
-    def calibrate(self, predictions: dict[str, np.ndarray], dataset: Any) -> dict[str, float]:
-        return {"threshold": alarms.threshold(predictions["score"], dataset.labels("val"))}
-
-    def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
-        calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        return alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"])
-
-    def words(self, dataset: Any) -> dict[str, Any]:
-        """How the report calls things."""
-        return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         return alarms.pictures("Detection", tested, "logit of an attack")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-import numpy as np
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError, Data, Term, nearest
@@ -32,7 +31,7 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class Fusion:
+class Fusion(alarms.Scored):
     """What an action earns, how the agent learns, and its measures beside simpler ways to fuse."""
 
     agent: Agent = Agent()
@@ -66,9 +65,6 @@ class Fusion:
     def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
         return alarms.measured(logit(outputs["logits"]), batch)
 
-    def calibrate(self, predictions: dict[str, np.ndarray], dataset: Any) -> dict[str, float]:
-        return {"threshold": alarms.threshold(predictions["score"], dataset.labels("val"))}
-
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         """The agent's measures, and those of every simpler way with a threshold found in the same manner."""
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
@@ -83,10 +79,6 @@ class Fusion:
             measures, _ = alarms.tested(scores(splits["test"]), dataset, limit)
             beside.append({"title": title, **measures})
         return {**result, "beside": beside}, table
-
-    def words(self, dataset: Any) -> dict[str, Any]:
-        """How the report calls things."""
-        return alarms.words(dataset)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         last = tested[-1].predicted
