@@ -311,11 +311,38 @@ class _Csv:
 # -- parquet ---------------------------------------------------------------------------------------------------------
 
 
+ROLES = {"time": "numbers or text", "payload": "text", "whole": "whole numbers or text"}
+
+
+def _parquet_column(chunks: Any, role: str) -> Column:
+    """A column of a table as texts, or as numbers where its role allows them."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    types, kind = pyarrow.types, chunks.type
+    if types.is_dictionary(kind):
+        chunks, kind = chunks.cast(kind.value_type), kind.value_type
+    if types.is_string(kind) or types.is_large_string(kind):
+        array = pyarrow.concat_arrays(compute.fill_null(chunks, "").cast(pyarrow.large_string()).chunks)
+        _, offsets, characters = array.buffers()
+        ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1] + MARGIN
+        pad = np.zeros(MARGIN, np.uint8)
+        buffer = np.concatenate([pad, np.frombuffer(characters, np.uint8) if characters else pad[:0], pad])
+        return Text(buffer, ends[:-1], ends[1:]).trimmed()
+    if role == "time" and types.is_timestamp(kind):
+        when = chunks.to_numpy().astype("datetime64[us]")
+        return np.where(np.isnat(when), np.nan, when.astype(np.int64) / 1e6)
+    if role == "time" and (types.is_floating(kind) or types.is_integer(kind)):
+        return compute.fill_null(chunks.cast("float64"), np.nan).to_numpy()
+    if role == "whole" and (types.is_integer(kind) or types.is_boolean(kind)):
+        return compute.fill_null(chunks.cast("int64"), -1).to_numpy()
+    raise ConfigError(f"expected {ROLES[role]}, found {kind}; convert it")
+
+
 def _parquet(rows: Rows, chunk: int = 1 << 20) -> Iterator[None]:
     """Adds all rows, up to `chunk` of them at a step."""
     try:
         import pyarrow
-        import pyarrow.compute as compute
         import pyarrow.parquet as parquet
     except ImportError:
         raise ConfigError(f"{rows.name}: parquet needs pyarrow; pip install 'kdjax[parquet]'") from None
@@ -340,26 +367,11 @@ def _parquet(rows: Rows, chunk: int = 1 << 20) -> Iterator[None]:
     wanted = [at["time"], at["id"], *payloads, *([] if label is None else [label])]
 
     def column(place: int) -> Column:
-        chunks = table.column(names[place])
-        kind = chunks.type
-        if pyarrow.types.is_dictionary(kind):
-            chunks, kind = chunks.cast(kind.value_type), kind.value_type
-        if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-            array = pyarrow.concat_arrays(compute.fill_null(chunks, "").cast(pyarrow.large_string()).chunks)
-            _, offsets, characters = array.buffers()
-            ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1] + MARGIN
-            pad = np.zeros(MARGIN, np.uint8)
-            buffer = np.concatenate([pad, np.frombuffer(characters, np.uint8) if characters else pad[:0], pad])
-            return Text(buffer, ends[:-1], ends[1:]).trimmed()
-        if place == at["time"] and pyarrow.types.is_timestamp(kind):
-            when = chunks.to_numpy().astype("datetime64[us]")
-            return np.where(np.isnat(when), np.nan, when.astype(np.int64) / 1e6)
-        if place == at["time"] and (pyarrow.types.is_floating(kind) or pyarrow.types.is_integer(kind)):
-            return compute.fill_null(chunks.cast("float64"), np.nan).to_numpy()
-        if place not in (at["time"], payload) and (pyarrow.types.is_integer(kind) or pyarrow.types.is_boolean(kind)):
-            return compute.fill_null(chunks.cast("int64"), -1).to_numpy()
-        expected = "text" if place == payload else "numbers or text" if place == at["time"] else "whole numbers or text"
-        raise ConfigError(f"{rows.name}: column {names[place]!r}: expected {expected}, found {kind}; convert it")
+        role = "time" if place == at["time"] else "payload" if place == payload else "whole"
+        try:
+            return _parquet_column(table.column(names[place]), role)
+        except ConfigError as error:
+            raise ConfigError(f"{rows.name}: column {names[place]!r}: {error}") from None
 
     seen = 0
     for batch in batches():

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Float64, Int32, Int64
 
 from kdjax.config import ConfigError, nearest
 from kdjax.data.can.messages import Messages
@@ -147,11 +147,7 @@ def _block(
     first_node = np.concatenate([[0], np.cumsum(nodes)])
     n = int(first_node[-1])
 
-    pairs = np.sort(node[:, :-1] * (w + 1) + node[:, 1:], axis=1)
-    new_pair = np.ones((g, w), bool)
-    new_pair[:, 1:] = pairs[:, 1:] != pairs[:, :-1]
-    senders, receivers = np.divmod(pairs[new_pair], w + 1)
-
+    senders, receivers, edges = _edges(node)
     source = (node[:, :-1] + first_node[:-1, None]).ravel()
     count = np.bincount(source, minlength=n).astype(np.float64)
     seen = count > 0
@@ -167,12 +163,7 @@ def _block(
         if n:
             within = np.where(place < w, place, 0).ravel()
             last = np.maximum.reduceat(within, begins) / max(w - 1, 1)
-        graph = np.repeat(np.arange(g), nodes)
-        least, most = np.full(g, np.inf), np.zeros(g)
-        if n:
-            least, most = np.minimum.reduceat(count, first_node[:-1]), np.maximum.reduceat(count, first_node[:-1])
-        scaled = (count - least[graph]) / np.maximum(most - least, 1)[graph]
-        features = [mean / 255, scaled[:, None], last[:, None]]
+        features = [mean / 255, _scaled(count, first_node)[:, None], last[:, None]]
         mapped = seen if generation == "B" else np.ones(n, bool)
         known = np.where(mapped, kind.ravel()[begins], 0).astype(np.int32)
     label = messages.label[places[:, :-1]].max(axis=1, initial=-1).astype(np.int32)
@@ -186,5 +177,25 @@ def _block(
         file=np.full(g, number, np.int32),
         begin=messages.time[starts],
         first_node=first_node,
-        first_edge=np.concatenate([[0], np.cumsum(new_pair.sum(axis=1))]),
+        first_edge=np.concatenate([[0], np.cumsum(edges)]),
     )
+
+
+def _edges(
+    node: Int64[np.ndarray, "g m"],
+) -> tuple[Int64[np.ndarray, " e"], Int64[np.ndarray, " e"], Int64[np.ndarray, " g"]]:
+    """Senders and receivers: each node and the one after it, every pair once in a graph; how many each graph has."""
+    pairs = np.sort(node[:, :-1] * node.shape[1] + node[:, 1:], axis=1)
+    new = np.ones(pairs.shape, bool)
+    new[:, 1:] = pairs[:, 1:] != pairs[:, :-1]
+    senders, receivers = np.divmod(pairs[new], node.shape[1])
+    return senders, receivers, new.sum(axis=1)
+
+
+def _scaled(count: Float64[np.ndarray, " n"], first_node: Int64[np.ndarray, " m"]) -> Float64[np.ndarray, " n"]:
+    """Each count as its place between the smallest and the largest of its graph, 0 to 1."""
+    if not len(count):
+        return count
+    least, most = np.minimum.reduceat(count, first_node[:-1]), np.maximum.reduceat(count, first_node[:-1])
+    graph = np.repeat(np.arange(len(least)), np.diff(first_node))
+    return (count - least[graph]) / np.maximum(most - least, 1)[graph]
