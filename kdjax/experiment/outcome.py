@@ -46,6 +46,10 @@ def compare(opened: Run, learner: Learner, variables: dict, folder: Path) -> dic
     if not learner.teachers:
         return {}
     key, network = next(iter(learner.teachers.items()))
+    compared = maps_compared(learner, key)
+    images = [name for name, field in learner.dataset.fields.items() if field.kind == "image"]
+    if not (compared and images) and "graphs" not in learner.dataset.fields:
+        return {}
     networks = {"teacher": network, "student": learner.student}
     given = {"teacher": opened.teachers(learner.stage)[key], "student": variables}
     batch = next(iter(learner.dataset.evaluate("val", learner.stage.data.batch_size)))
@@ -53,7 +57,9 @@ def compare(opened: Run, learner: Learner, variables: dict, folder: Path) -> dic
         side: jax.device_get(jax.jit(lambda v, b, n=net: n(v, as_floats(b))[0])(given[side], batch))
         for side, net in networks.items()
     }
-    keep_maps(learner, key, batch, outputs, folder)
+    if compared and images and jax.process_index() == 0:
+        maps = {side: outputs[side][name][:SHOWN].astype(np.float16) for side, name in compared.items()}
+        np.savez_compressed(folder / "maps.npz", image=batch[images[0]][:SHOWN], **maps)  # type: ignore[arg-type]
     nodes = readable(batch).get("nodes")
     return likeness(outputs, np.asarray(nodes)) if nodes is not None else {}
 
@@ -73,17 +79,14 @@ def likeness(outputs: dict[str, dict], nodes: np.ndarray) -> dict:
     return {"likeness": {"cka": alike.tolist(), **{side: list(named) for side, named in layers.items()}}}
 
 
-def keep_maps(learner: Learner, key: str, batch: dict, outputs: dict[str, dict], folder: Path) -> None:
-    """Writes maps.npz: a few images, and what student and teacher make of them where a term compares their maps."""
+def maps_compared(learner: Learner, key: str) -> dict[str, str]:
+    """The endpoints of teacher and student that a term compares as maps [b, h, w, c]; {} where there are none."""
     for bound in learner.terms:
         teacher, _, endpoint = bound.term.teacher.partition(":")
-        names = {"teacher": endpoint, "student": bound.term.student}
-        maps = {side: outputs[side][name] for side, name in names.items() if name in outputs[side]}
-        if teacher == key and len(maps) == 2 and all(x.ndim == 4 and x.shape[-1] > 3 for x in maps.values()):
-            shown = {side: x[:SHOWN].astype(np.float16) for side, x in maps.items()}
-            if jax.process_index() == 0:
-                np.savez_compressed(folder / "maps.npz", image=batch["image"][:SHOWN], **shown)  # type: ignore[arg-type]
-            return
+        shapes = [shape.shape for shape in jax.tree.leaves(bound.examples)]
+        if teacher == key and len(shapes) == 2 and all(len(shape) == 4 and shape[-1] > 3 for shape in shapes):
+            return {"teacher": endpoint, "student": bound.term.student}
+    return {}
 
 
 def latency(learner: Learner, variables: dict, repeats: int = 5) -> float:

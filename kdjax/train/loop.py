@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from kdjax.config import Log
+from kdjax.data.fields import known
 from kdjax.train import checkpoint, knobs, sharding
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count, finish, keep
@@ -102,8 +103,11 @@ def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked 
 
 def dealt(learner: Learner, step: int, record: Record, ranked: Ranked | None) -> Iterator[dict[str, np.ndarray]]:
     """Batches from this step on: to the end, or, under a curriculum, of this epoch."""
-    # Where everything needs labels, examples without any would only dilute a batch.
-    labelled_only = all(term.labels and not term.term.over for term in learner.terms)
+    # Where everything needs labels that may be missing, examples without any would only dilute a batch.
+    labelled_only = all(
+        not term.term.over and any(known(label) in learner.dataset.fields for label in term.labels)
+        for term in learner.terms
+    )
     return learner.dataset.train(
         learner.stage.data.batch_size,
         seed=learner.seed,
