@@ -174,3 +174,25 @@ def test_evaluation_counts_each_image_once(tmp_path):
         found.append((measured["dice"], predictions["classes"]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
     np.testing.assert_array_equal(found[0][1], found[1][1])
+
+
+def rebuilt(student, image):
+    return ((student - image[..., :1]) ** 2).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize(("rebuilds", "expected"), [(False, True), (True, False)])
+def test_a_term_that_reads_an_image_alone_learns_from_the_unlabelled_too(tmp_path, monkeypatch, rebuilds, expected):
+    """It reads the batch, but no label that an example may lack."""
+    rebuild = Term("tests.train.test_loop:rebuilt", reads={"student": "student:logits", "image": "batch:image"})
+    kl = {"kl": Term("binary_kl", teacher="t:logits", weight=0.0)}
+    one = learner(terms=kl | ({"image": rebuild} if rebuilds else {}))
+    asked, real = [], one.dataset.train
+
+    def train_on(*args, **options):
+        asked.append(options["labelled_only"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(one.dataset, "train", train_on)
+    with pytest.raises(Stopped):
+        train(one, tmp_path, signals=StopsAfter(1))
+    assert asked == [expected]
