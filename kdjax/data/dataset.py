@@ -53,7 +53,7 @@ class Dataset(ABC):
         return np.arange(self.sizes[split])
 
     def shapes(self, batch_size: int) -> dict[str, Any]:
-        """The shapes of a batch as a step sees it; `batch_size` is the length of the axis that devices share."""
+        """The shapes of a batch; `batch_size` is the length of the axis that devices share."""
         return {name: field.shapes(batch_size) for name, field in self.fields.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -48,9 +48,6 @@ def train(
     state, record = resumed(folder, state, outside, ranked)
     numbers = knobs.measured(learner.knobs, record.measures) if record.epochs else learner.knobs
     step = begun = int(state.step)
-    placed = jax.tree.map(lambda x: x.sharding, state)
-    replicated = sharding.replicated(learner.mesh)
-    step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, replicated))
     norms_fn = jax.jit(learner.step.grad_norms)
     norms_every = stage.grad_norms_every * per_epoch
     batches = dealt(learner, step, record, ranked)
@@ -67,7 +64,7 @@ def train(
                 local = next(batches)
             batch = sharding.global_batch(local, learner.mesh)
             norms = norms_fn(state, fixed, numbers, batch) if norms_every and step % norms_every == 0 else {}
-            state, measures = step_fn(state, fixed, numbers, batch)
+            state, measures = learner.train_fn(state, fixed, numbers, batch)
             step += 1
             recorder.step(step, {**measures, **norms})
             if step % per_epoch == 0:

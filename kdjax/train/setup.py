@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from kdjax.tasks.task import Acting, Task
 from kdjax.train import knobs, lora, optim, sharding
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
-from kdjax.train.step import State, Step, evaluate
+from kdjax.train.step import State, Step, as_floats, evaluate
 from kdjax.weights import safetensors
 
 
@@ -66,7 +66,7 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
         skip = self.stage.init_skip if self.stage.init and not self.stage.init.startswith("stage:") else ()
         if "" in init and not skip:  # nothing fresh is left of the model
-            variables = jax.eval_shape(partial(initial, self.model), key)
+            variables = initial_shapes(self.model)
         else:
             variables = initialiser(self.model)(key)
         for part, given in init.items():
@@ -100,13 +100,29 @@ class Learner:
             model = lora.merge(model, params["lora"], self.stage.lora)
         return {"params": model, **collections}
 
-    def check(self) -> None:
-        """Goes through a whole step with the shapes of the data, so that no fault is left for training."""
-        key = jax.random.key(0)
-        state, frozen = jax.eval_shape(self.begin, key, initial_shapes(self.model))
+    @cached_property
+    def train_fn(self) -> Any:
+        """The compiled step; the new state takes the old one's place in memory."""
+        placed = jax.tree.map(lambda x: x.sharding, self.arguments[0])
+        return jax.jit(self.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh)))
+
+    @cached_property
+    def arguments(self) -> tuple[State, dict, knobs.Knobs, dict]:
+        """What a step takes, as shapes in their places on the mesh."""
+        state, frozen = jax.eval_shape(self.begin, jax.random.key(0), initial_shapes(self.model))
         teachers = {name: initial_shapes(network.model) for name, network in self.teachers.items()}
         batch = self.dataset.shapes(self.dataset.axis(self.stage.data.batch_size))
-        jax.eval_shape(self.step.train, state, {"frozen": frozen, "teachers": teachers}, self.knobs, batch)
+        state, fixed = (
+            sharding.shapes(tree, sharding.shardings(tree, self.mesh, self.rules))
+            for tree in (state, {"frozen": frozen, "teachers": teachers})
+        )
+        split = jax.tree.map(lambda _: sharding.split(self.mesh), batch)
+        return state, fixed, self.knobs, sharding.shapes(batch, split)
+
+    def check(self) -> None:
+        """Goes through a whole step with the shapes of the data, so that no fault is left for training; the first step
+        starts from what was traced here."""
+        self.train_fn.trace(*self.arguments)
 
 
 def part_of(variables: dict, part: str) -> dict:
@@ -196,7 +212,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
-        batch = dataset.shapes(rows)
+        batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
         bound = bind(bound, outputs, sources, teachers, batch, faults)
@@ -274,4 +290,4 @@ def initial(model: Any, key: jax.Array) -> dict:
 @cache
 def initial_shapes(model: Any) -> dict:
     """Fresh variables of a model, as shapes."""
-    return jax.eval_shape(partial(initial, model), jax.random.key(0))
+    return initialiser(model).eval_shape(jax.random.key(0))

@@ -11,7 +11,7 @@ from kdjax.config import ConfigError, Lora, Model, Schedule, Teacher, Term
 from kdjax.train import optim
 from kdjax.train.objective import Objective
 from kdjax.train.setup import initial_shapes
-from kdjax.train.step import eval_params
+from kdjax.train.step import as_floats, eval_params
 from tests.support import tiny
 
 TEACHERS = {  # sizes, widths and normalisations of their own
@@ -313,7 +313,9 @@ def test_the_state_holds_nothing_of_a_teacher():
 def test_bfloat16_computes_so_and_keeps_float32():
     taught = {k: replace(t, dtype="bfloat16") for k, t in TAUGHT.items()}
     learner, state, fixed = full(dtype="bfloat16", teachers=taught)
-    outputs = learner.student.shapes(initial_shapes(learner.model), learner.dataset.shapes(2))
+    outputs = learner.student.shapes(
+        initial_shapes(learner.model), jax.eval_shape(as_floats, learner.dataset.shapes(2))
+    )
     assert outputs["logits"].dtype == jnp.bfloat16
     batch = tiny.batch(learner)
     step = jax.jit(learner.step.train)
