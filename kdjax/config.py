@@ -186,7 +186,7 @@ class Optim:
     pull: str = "sum"  # sum | sharpness | separate | balanced
     radius: float = 0.05  # of "sharpness"
     spread: float = 0.075  # of "separate"
-    ema: float = 0.0  # decay of the averaged parameters that are evaluated and kept; 0 is off
+    ema: float = 0.0  # decay, after a warm-up, of the averaged parameters that are evaluated and kept; 0 is off
     trainable: tuple[tuple[str, bool], ...] = ((r".*", True),)
     decay: tuple[tuple[str, float], ...] = ((r".*(bias|scale|pos_embed|cls_token|rel_pos_[hw])", 0.0), (r".*", 1.0))
     lr_scale: tuple[tuple[str, float], ...] = ((r".*", 1.0),)

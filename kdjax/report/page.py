@@ -196,6 +196,9 @@ def _per_class(summary: dict[str, Any]) -> str:
 def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
     titles = {row["stage"]: row["title"] for row in summary["rows"]}
     named = {titles.get(stage, stage): records for stage, records in curves.items()}
+    advice: dict[str, list[str]] = {}
+    for row in summary["rows"]:
+        advice.setdefault(row["title"], []).extend([row["advice"]] if row.get("advice") else [])
     parts = []
     for name in _validated(summary, named):
         heading = f"{tables.heading(name)} on validation {summary.get('item', 'image')}s"
@@ -204,6 +207,7 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
         drawn = "".join(figure(what, svg) for what, svg in figures.learning_curves(records).items())
         if drawn:
             parts.append(f'<h3>{escape(title)}</h3><div class="curves">{drawn}</div>')
+        parts += [f'<p class="note">{escape(text)}</p>' for text in advice.get(title, [])]
     return "".join(parts)
 
 
