@@ -201,8 +201,7 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
     if not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    paths = sorted(p for p in images.rglob("*") if p.is_file() and p.suffix.lower() in files.SUFFIXES)
-    paths = [p for p in paths if not p.name.startswith(".") and not MADE.fullmatch(p.stem)]
+    paths = [path for path in files.listing(images) if not MADE.fullmatch(path.stem)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}

@@ -2,15 +2,17 @@
 
 import hashlib
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
+from jaxtyping import Integer, UInt8
+from PIL import ExifTags, Image, ImageOps
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import Field
@@ -19,8 +21,12 @@ from kdjax.data.source import Facts, own_splits
 IMAGE, MASK = Field((0, 0, 3), "uint8", "image"), Field((0, 0), "int32", "mask")  # of any size in a file
 CLASS = Field((), "int32", "class", -1)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+# Pictures that may not be readable here. They are found with the others, so that reading one says so by its name.
+PICTURES = (*SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".dcm")
 BINARY = 2
+TURNING = (5, 6, 7, 8)  # orientations in EXIF that lay a picture on its side
+SOFT = 16  # grey levels to either side of black and white that no class of a mask has
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class Images:
             example = self[i]
             content = hashlib.blake2b(example["image"].tobytes(), digest_size=16, salt=b"%d" % len(example["image"]))
             return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
-        size = _header(entry.image)
+        size = _header(entry.image, upright=True)
         for path in entry.masks:
             if (mask_size := _header(path)) != size and not self.stretch_masks:
                 raise ConfigError(_another_size(path, mask_size, entry.image, size))
@@ -126,20 +132,43 @@ def missing(root: str | Path, expected: str) -> str:
 
 
 def listing(where: Path) -> list[Path]:
-    """The image files of a folder."""
-    return sorted(p for p in where.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The pictures in a folder, at any depth and behind links; what is hidden is left out."""
+    paths = []
+    for top, folders, names in os.walk(where, followlinks=True):
+        real = Path(top).resolve()
+        folders[:] = [f for f in folders if not f.startswith(".") and not real.is_relative_to(Path(top, f).resolve())]
+        paths += [Path(top, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in PICTURES)
+
+
+def title(path: Path, top: Path) -> str:
+    """The name of a picture: its path below `top` without the suffix, whichever way an accent is written."""
+    return unicodedata.normalize("NFC", path.relative_to(top).with_suffix("").as_posix())
+
+
+def flat(where: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder that has none inside, and the fault where some lie deeper."""
+    paths = listing(where)
+    direct = [path for path in paths if path.parent == where]
+    deeper = [str(path.relative_to(where)) for path in paths if path.parent != where]
+    fault = (
+        f"{where}: expected images in this folder itself, found {len(deeper)} in folders inside it "
+        f"({', '.join(deeper[:3])}{', ...' if deeper[3:] else ''}); move them up, or remove them"
+    )
+    return direct, [fault] if deeper else []
 
 
 def pair(
-    images: Iterable[Path], masks: Iterable[Path], key: str = r"(.+)", of: str = r"(.+)"
+    images: Iterable[Path], masks: Iterable[Path], tops: tuple[Path, Path], key: str = r"(.+)", of: str = r"(.+)"
 ) -> tuple[list[tuple[Path, list[Path]]], list[str]]:
-    """Images with their masks: those where the first group of `key` in the image's stem equals that of `of` in theirs.
+    """Images with their masks: those where the first group of `key` in the image's title equals that of `of` in theirs;
+    their titles begin in the folders `tops`.
 
     An image may come without masks; a mask without an image is a fault, and so are two images that claim one name.
     """
     faults, pairs = [], {}
     for path in images:
-        match = re.fullmatch(key, path.stem)
+        match = re.fullmatch(key, title(path, tops[0]))
         if not match:
             faults.append(f"{path}: expected a name like {key!r}, found {path.stem!r}; rename or remove it")
         elif match[1] in pairs:
@@ -147,7 +176,7 @@ def pair(
         else:
             pairs[match[1]] = (path, [])
     for path in masks:
-        match = re.fullmatch(of, path.stem)
+        match = re.fullmatch(of, title(path, tops[1]))
         if match and match[1] in pairs:
             pairs[match[1]][1].append(path)
         else:
@@ -163,17 +192,24 @@ def unmasked(path: Path, expected: str) -> str:
 
 
 def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file, or in `content`, which `path` then only names."""
-    image = _open(path, content)
-    if image.mode.startswith("I"):  # 16 bits a pixel
+    """The image in a file, or in `content`, which `path` then only names: upright as its EXIF says, 8 bits, RGB.
+
+    Of 16 bits a pixel the upper eight count, or the value itself where none of the image is above 255. Grey becomes
+    three equal channels; transparency is left out; what is partly transparent has its own colour.
+    """
+    image = _open(path, content, upright=True)
+    if image.mode == "F" or image.mode.startswith("I"):
         wide = np.asarray(image)
+        if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
+            kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
+            raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; scale it to 0 to 255 and save it")
         grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
         return np.stack([grey] * 3, -1)
     return np.asarray(image.convert("RGB"))
 
 
 def read_plane(path: str) -> np.ndarray:
-    """A mask as it is stored: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
+    """A mask as it is stored, whatever its EXIF says: [h, w] of grey levels or palette indices, [h, w, 3] of colours."""
     image = _open(path)
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image).astype(np.int32)
@@ -191,6 +227,12 @@ def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h 
         plane = plane[..., 0]
     largest = int(plane.max(initial=0))
     if num_classes == BINARY and largest > 127:  # between black and white there may be a soft edge
+        if third := [v for v in solid(plane) if 0 < v < largest]:
+            found = ", ".join(map(str, sorted({0, *third, largest})))
+            raise ConfigError(
+                f"{path}: expected two values, 0 and 255 or 0 and 1, found {found}; mend the mask, or set "
+                "num_classes=None if each value is a class"
+            )
         return (plane > 127).astype(np.uint8)
     if largest >= num_classes:
         hint = "use num_classes=2 for black and white masks" if largest == 255 else f"set num_classes={largest + 1}"
@@ -200,19 +242,39 @@ def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h 
     return plane.astype(np.uint8)
 
 
-def _open(path: str, content: bytes | None = None) -> Image.Image:
+def solid(plane: Integer[np.ndarray, "h w"]) -> list[int]:
+    """The values that fill a block of three by three pixels: classes do, and the greys of a soft edge do not. Where
+    there are such greys, values near black and white are theirs, or a JPEG's noise."""
+    inner = plane[1:-1, 1:-1]
+    same = np.ones(inner.shape, bool)
+    for y in range(3):
+        for x in range(3):
+            same &= plane[y : y + len(inner), x : x + inner.shape[1]] == inner
+    white, values = int(plane.max(initial=0)), np.unique(inner[same]).tolist()
+    if not ((plane > SOFT) & (plane < white - SOFT)).any():
+        return values
+    return [v for v in values if v in (0, white) or SOFT < v < white - SOFT]
+
+
+def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose second frame is a preview
+                raise ConfigError(f"it holds {image.n_frames} pictures, expected one")
             image.load()
-            return image
+            return ImageOps.exif_transpose(image) if upright else image
     except Exception as error:  # each decoder of PIL fails in its own way
         raise ConfigError(_unreadable(path, error)) from error
 
 
-def _header(path: str) -> tuple[int, int]:
+def _header(path: str, upright: bool = False) -> tuple[int, int]:
+    """(width, height), of an image `upright` as its EXIF says."""
     try:
         with Image.open(path) as image:
-            return image.size
+            exif = Image.Exif()
+            if upright and image.format != "TIFF":  # which Pillow turns by itself, and says so in its size
+                exif.load(image.info.get("exif", b""))  # image.getexif() would decode a whole PNG
+            return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in TURNING else image.size
     except Exception as error:
         raise ConfigError(_unreadable(path, error)) from error
 
