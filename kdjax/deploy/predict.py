@@ -18,7 +18,7 @@ from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images import files
-from kdjax.data.images.examples import resize
+from kdjax.data.images.resize import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
@@ -32,7 +32,6 @@ from kdjax.train.finish import count
 from kdjax.train.setup import initial_shapes, prepare, task_of
 from kdjax.weights import safetensors
 
-BILINEAR = Image.Resampling.BILINEAR
 RESULTS = "eval_results.txt"
 OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
 MADE = re.compile(r".*_(mask(_\d+)?|overlay)")  # names of masks and overlays, which are no images to predict
@@ -171,7 +170,7 @@ def logits_of(
         chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(chunk):
-            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
+            image[row] = resize(files.read_image(str(path)), image.shape[1:3]) / np.float32(255)
         logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
         yield from zip(chunk, logits, strict=False)
 
@@ -187,9 +186,7 @@ def compiled(network: Network) -> Any:
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
     """The class of every pixel of an image of `size` (height, width): first the logits are resized, then decided."""
-    (rows, columns), channels = size, np.moveaxis(logits, -1, 0)
-    planes = [Image.fromarray(plane).resize((columns, rows), BILINEAR) for plane in channels]
-    large = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    large = resize(logits, size)
     chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
     return chosen.astype(np.uint8)
 

@@ -125,6 +125,6 @@ def classes(logits: Float[Array, "b h w k"], size: tuple[int, int]) -> UInt8[Arr
     """Logits, bilinearly resized to `size`, as class ids."""
     logits = logits.astype(jnp.float32)
     if logits.shape[1:3] != size:
-        logits = resize(logits, size)
+        logits = resize(logits, size, antialias=True)
     chosen = logits[..., 0] > 0 if logits.shape[-1] == 1 else logits.argmax(axis=-1)
     return chosen.astype(jnp.uint8)

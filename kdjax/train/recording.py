@@ -15,7 +15,6 @@ from kdjax.train import checkpoint
 from kdjax.train.clock import Clock
 from kdjax.train.setup import Learner
 
-
 MOVES = 1e-3  # a measure that changes by a smaller part over all epochs of a stage has not moved
 
 

@@ -209,7 +209,7 @@ def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h 
 
 
 def read_plane(path: str) -> np.ndarray:
-    """A mask as it is stored, whatever its EXIF says: [h, w] of grey levels or palette indices, [h, w, 3] of colours."""
+    """A mask as it is stored, not turned by EXIF: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
     image = _open(path)
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image).astype(np.int32)

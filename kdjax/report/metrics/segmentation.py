@@ -125,11 +125,11 @@ def compare_folders(
 ) -> dict[str, Any]:
     """Compares masks of the same name, writes a CSV and returns {"images", "metrics", "per_class"} (`summarise`).
 
-    Files pair by their place in their folder and their name without extension and without "_mask" or "_pred"; "x.png" beside "x_mask.png" is taken for
-    the image itself, and "*_overlay" is passed over. Pixels are class ids, or 0 and 255 for two classes. The CSV has a
-    line per image (for several classes: one per class and one, "all", for their mean) and ends with the mean, the
-    standard deviation and the number of values. Raises one ConfigError that lists everything that is wrong, and then
-    writes nothing.
+    Files pair by their place in their folder and their name without extension and without "_mask" or "_pred"; "x.png"
+    beside "x_mask.png" is taken for the image itself, and "*_overlay" is passed over. Pixels are class ids, or 0 and
+    255 for two classes. The CSV has a line per image (for several classes: one per class and one, "all", for their
+    mean) and ends with the mean, the standard deviation and the number of values. Raises one ConfigError that lists
+    everything that is wrong, and then writes nothing.
     """
     _check_empty(empty)
     faults: list[str] = []
