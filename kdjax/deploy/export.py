@@ -125,7 +125,7 @@ def images(loaded: Kept) -> Form:
     described = {
         "input": {
             "image": {"shape": ["b", side, side, 3], "dtype": "float32", "range": [0, 1]},
-            "how": f"RGB, upright as its EXIF says, of 16 bits the upper eight; resized to {side} x {side}, divided by 255",
+            "how": f"RGB, upright by its EXIF, of 16 bits the upper eight; resized to {side} x {side}, divided by 255",
             "resize": RULE,
         },
         "output": {"logits": {"dtype": "float32", "how": binary if classes == 2 else several}},

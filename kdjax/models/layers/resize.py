@@ -1,7 +1,7 @@
 """The one way in which maps are resized in a model or a step: bilinear, half-pixel centres, edges held.
 
-Images and what is decided on masks are antialiased where they shrink, as `kdjax.data.images.resize` does it on the host;
-maps inside a model are not, as in the PyTorch originals.
+Images, and logits that become masks, are antialiased where they shrink, as `kdjax.data.images.resize` does it on the
+host; maps inside a model are not, as in the PyTorch originals.
 """
 
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def _widened(x: Float[Array, "b h w c"], times: int) -> Float[Array, "b h tw c"]
 
 
 def _shares(old: int, new: int, antialias: bool) -> np.ndarray:
-    """[new, old]: how much each old pixel has in each new one: a triangle, cut off at the edges, that antialiasing makes
+    """[new, old]: how much each old pixel has in each new one: a triangle, cut off at the edges, which antialiasing makes
     as wide as the step between new pixels."""
     step = max(1.0, old / new) if antialias else 1.0
     centres = (np.arange(new) + 0.5) * old / new - 0.5
