@@ -2,10 +2,12 @@
 
 import ast
 import runpy
+import traceback
 from pathlib import Path
 
 import kdjax
-from kdjax.config import ConfigError, Experiment, nearest
+from kdjax import config
+from kdjax.config import ConfigError, Experiment, nearest, raised_at
 from kdjax.experiment.saved import from_json
 
 RECIPES = Path(kdjax.__file__).parent / "configs"  # in the clone a link to its configs/
@@ -17,13 +19,25 @@ def load(spec: str) -> Experiment:
         return from_json(Path(spec).read_text())
     name, colon, variant = spec.partition(":")
     path = find(name)
-    get_config = runpy.run_path(str(path)).get("get_config")
-    if get_config is None:
-        raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
-    experiment = get_config(*[variant] * bool(colon))
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"{path} is no config: it has no function get_config(variant='') -> Experiment")
+        experiment = get_config(*[variant] * bool(colon))
+    except (ConfigError, ImportError) as error:
+        raise _located(error, path) from error
     if not isinstance(experiment, Experiment):
         raise ConfigError(f"{path}: get_config must return an Experiment, found {type(experiment).__name__}")
     return experiment
+
+
+def _located(error: Exception, path: Path) -> Exception:
+    """The error with the line of the config that names a field, a module or a symbol which does not exist."""
+    file, _ = raised_at(error)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    if not lines or (isinstance(error, ConfigError) and file != config.__file__):
+        return error
+    return ConfigError(f"{path}, line {lines[-1]}: {error}")
 
 
 def is_saved(spec: str) -> bool:
