@@ -78,10 +78,10 @@ def train(
                 batches = dealt(learner, step, record, ranked) if ranked else batches
             elif stage.save_every and step % stage.save_every == 0:
                 save()
-            if signals.stop(step):
+            if asked := signals.stop(step):
                 save()
                 recorder.line(f"{stage.title or learner.name}: stopped at step {step}, saved in {checkpoints}")
-                raise Stopped
+                raise Stopped(asked)
 
         if advice := what_to_try(learner, record):
             recorder.line(f"warning  {advice}\n")

@@ -11,7 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.config import ConfigError, Optim, nearest
 
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMISERS = {  # name -> what it is
+    "adam": "Adam (Kingma & Ba 2015), weight decay as part of the gradient",
+    "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter 2019)",
+    "sgd": "stochastic gradient descent with momentum, weight decay as part of the gradient",
+}
 SCHEDULES = ("constant", "plateau", "warmup_cosine", "warmup_poly")
 PULLS = ("sum", "sharpness", "separate", "balanced")
 

@@ -44,7 +44,12 @@ def run(tmp_path):
         ),
         (f"{STUDENT}.model.options.dimm=3", "model.options has no field 'dimm'; did you mean 'dim'"),
         (f"{STUDENT}.epochs.x=3", "config.stages.student.epochs is 1 and has no fields"),
-        (f"{STUDENT}.lora.rank=3", "config.stages.student.lora is None; give it a value in the file of the config"),
+        (
+            f"{STUDENT}.teachers.big.model.name=vit",
+            "config.stages.student.teachers.big.model is None; give it a value in the file of the config",
+        ),
+        (f"{STUDENT}.stop.patienc=3", "config.stages.student.stop has no field 'patienc'; did you mean 'patience'?"),
+        (f"{STUDENT}.stop.patience=soon", "--config.stages.student.stop.patience: expected int, found 'soon'"),
         (f"{STUDENT}.teachers=3", "--config.stages.student.teachers: change the fields inside it"),
         (f"{STUDENT}.optim.lr=abc", "--config.stages.student.optim.lr: expected float, found 'abc'"),
         (f"{STUDENT}.epochs=1.5", "--config.stages.student.epochs: expected int, found '1.5'"),
