@@ -135,6 +135,8 @@ def images(loaded: Kept) -> Form:
     if config.task_of(loaded.stage).name == "segmentation":
         described["output"]["how"] = "at the size of an image: the logits are resized by the same rule, then decided"
         code += MASK.format(decided="large[..., 0] > 0" if classes == 2 else "large.argmax(axis=-1)")
+    if data.classes:
+        described["output"]["classes"] = ["background", *data.classes]
     described["code"] = code.splitlines()
 
     def example(b: int) -> Arrays:

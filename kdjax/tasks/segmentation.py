@@ -1,5 +1,6 @@
 """Segmentation: a class for every pixel. Two classes use one logit, more use one each, background first."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kdjax.config import ConfigError, Data, Term
+from kdjax.config import ConfigError, Data, Term, nearest
 from kdjax.models.layers.resize import resize
 from kdjax.report.figures.examples import examples_html
 from kdjax.report.metrics import segmentation as metrics
@@ -19,19 +20,34 @@ EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Supervised terms, measures and scores of masks."""
+    """Supervised terms, measures and scores of masks.
+
+    `weight` is that of each of the two supervised terms, cross-entropy and soft Dice. `smooth` is of the Dice: 1 asks
+    for an empty mask where there is nothing. `balanced` weighs the classes of the cross-entropy by how rare they are.
+    """
 
     num_classes: int
+    weight: float = 0.5
+    smooth: float = 1e-5
+    balanced: bool = False
     primary: ClassVar[str] = "dice"
     measures: ClassVar[tuple[str, ...]] = ("dice",)
 
     @classmethod
-    def of(cls, data: Data) -> "Segmentation":
-        return cls(data.num_classes)
+    def of(cls, data: Data, **options: Any) -> "Segmentation":
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "num_classes"]
+        if unknown := [name for name in options if name not in known]:
+            raise ConfigError(f"segmentation has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+        assert data.num_classes is not None
+        return cls(data.num_classes, **options)
 
     def terms(self) -> dict[str, Term]:
         pixel = "bce" if self.num_classes == 2 else "ce"
-        return {pixel: Term(pixel, label="mask", weight=0.5), "dice": Term("dice", label="mask", weight=0.5)}
+        weights: dict[str, Any] = {"class_weights": None} if self.balanced else {}
+        return {
+            pixel: Term(pixel, label="mask", weight=self.weight, args=weights),
+            "dice": Term("dice", label="mask", weight=self.weight, args={"smooth": self.smooth}),
+        }
 
     def check(self, outputs: dict[str, Any]) -> None:
         """Refuses a model that does not give the logits this task needs."""
@@ -82,7 +98,7 @@ class Segmentation:
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
-        return {"class_names": list(dataset.image_classes)}
+        return {"class_names": list(dataset.mask_classes or dataset.image_classes)}
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """The test images that the last student did best, middling and worst on, with what every model made of them."""
@@ -108,7 +124,8 @@ class Segmentation:
             for i in map(int, chosen[:EXAMPLES])
         ]
         student = students[-1].title if students and students[-1].role == "student" else ""
-        return {"Test images": examples_html(examples, student)} if examples else {}
+        shown_as = self.num_classes, last.dataset.mask_classes
+        return {"Test images": examples_html(examples, student, *shown_as)} if examples else {}
 
 
 def _dice(scores: metrics.Scores) -> float:

@@ -81,6 +81,15 @@ def test_supervised_terms_fit_the_classes(num_classes, loss):
     assert all(t.label == "mask" and not t.teacher for t in terms.values())
 
 
+def test_options_of_the_supervised_terms():
+    terms = Segmentation.of(Data("ultrasound", num_classes=3), weight=0.1, smooth=1.0, balanced=True).terms()
+    assert [term.weight for term in terms.values()] == [0.1, 0.1]
+    assert terms["dice"].args == {"smooth": 1.0}
+    assert terms["ce"].args == {"class_weights": None}, "which the data fill in"
+    with pytest.raises(ConfigError, match="segmentation has no option 'wieght'; did you mean 'weight'"):
+        Segmentation.of(Data("ultrasound"), wieght=0.1)
+
+
 @pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((2, 4, 4, 3))}, {"logits": np.zeros((2, 1))}])
 def test_a_model_without_the_right_logits_is_refused(outputs):
     with pytest.raises(

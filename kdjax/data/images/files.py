@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import Field
+from kdjax.data.images import masks
 from kdjax.data.source import Facts, own_splits
 
 IMAGE, MASK = Field((0, 0, 3), "uint8", "image"), Field((0, 0), "int32", "mask")  # of any size in a file
@@ -24,9 +25,7 @@ CLASS = Field((), "int32", "class", -1)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 # Pictures that may not be readable here. They are found with the others, so that reading one says so by its name.
 PICTURES = (*SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".dcm")
-BINARY = 2
 TURNING = (5, 6, 7, 8)  # orientations in EXIF that lay a picture on its side
-SOFT = 16  # grey levels to either side of black and white that no class of a mask has
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,9 @@ class Entry:
 class Images:
     """A source of files; a reader finds the entries and may say by `decode` what a mask file means.
 
-    A mask of another size than its image is refused, or with `stretch_masks` brought to that size.
+    A mask of another size than its image is refused, or with `stretch_masks` brought to that size. Where `num_classes`
+    is None, or the classes of the mask have names, `mask_names`, the values in the masks are looked for, and `values`
+    has the value of each class.
     """
 
     fields: ClassVar[dict[str, Field]] = {"image": IMAGE, "mask": MASK, "class": CLASS}
@@ -53,14 +54,20 @@ class Images:
         self,
         entries: Iterable[Entry],
         classes: Sequence[str],
-        num_classes: int,
+        num_classes: int | None,
         faults: Sequence[str] = (),
         notes: Sequence[str] = (),
         stretch_masks: bool = False,
+        mask_names: Sequence[str] = (),
     ):
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
-        self.classes, self.num_classes, self.stretch_masks = tuple(classes), num_classes, stretch_masks
-        self.faults, self.notes = list(faults), list(notes)
+        self.classes, self.stretch_masks = tuple(classes), stretch_masks
+        self.faults, self.notes, self.values = list(faults), list(notes), ()
+        if num_classes is None or mask_names:
+            planes = [path for entry in self.entries for path in entry.masks]
+            self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
+            self.faults += unclear
+        self.num_classes = len(self.values) if num_classes is None else num_classes
         self.allowed, split_notes = own_splits([e.split for e in self.entries])
         self.notes += split_notes
 
@@ -82,7 +89,9 @@ class Images:
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
         """The mask of class ids, and the class of the image."""
-        return ids(planes[0], self.num_classes, entry.masks[0]), entry.label
+        if self.values:
+            return masks.numbered(planes[0], self.values, entry.masks[0]), entry.label
+        return masks.ids(planes[0], self.num_classes, entry.masks[0]), entry.label
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
         entry = self.entries[i]
@@ -216,46 +225,6 @@ def read_plane(path: str) -> np.ndarray:
     return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")).astype(np.int32)
 
 
-def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h w"]:
-    """Class ids from a stored mask: ids as they are, or for two classes also black and white (0 and 255)."""
-    if plane.ndim == 3:
-        if (plane != plane[..., :1]).any():
-            raise ConfigError(
-                f"{path}: expected a mask of class ids, found colours; "
-                f"store one number per pixel, 0 to {num_classes - 1}"
-            )
-        plane = plane[..., 0]
-    largest = int(plane.max(initial=0))
-    if num_classes == BINARY and largest > 127:  # between black and white there may be a soft edge
-        if third := [v for v in solid(plane) if 0 < v < largest]:
-            found = ", ".join(map(str, sorted({0, *third, largest})))
-            raise ConfigError(
-                f"{path}: expected two values, 0 and 255 or 0 and 1, found {found}; mend the mask, or set "
-                "num_classes=None if each value is a class"
-            )
-        return (plane > 127).astype(np.uint8)
-    if largest >= num_classes:
-        hint = "use num_classes=2 for black and white masks" if largest == 255 else f"set num_classes={largest + 1}"
-        raise ConfigError(
-            f"{path}: expected class ids 0 to {num_classes - 1}, found {largest}; mend the mask or {hint}"
-        )
-    return plane.astype(np.uint8)
-
-
-def solid(plane: Integer[np.ndarray, "h w"]) -> list[int]:
-    """The values that fill a block of three by three pixels: classes do, and the greys of a soft edge do not. Where
-    there are such greys, values near black and white are theirs, or a JPEG's noise."""
-    inner = plane[1:-1, 1:-1]
-    same = np.ones(inner.shape, bool)
-    for y in range(3):
-        for x in range(3):
-            same &= plane[y : y + len(inner), x : x + inner.shape[1]] == inner
-    white, values = int(plane.max(initial=0)), np.unique(inner[same]).tolist()
-    if not ((plane > SOFT) & (plane < white - SOFT)).any():
-        return values
-    return [v for v in values if v in (0, white) or SOFT < v < white - SOFT]
-
-
 def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
@@ -277,6 +246,11 @@ def _header(path: str, upright: bool = False) -> tuple[int, int]:
             return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in TURNING else image.size
     except Exception as error:
         raise ConfigError(_unreadable(path, error)) from error
+
+
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image, without decoding it."""
+    return _header(path, upright=True)[::-1]
 
 
 def _unreadable(path: str, error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from jaxtyping import UInt8
 from kdjax.config import ConfigError
 from kdjax.data.fields import LABELS, Field
 from kdjax.data.images import files
-from kdjax.data.images.files import BINARY, Entry, Images
+from kdjax.data.images.files import Entry, Images
+from kdjax.data.images.masks import BINARY, ids
 from kdjax.data.source import Facts, complete, open_source
 
 IMAGE_FOLDERS = ("img", "image", "images", "imgs")
@@ -28,7 +30,7 @@ class Lesions(Images):
     """Masks that show where a lesion is; with three classes its kind (benign 1, malignant 2) comes from the image."""
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
-        masks = [files.ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
+        masks = [ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
         value = 1 if self.num_classes == BINARY else entry.label + 1
         return np.maximum.reduce(masks) * np.uint8(value), entry.label
 
@@ -148,14 +150,21 @@ class BusUclm(Images):
 class Layout(Images):
     """`{train,val,test}/{img,label}/` with the same file names in img and label, and its usual other spellings.
 
-    Masks are black and white for two classes, else class ids.
+    Masks are black and white for two classes, else class ids. Without `num_classes`, or where classes have names, each
+    value in the masks is a class.
     """
 
-    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
+    def __init__(
+        self,
+        root: str,
+        stretch_masks: bool = False,
+        num_classes: int | None = None,
+        mask_names: Sequence[str] = (),
+    ):
         entries, faults, notes = _split_folders(Path(root).expanduser())
         if not entries and not faults:
             faults = [files.missing(root, "folders train, val and test, with img and label in each")]
-        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks=stretch_masks)
+        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks, mask_names)
 
 
 class Folder(Images):
@@ -164,7 +173,8 @@ class Folder(Images):
     Either `images` and `masks` name two folders, or `root` holds two such folders (images and masks, img and label), or
     `root` holds all files together. A mask lies at the same place in its folder as the image in its own, and has the
     image's name, or that with _mask, _seg, _label or _gt behind it. `group` is a pattern over file names, or over
-    paths in the folder, whose first group tells the patient: r"(\\d+)_.*", r"(\\d+)/.*".
+    paths in the folder, whose first group tells the patient: r"(\\d+)_.*", r"(\\d+)/.*". Without `num_classes`, or
+    where classes have names, each value in the masks is a class.
     """
 
     def __init__(
@@ -174,7 +184,8 @@ class Folder(Images):
         masks: str = "",
         group: str = "",
         stretch_masks: bool = False,
-        num_classes: int = 2,
+        num_classes: int | None = None,
+        mask_names: Sequence[str] = (),
     ):
         entries: list[Entry] = []
         if bool(root) == bool(images and masks):
@@ -186,7 +197,7 @@ class Folder(Images):
             faults += _elsewhere(Path(root).expanduser())
         else:
             entries, faults = _paired(Path(images).expanduser(), Path(masks).expanduser(), "", group)
-        super().__init__(entries, ("image",), num_classes, faults, stretch_masks=stretch_masks)
+        super().__init__(entries, ("image",), num_classes, faults, (), stretch_masks, mask_names)
 
 
 class Classes(Images):
@@ -233,6 +244,7 @@ class Union:
     """
 
     def __init__(self, sources: list[dict[str, Any]], num_classes: int = 2):
+        self.num_classes = num_classes
         self.members, self.names, self.faults, self.notes = [], [], [], []
         for options in sources:
             options = dict(options)

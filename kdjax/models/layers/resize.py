@@ -39,8 +39,8 @@ def _widened(x: Float[Array, "b h w c"], times: int) -> Float[Array, "b h tw c"]
 
 
 def _shares(old: int, new: int, antialias: bool) -> np.ndarray:
-    """[new, old]: how much each old pixel has in each new one: a triangle, cut off at the edges, which antialiasing makes
-    as wide as the step between new pixels."""
+    """[new, old]: how much each old pixel has in each new one: a triangle, cut off at the edges; antialiased, it is as
+    wide as the step between new pixels."""
     step = max(1.0, old / new) if antialias else 1.0
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     shares = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)[None]) / step)

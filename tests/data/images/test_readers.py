@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageFilter
 from kdjax import registry
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
-from kdjax.data.images import examples, files
+from kdjax.data.images import examples, files, masks
 from kdjax.data.images.readers import BusBra, Busi, BusUclm, Folder, Layout, Union
 from tests.support import folders
 
@@ -344,7 +344,7 @@ def test_a_soft_edge_is_no_third_value(tmp_path, kind):
     path = tmp_path / f"mask.{'jpg' if kind == 'jpeg' else 'png'}"
     picture.save(path)
     plane = files.read_plane(str(path))
-    np.testing.assert_array_equal(files.ids(plane, 2, str(path)), plane > 127)
+    np.testing.assert_array_equal(masks.ids(plane, 2, str(path)), plane > 127)
 
 
 # -- what can be wrong -----------------------------------------------------------------------------------------------
