@@ -89,12 +89,12 @@ class Data:
     image_size: side of the square that every image is resized to
     num_classes: classes of the mask, background included: 2 is binary; of classified images, their classes; None is as
         many as the reader finds. Models and terms take it from here
-    classes: names of the mask's classes without the background, in the order of their values; they say num_classes too
     batch_size: examples of a step, over all devices
     labelled: share of the training images whose labels may be used
     split: shares of train, val and test, where the data set brings no split of its own
     split_seed: another one deals the examples out differently
     augment: transform (`--list=transforms`) -> probability
+    classes: names of the mask's classes without the background, in the order of their values; they say num_classes too
     views: different views of each example, which then recur; 0 makes a new one in every pass
     workers: reader processes; 0 reads in threads
     """

@@ -32,10 +32,10 @@ def examples_html(
     swatches = legend.colours(num_classes, class_names)
     if num_classes == 2 and not class_names:
         swatches = {"prediction": curves.CLASSES[0]}
-    swatches |= {"outline: truth": curves.TRUTH, **curves.ERRORS}
-    if num_classes == 2:
-        swatches.pop("wrong class")
-    return legend.html(swatches) + "".join(_example(e, side, student) for e in ranked)
+    swatches |= {"outline: truth": curves.TRUTH}
+    errors = {kind: c for kind, c in curves.ERRORS.items() if num_classes > 2 or kind != "wrong class"}
+    legends = legend.html(swatches) + legend.html(errors, "errors")
+    return legends + "".join(_example(e, side, student) for e in ranked)
 
 
 def _example(example: dict[str, Any], side: int, student: str) -> str:

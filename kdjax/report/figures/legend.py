@@ -20,8 +20,9 @@ def colours(num_classes: int, names: Sequence[str] = ()) -> dict[str, Colour]:
     return {tables.class_name(str(k), list(names)): CLASSES[(k - 1) % len(CLASSES)] for k in range(1, num_classes)}
 
 
-def html(swatches: Mapping[str, Colour]) -> str:
-    items = "".join(f'<li><i style="background:rgb{c}"></i>{escape(name)}</li>' for name, c in swatches.items())
+def html(swatches: Mapping[str, Colour], of: str = "") -> str:
+    items = f"<li>{escape(of)}:</li>" if of else ""
+    items += "".join(f'<li><i style="background:rgb{c}"></i>{escape(name)}</li>' for name, c in swatches.items())
     return f'<ul class="legend">{items}</ul>'
 
 
