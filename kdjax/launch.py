@@ -3,8 +3,9 @@
 kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the working directory of a run that began
 --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
 --mode=train                  train what is not trained yet, then report (the default)
---mode=eval                   score a stage on its test images, or another file with --weights
---mode=predict                masks and overlays for a folder of images: --images=, --output=; or, for models of CAN
+--mode=eval                   score a stage on its test images, or on another labelled folder with --data=; or, with
+                              --weights=, another file of weights
+--mode=predict                masks and overlays for images: --images=FOLDER or FILE, --output=; or, for models of CAN
                               windows, alerts for a log, which may be growing: --log=FILE or --log=-
 --mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv

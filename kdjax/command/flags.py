@@ -20,8 +20,11 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 STAGE = flags.DEFINE_string("stage", "", "Only this stage (and, for training, what it needs).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; runs/NAME if left out.")
 LIST = flags.DEFINE_enum("list", None, list(lists.KINDS), "Print what there is, and end.")
-WEIGHTS = flags.DEFINE_string("weights", "", "eval, predict, export: a file of weights instead of the stage's own.")
-IMAGES = flags.DEFINE_string("images", "", "predict: the folder of images.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", "", "eval, predict, export: not the stage's own weights but a file, or another run's WORKDIR:STAGE."
+)
+DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
+IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
 LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV or parquet; - is standard input, CSV.")
 THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")

@@ -24,9 +24,9 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import predict as predicting
     from kdjax.report import tables
 
-    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value)
+    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
     if first_process():
-        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\nalso in {workdir / predicting.RESULTS}")
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
     return 0
 
 
