@@ -10,6 +10,7 @@ kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the worki
 --mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
 --mode=report                 make the report anew from what lies in the working directory
+--mode=compare RUN RUN ...    working directories beside each other, seeds folded into mean ± std; --output=FILE.html
 --list=models                 what there is: models, losses, tasks, data, configs, fields of a config, adapters,
                               optimisers, transforms; in words `kdjax list models`
 kdjax convert                 PyTorch's checkpoints in and out, as `python -m convert`

@@ -12,9 +12,9 @@ from kdjax.command import configs, lists
 from kdjax.command.overrides import faults, ill_typed, make_room, overridden, refuse_whole
 from kdjax.config import ConfigError, Experiment, nearest
 
-MODES = ("train", "eval", "predict", "export", "metrics", "report")
+MODES = ("train", "eval", "predict", "export", "metrics", "report", "compare")
 NUMBERS = ("auto", "hex", "decimal")
-SEVERAL: tuple[str, ...] = ()  # modes of several working directories
+SEVERAL = ("compare",)  # modes of several working directories
 
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 STAGE = flags.DEFINE_string("stage", "", "Only this stage (and, for training, what it needs).")
@@ -30,7 +30,10 @@ THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are 
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
 OUTPUT = flags.DEFINE_string(
-    "output", "", "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file."
+    "output",
+    "",
+    "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file; compare: the "
+    "HTML file.",
 )
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")

@@ -108,6 +108,17 @@ def metrics(words: list[str]) -> int:
     return 0
 
 
+def compare(words: list[str]) -> int:
+    from kdjax.experiment import compared
+    from kdjax.report import comparison
+
+    runs, differing = compared.compare([Path(word) for word in words])
+    page = Path(flags.OUTPUT.value or "compare.html")
+    page.write_text(comparison.html(runs, differing))
+    print(f"{comparison.text(runs, differing)}\n\nalso in {page}")
+    return 0
+
+
 def first_process() -> bool:
     import jax
 
@@ -121,4 +132,7 @@ OF_RUNS: dict[str, Callable[[Experiment, Path], int]] = {
     "export": export,
     "report": report,
 }
-WITHOUT: dict[str, Callable[[list[str]], int]] = {"metrics": metrics}  # of no run, given the words of the command
+WITHOUT: dict[str, Callable[[list[str]], int]] = {  # of no run, or of several: given the words of the command
+    "metrics": metrics,
+    "compare": compare,
+}
