@@ -25,7 +25,7 @@ WEIGHTS = flags.DEFINE_string(
 )
 DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
 IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
-LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV or parquet; - is standard input, CSV.")
+LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
 THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
