@@ -110,7 +110,8 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
     """The row of a stage in the summary."""
     learner, folder = opened.learners[name], opened.folder_of(name)
     stage = learner.stage
-    given = opened.init(stage), opened.teachers(stage), opened.experiment.log, signals
+    log = replace(opened.experiment.log, group=opened.experiment.log.group or opened.folder.resolve().name)
+    given = opened.init(stage), opened.teachers(stage), log, signals
     trained = train(learner, folder, *given, ranked(opened, learner))
     variables = opened.weights(name)
     tested = test(learner, variables, folder, trained["calibrated"])
