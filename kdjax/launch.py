@@ -4,12 +4,14 @@ kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the worki
 --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
 --mode=train                  train what is not trained yet, then report (the default)
 --mode=look                   a page that shows the data as the student will see them, before anything is trained
---mode=eval                   score a stage on its test images, or another file with --weights
---mode=predict                masks and overlays for a folder of images: --images=, --output=; or, for models of CAN
+--mode=eval                   score a stage on its test images, or on another labelled folder with --data=; or, with
+                              --weights=, another file of weights
+--mode=predict                masks and overlays for images: --images=FOLDER or FILE, --output=; or, for models of CAN
                               windows, alerts for a log, which may be growing: --log=FILE or --log=-
 --mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
 --mode=report                 make the report anew from what lies in the working directory
+--mode=compare RUN RUN ...    working directories beside each other, seeds folded into mean ± std; --output=FILE.html
 --list=models                 what there is: models, losses, tasks, data, configs, fields of a config, adapters,
                               optimisers, transforms; in words `kdjax list models`
 kdjax convert                 PyTorch's checkpoints in and out, as `python -m convert`

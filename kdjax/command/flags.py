@@ -12,17 +12,20 @@ from kdjax.command import configs, lists
 from kdjax.command.overrides import faults, ill_typed, make_room, overridden, refuse_whole
 from kdjax.config import ConfigError, Experiment, nearest
 
-MODES = ("train", "look", "eval", "predict", "export", "metrics", "report")
+MODES = ("train", "look", "eval", "predict", "export", "metrics", "report", "compare")
 NUMBERS = ("auto", "hex", "decimal")
-SEVERAL: tuple[str, ...] = ()  # modes of several working directories
+SEVERAL = ("compare",)  # modes of several working directories
 
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 STAGE = flags.DEFINE_string("stage", "", "Only this stage (and, for training, what it needs).")
 WORKDIR = flags.DEFINE_string("workdir", "", "Where everything goes; runs/NAME if left out.")
 LIST = flags.DEFINE_enum("list", None, list(lists.KINDS), "Print what there is, and end.")
-WEIGHTS = flags.DEFINE_string("weights", "", "eval, predict, export: a file of weights instead of the stage's own.")
-IMAGES = flags.DEFINE_string("images", "", "predict: the folder of images.")
-LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV or parquet; - is standard input, CSV.")
+WEIGHTS = flags.DEFINE_string(
+    "weights", "", "eval, predict, export: not the stage's own weights but a file, or another run's WORKDIR:STAGE."
+)
+DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
+IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
+LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
 THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
@@ -30,7 +33,10 @@ CLASSES = flags.DEFINE_list(
     "classes", [], "Names of the classes in masks, without the background, by their rising values: cyst,tumour."
 )
 OUTPUT = flags.DEFINE_string(
-    "output", "", "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file."
+    "output",
+    "",
+    "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file; compare: the "
+    "HTML file.",
 )
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")

@@ -31,9 +31,9 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import predict as predicting
     from kdjax.report import tables
 
-    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value)
+    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
     if first_process():
-        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\nalso in {workdir / predicting.RESULTS}")
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
     return 0
 
 
@@ -115,6 +115,17 @@ def metrics(words: list[str]) -> int:
     return 0
 
 
+def compare(words: list[str]) -> int:
+    from kdjax.experiment import compared
+    from kdjax.report import comparison
+
+    runs, differing = compared.compare([Path(word) for word in words])
+    page = Path(flags.OUTPUT.value or "compare.html")
+    page.write_text(comparison.html(runs, differing))
+    print(f"{comparison.text(runs, differing)}\n\nalso in {page}")
+    return 0
+
+
 def first_process() -> bool:
     import jax
 
@@ -129,4 +140,7 @@ OF_RUNS: dict[str, Callable[[Experiment, Path], int]] = {
     "export": export,
     "report": report,
 }
-WITHOUT: dict[str, Callable[[list[str]], int]] = {"metrics": metrics}  # of no run, given the words of the command
+WITHOUT: dict[str, Callable[[list[str]], int]] = {  # of no run, or of several: given the words of the command
+    "metrics": metrics,
+    "compare": compare,
+}

@@ -317,7 +317,9 @@ def opened(
         beside = [str(p) for p in path.parent.glob("*") if p.suffix.lower() in can_log.SUFFIXES]
         near = f"; {nearest(str(path), beside)}" if beside else ""
         actual = "a folder" if path.is_dir() else "no such file"
-        raise ConfigError(f"{path}: expected a log (CSV or parquet; - is standard input), found {actual}{near}")
+        raise ConfigError(
+            f"{path}: expected a log (CSV, parquet or candump -L; - is standard input), found {actual}{near}"
+        )
     if path.suffix.lower() == ".parquet":
         return can_log.stream_parquet(path, **options)
     file = open(path, "rb")  # noqa: SIM115 - the stack closes it

@@ -131,7 +131,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
 
 
 def _teacher_faults(stage: Stage, teacher: Teacher) -> list[str]:
-    kinds = {"stage": teacher.stage, "model": teacher.model, "average": teacher.average, "part": teacher.part}
+    file = teacher.model or teacher.weights
+    kinds = {"stage": teacher.stage, "model": file, "average": teacher.average, "part": teacher.part}
     named = [kind for kind, value in kinds.items() if value]
     faults = []
     if len(named) > 1:

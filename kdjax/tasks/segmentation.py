@@ -11,11 +11,13 @@ from jaxtyping import Array, Float, UInt8
 
 from kdjax.config import ConfigError, Data, Term, nearest
 from kdjax.models.layers.resize import resize
+from kdjax.report.figures.curves import overlay
 from kdjax.report.figures.examples import examples_html
 from kdjax.report.metrics import segmentation as metrics
 from kdjax.tasks.task import Arrays, Predictions, Tested
 
 EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
+SKETCHES = 3  # images that a tracker shows
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ class Segmentation:
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
         return {"class_names": list(dataset.mask_classes or dataset.image_classes)}
+
+    def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
+        """The first images with the predicted classes, and the outline of the truth in yellow."""
+        shown = [dataset.resized(split, i) for i in range(min(SKETCHES, dataset.sizes[split]))]
+        masks = predictions["classes"].astype(np.int32)
+        return {f"image_{i}": overlay(one["image"], masks[i], one.get("mask")) for i, one in enumerate(shown)}
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """The test images that the last student did best, middling and worst on, with what every model made of them."""

@@ -134,14 +134,14 @@ def end_epoch(
     """Validates; keeps the model where it is the best so far."""
     recorder.flush()
     collections = state.collections["model"]
-    measures, _ = evaluate(learner, learner.whole_fn(eval_params(state), collections, fixed["frozen"]), "val")
+    measures, predictions = evaluate(learner, learner.whole_fn(eval_params(state), collections, fixed["frozen"]), "val")
     step = int(state.step)
     refuse_non_finite({f"validation {k}": v for k, v in measures.items()}, step, folder / "checkpoints")
     record.epochs += 1
     record.measures = measures
     if ranked:
         record.ratio = ranked.next_ratio(record.epochs, record.ratio, measures["confidence"])
-    recorder.validation(step, measures)
+    recorder.validation(step, measures, predictions)
     value = measures[learner.task.primary]
     record.lowest = min(value, value if record.lowest is None else record.lowest)
     if record.improves(value, learner.stage.stop):

@@ -11,6 +11,7 @@ import jax
 from kdjax.config import ConfigError, Log, Stop
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
+from kdjax.tasks.task import Arrays
 from kdjax.train import checkpoint
 from kdjax.train.clock import Clock
 from kdjax.train.setup import Learner
@@ -103,9 +104,11 @@ class Recorder:
                 self._trackers.write(step, "train", values, timing)
         self._pending.clear()
 
-    def validation(self, step: int, measures: dict[str, float]) -> None:
+    def validation(self, step: int, measures: dict[str, float], predictions: Arrays) -> None:
         primary = self.learner.task.primary
         self._trackers.write(step, "val", measures)
+        if self._trackers.shows_images:
+            self._trackers.show(step, "val", self.learner.task.sketches(predictions, self.learner.dataset, "val"))
         self._bar.update(step, {primary: measures[primary]}, self.clock.rate, self.clock.waiting)
 
     def line(self, text: str) -> None:

@@ -1,5 +1,6 @@
 """What a finished stage is used for: its scores, and masks for images of any size and kind."""
 
+import errno
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ from kdjax.distill.teachers import build_model
 from kdjax.report.metrics import segmentation as metrics
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
+from tests.support import folders
 from tests.support.command import command, refused, tiny
 from tests.support.folders import picture
 
@@ -170,6 +172,41 @@ def test_the_same_on_any_mesh(run, images, tmp_path):
         made[name] = [read(p) for p in sorted((tmp_path / name).rglob("*_mask.png"))]
     for masks in made.values():
         assert all((a == b).mean() > 0.999 for a, b in zip(masks, made["one"], strict=True))
+
+
+def test_one_image_is_enough(run, images, tmp_path):
+    root, sizes = images
+    ended = on(run, "--mode=predict", f"--images={root / 'grey.png'}", f"--output={tmp_path}/out")
+    assert ended.code == 0, ended.error
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grey_mask.png", "grey_overlay.png"]
+    assert read(tmp_path / "out" / "grey_mask.png").shape == sizes["grey.png"]
+    refused(on(run, "--mode=predict", f"--images={root / 'notes.txt'}"), "notes.txt: expected images (.png")
+
+
+@pytest.mark.parametrize("place", ["{}", "folder:{}", "layout:{}"])
+def test_eval_scores_all_of_another_folder(run, tmp_path, place):
+    """Or what the folder itself calls its test images."""
+    made = folders.layout(tmp_path) if "layout" in place else folders.folder(tmp_path)
+    ended = on(run, "--mode=eval", f"--data={place.format(made['root'])}")
+    assert ended.code == 0, ended.error
+    assert f"on {place.format(made['root'])}: mean" in ended.out
+    assert f"{6 if 'layout' in place else 20} test images" in ended.out
+
+
+def test_eval_says_what_is_wrong_with_another_folder(run, tmp_path):
+    refused(on(run, "--mode=eval", f"--data={tmp_path}"), "the data 'folder' cannot be used", str(tmp_path))
+    refused(on(run, "--mode=eval", f"--data=fodler:{tmp_path}"), "no data entry 'fodler'; did you mean 'folder'")
+
+
+def test_eval_prints_its_scores_where_nothing_can_be_written(run, monkeypatch):
+    def refuse(path, text):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(predict, "write", refuse)
+    ended = on(run, "--mode=eval")
+    assert ended.code == 0, ended.error
+    assert "11 test images" in ended.out
+    assert f"not written to {run[1] / predict.RESULTS}: [Errno 30] Read-only file system" in ended.out
 
 
 def test_eval_agrees_with_predict_and_metrics(run, tmp_path):

@@ -94,9 +94,7 @@ def test_a_tap_sees_the_low_rank_pairs():
 def test_an_unknown_path_names_the_nearest():
     with pytest.raises(ConfigError, match="Tiny has no module 'blocks_2/proj'; did you mean 'blocks_"):
         Network(MODEL, ("blocks_2/proj",)).shapes(VARIABLES, example(16, 5))
-    with pytest.raises(
-        ConfigError, match=r"known: /Dropout_0, /blocks_0, /blocks_1, .*/head, blocks_0/proj, blocks_0/qkv"
-    ):
+    with pytest.raises(ConfigError, match=r"known: /Dropout_0, /blocks_0, .*/head, blocks_0/proj, blocks_0/qkv"):
         Network(MODEL, ("zzzzzz/y",)).shapes(VARIABLES, example(16, 5))
 
 

@@ -57,7 +57,10 @@ def run(tmp_path):
         (f"{STUDENT}.terms.kl.args.temperature=hot", "temperature: expected float, found 'hot'"),
         ("--config.control=maybe", "--config.control: expected bool, found 'maybe'"),
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
-        ("--mode=trian", "flag --mode=trian: value should be one of <train|look|eval|predict|export|metrics|report>"),
+        (
+            "--mode=trian",
+            "flag --mode=trian: value should be one of <train|look|eval|predict|export|metrics|report|compare>",
+        ),
         ("more", "unexpected argument 'more'; flags are written --name=value"),
         ("--stage=studnt", "--stage=studnt: no such stage; did you mean 'student'"),
         (f"{STUDENT}.optim.lr=-1", "stages.student: optim.lr: expected a positive number, found -1.0"),

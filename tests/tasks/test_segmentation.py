@@ -107,3 +107,16 @@ def test_scores_agree_with_the_measure():
     assert result["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
     assert table[0][:3] == ["image", "class", "dice"]
     assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted["classes"]))]
+
+
+def test_sketches_lay_prediction_and_truth_over_the_first_images():
+    mask = np.zeros((16, 16), np.int32)
+    mask[2:9, 2:9] = 1
+    examples = [{"image": np.full((16, 16, 3), 99, np.uint8), "mask": mask, "name": str(i)} for i in range(5)]
+    examples[1].pop("mask")  # its label is withheld
+    dataset = types.SimpleNamespace(sizes={"val": 5}, resized=lambda split, i: examples[i])
+    shown = task().sketches({"classes": np.stack([np.roll(mask, 4, 1)] * 5).astype(np.uint8)}, dataset, "val")
+    assert list(shown) == ["image_0", "image_1", "image_2"]
+    assert all(image.dtype == np.uint8 and image.shape == (16, 16, 3) for image in shown.values())
+    assert (shown["image_0"] != shown["image_1"]).any()
+    assert {tuple(colour) for colour in shown["image_0"].reshape(-1, 3)} > {(240, 228, 66), (99, 99, 99)}

@@ -39,8 +39,8 @@ def build(data: Data, parts: int = 1) -> "Images":
     faults += [
         f"split {split!r} is empty: {len(source)} examples are too few for shares {data.split}; "
         "add images or enlarge its share in data.split"
-        for split, indices in where.items()
-        if not len(indices)
+        for (split, indices), share in zip(where.items(), data.split, strict=True)
+        if not len(indices) and share
     ]
     if faults:
         _refuse(data, faults)

@@ -40,6 +40,15 @@ def same(a: Graphs, b: Graphs) -> None:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
 
 
+def test_logs_of_candump_are_trained_on(tmp_path):
+    can_logs.write(tmp_path / "drive.log", can_logs.candump(can_logs.messages(labelled=False)))
+    can_logs.write(tmp_path / "notes.log", "what we did that day")
+    found = Can(str(tmp_path), **SETTINGS)
+    assert [os.path.basename(path) for path in found.files] == ["drive.log"]
+    assert len(found.train) == 14
+    assert set(found.train.label) == {-1}
+
+
 @pytest.mark.parametrize("generation", ["A", "B", "C"])
 @pytest.mark.parametrize(("kind", "suffix"), [("folders", "csv"), ("flat", "parquet")])
 def test_sets_are_their_logs_in_order(kind, suffix, generation, tmp_path):
@@ -135,7 +144,7 @@ def test_roots_that_are_refused(tmp_path):
     assert "expected a folder of CAN logs, found no such folder" in fault(tmp_path / "nowhere")
     can_logs.write(tmp_path / "a" / "file.txt", "")
     assert "expected a folder of CAN logs, found a file" in fault(tmp_path / "a" / "file.txt")
-    expected = "expected training logs (.csv or .parquet) such as train_01/x.csv or train_01__x.parquet, found "
+    expected = "expected training logs (.csv or .parquet or .log) such as train_01/x.csv or train_01__x.parquet, found "
     assert f"{expected}none" in fault(tmp_path / "a")
     can_logs.write(tmp_path / "a" / "test_01" / "x.csv", can_logs.plain(can_logs.messages()))
     assert f"{expected}test_01/x.csv" in fault(tmp_path / "a")
