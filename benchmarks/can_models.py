@@ -148,7 +148,7 @@ def jax_step(name: str, options: dict[str, Any], threads: int) -> tuple[Callable
 def serve(pipe: Connection, side: str, case: str, threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):  # XLA has a thread for each core
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-    launch._keep_memory()  # both sides: as a run of kdjax has it, and PyTorch gains by it too
+    launch.keep_memory()  # both sides: as a run of kdjax has it, and PyTorch gains by it too
     name, options = CASES[case]
     build = {"torch": torch_step, "kdjax": jax_step}[side]
     turns(pipe, lambda: build(name, options, threads), lambda: None)

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-from kdjax.config import ConfigError, nearest
+from kdjax.config import ConfigError, nearest, raised_at
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
@@ -102,9 +102,27 @@ def get(kind: str, name: str) -> Any:
     module, colon, symbol = target.partition(":")
     if not colon:
         raise ConfigError(f"no {kind} entry {name!r}; {nearest(name, TABLES[kind])}")
-    if name not in TABLES[kind]:
-        refuse_untrusted([name])
-    return getattr(importlib.import_module(module), symbol)
+    if name in TABLES[kind]:
+        return getattr(importlib.import_module(module), symbol)
+    refuse_untrusted([name])
+    return _own(module, symbol)
+
+
+def _own(module: str, symbol: str) -> Any:
+    """A symbol of somebody's own module."""
+    name = f"'{module}:{symbol}'"
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        if error.name and f"{module}.".startswith(f"{error.name}."):
+            where = "in the folder that you start from, or installed in this environment"
+            raise ConfigError(f"{name}: there is no module {error.name!r}; expected it {where}") from error
+        file, line = raised_at(error)
+        raise ConfigError(f"{name} cannot be imported: {file}, line {line}: {error}") from error
+    if not hasattr(found, symbol):
+        known = [public for public in vars(found) if not public.startswith("_")]
+        raise ConfigError(f"{name}: the module has no {symbol!r}; {nearest(symbol, known)}")
+    return getattr(found, symbol)
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ PINNED = {  # a foreign library -> the only files that may know it, and folders,
     },
     "tensorboardX": {"report/trackers.py"},
     "wandb": {"report/trackers.py"},
-    "convert": {"deploy/export.py"},  # which writes PyTorch's names
+    "convert": {"deploy/export.py", "launch.py"},  # which write PyTorch's names, and start its command
 }
 LOWEST = {"registry", "config"}
 LAYERS = {"models.layers"}  # plain functions of arrays, such as the one way in which everything is resized
@@ -40,7 +40,8 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "train": TRAINING,
     "experiment": RUNNING,
     "deploy": RUNNING | {"experiment"},
-    "launch": RUNNING | {"experiment", "deploy"},
+    "command": RUNNING | {"experiment", "deploy"},
+    "launch": RUNNING | {"experiment", "deploy", "command"},
 }
 CONVERT = LOWEST | {"models", "weights"}
 STANDARD = set(sys.stdlib_module_names)

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int
 
-from kdjax.config import ConfigError
+from kdjax.config import ConfigError, nearest
 from kdjax.data.fields import Field, GraphsField
 
 Batch = dict[str, Any]  # arrays, or trees of them, by field
@@ -35,6 +35,12 @@ class Dataset(ABC):
         self.sizes, self.notes, self.workers = sizes, tuple(notes), workers
         self.trained_on = np.arange(sizes["train"])  # the examples of the training split that are dealt out
         self._labelled = {split: np.ones(n, bool) for split, n in sizes.items()} | {"train": labelled}
+
+    def fact(self, name: str) -> Any:
+        """What an option, or an argument of a loss, asks of the data where it is None."""
+        if name not in self.facts:
+            raise ConfigError(f"the data do not tell {name}; {nearest(name, self.facts)}")
+        return self.facts[name]
 
     @abstractmethod
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice) -> Batch:

@@ -37,7 +37,7 @@ def deal(
     owed = dict.fromkeys(SPLITS, 0.0)  # a class too small to give a split its share leaves it to the next class
     for (common, _), dealt in sorted(strata.items()):
         size, passed = sum(len(c) for _, c in dealt), 0
-        total = sum(shares[SPLITS.index(s)] for s in common)
+        total = sum(shares[SPLITS.index(s)] for s in common) or 1.0
         for s in common:
             owed[s] += size * shares[SPLITS.index(s)] / total
         names = common[::-1]  # test first: its images are those of the lowest hashes, so it changes least

@@ -13,7 +13,6 @@ from kdjax.data.fields import Field, GraphsField, known
 GEOMETRIC = ("hflip", "vflip", "rotate", "zoom", "crop")
 PHOTOMETRIC = ("gamma", "contrast", "erase")
 MIXING = ("mixup", "cutmix")
-TRANSFORMS = (*GEOMETRIC, *PHOTOMETRIC, *MIXING)
 
 ANGLE = 30.0  # degrees, to either side
 ZOOM = (1.0, 1.3)
@@ -22,6 +21,19 @@ GAMMA = (0.5, 1.9)
 CONTRAST = (0.5, 2.0)
 ERASED = (0.02, 0.2)  # share of the area
 ASPECT = (0.3, 3.3)  # of the erased rectangle, height to width
+
+TRANSFORMS = {  # name -> what it does
+    "hflip": "left becomes right",
+    "vflip": "top becomes bottom",
+    "rotate": f"a turn by up to {ANGLE:.0f} degrees",
+    "zoom": f"a part of the image, {ZOOM[0]:.0f} to {ZOOM[1]} times as large",
+    "crop": f"a shift by up to 1/{MARGIN} of the side",
+    "gamma": f"x^(1/g), g in {list(GAMMA)}",
+    "contrast": f"the distance from the mean, times {CONTRAST[0]} to {CONTRAST[1]:.0f}",
+    "erase": f"a rectangle of {ERASED[0]:.0%} to {ERASED[1]:.0%} of the area becomes the mean of the image",
+    "mixup": "a weighted mean with another example, and the soft target that belongs to it",
+    "cutmix": "a rectangle of another example, and the soft target that belongs to it",
+}
 
 Batch = dict[str, Array]
 

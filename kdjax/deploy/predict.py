@@ -1,6 +1,8 @@
 """Using what a stage left behind: scores on its test images, and masks for a folder of new images."""
 
+import copy
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -14,66 +16,92 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
 from kdjax import config
-from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
+from kdjax.config import ConfigError, Data, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images import files
-from kdjax.data.images.examples import resize
+from kdjax.data.images.resize import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
-from kdjax.experiment.plan import without_teachers
+from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
-from kdjax.experiment.workdir import stage_folder, write
+from kdjax.experiment.workdir import stage_folder, weights_file, write
 from kdjax.report import tables
-from kdjax.report.figures import curves
+from kdjax.report.figures import curves, legend
 from kdjax.train import sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial_shapes, prepare, task_of
 from kdjax.weights import safetensors
 
-BILINEAR = Image.Resampling.BILINEAR
 RESULTS = "eval_results.txt"
 OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
+READERS = {"segmentation": "folder", "classification": "classes"}  # task -> how other folders are read
 MADE = re.compile(r".*_(mask(_\d+)?|overlay)")  # names of masks and overlays, which are no images to predict
 
 
-def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "") -> dict:
-    """Scores a stage's model, or another file of weights for it, on the test images that the config gives now.
+def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "", place: str = "") -> dict:
+    """Scores a stage's model, or another file of weights for it, on the test images that the config gives now, or on
+    those of another `place`.
 
-    Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does, and
-    writes it to `eval_results.txt`.
+    Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does.
     """
     checks.validate(experiment)
     name, plain = chosen(experiment, stage)
+    data = plain.data  # a number of classes that it leaves open is found in it once more
     path, plain, variables, about, _ = load(plain, Path(workdir), name, weights)
+    if place:
+        data = data_at(place, plain)
+        plain = dataclasses.replace(plain, data=data)
     mesh = sharding.make_mesh(experiment.mesh)
-    dataset = pipeline.build(plain.data, sharding.parts(mesh, plain.data.batch_size, 1, f"stages.{name}"))
+    dataset = pipeline.build(data, sharding.parts(mesh, data.batch_size, 1, f"stages.{name}"))
     learner = prepare(name, plain, experiment, mesh, dataset, {})
     row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
     row |= outcome.test(learner, variables, None, calibrated(about))
-    summary = {
-        "name": f"{path} on {plain.data.source}",
+    return {
+        "name": f"{path} on {place or plain.data.source}",
         "num_classes": plain.data.num_classes,
         "test_images": dataset.sizes["test"],
         "item": dataset.item,
         **learner.task.words(dataset),
         "rows": [row],
     }
-    if jax.process_index() == 0:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
-        write(Path(workdir) / RESULTS, tables.results(summary))
-    return summary
+
+
+def write_results(summary: dict, workdir: Path) -> str:
+    """Says where the scores are also to be found; a folder that cannot be written to takes nothing from them."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write(workdir / RESULTS, tables.results(summary))
+    except OSError as error:
+        return f"not written to {workdir / RESULTS}: {error}"
+    return f"also in {workdir / RESULTS}"
+
+
+def data_at(place: str, stage: Stage) -> config.Data:
+    """All that lies in "FOLDER" or "READER:FOLDER" as test data, or what its own splits call so; read as training data
+    are."""
+    name, colon, folder = place.rpartition(":")
+    task = config.task_of(stage).name
+    if not colon or Path(place).expanduser().exists():
+        name, folder = READERS.get(task, ""), place
+    if task not in READERS:
+        raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
+    data = copy.copy(stage.data)
+    data.source, data.options, data.split = name, {"root": folder}, (0.0, 0.0, 1.0)
+    data.labelled, data.augment = 1.0, {}
+    return data
 
 
 def predict(
     experiment: Experiment, workdir: str | Path, stage: str, weights: str, images: str | Path, output: str | Path
 ) -> int:
-    """Writes `NAME_mask.png` and `NAME_overlay.png`, at the image's own size, for every image in a folder and in the
-    folders inside it, whose places they keep. Returns how many images there were.
+    """Writes `NAME_mask.png` and `NAME_overlay.png`, at the image's own size, for one image, or for every image in a
+    folder and in the folders inside it, whose places they keep. Returns how many images there were.
 
-    Masks hold 0 and 255 for two classes, else class ids. No training data is needed. Everything wrong with the images
-    is said at once, before anything is written.
+    Masks hold 0 and 255 for two classes, else class ids; overlays of several classes, or of named ones, name the
+    colours in a strip below. No training data is needed. Everything wrong with the images is said at once, before
+    anything is written.
     """
     checks.validate(experiment)
     if jax.process_count() > 1:
@@ -82,13 +110,17 @@ def predict(
     name, plain = chosen(experiment, stage)
     _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
     targets = plan(images, output)
+    data = plain.data
+    names = ("background", *data.classes) if data.classes else ()
+    swatches = legend.colours(data.num_classes, names) if names or data.num_classes > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
         image = files.read_image(str(path))
         mask = classes(logits, (image.shape[0], image.shape[1]))
         target = targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
         save(named(target, "mask"), mask * np.uint8(255) if plain.data.num_classes == 2 else mask)
-        save(named(target, "overlay"), curves.overlay(image, mask.astype(np.int32)))
+        shown = curves.overlay(image, mask.astype(np.int32))
+        save(named(target, "overlay"), legend.below(shown, swatches) if swatches else shown)
     return len(targets)
 
 
@@ -97,8 +129,7 @@ def predict(
 
 def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     """The stage of that name, controls included, as its finished model is: plain, with nothing left to learn."""
-    stages = dict(experiment.stages)
-    stages |= {f"{k}_control": without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
+    stages = with_controls(experiment)
     if not name:
         name = [*([k for k, s in experiment.stages.items() if s.teachers] or experiment.stages)][-1]
     if name not in stages:
@@ -127,7 +158,7 @@ class Kept(NamedTuple):
 def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
     """What the stage left, or another file; refused where it is not for the stage's model."""
     folder = stage_folder(workdir, name, stage)
-    path = Path(weights).expanduser() if weights else folder / "model.safetensors"
+    path = Path(weights_file(weights)).expanduser() if weights else folder / "model.safetensors"
     if not weights and not path.is_file():
         raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
     variables, about = safetensors.load(path)
@@ -139,13 +170,23 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
         variables = safetensors.overlay(initial_shapes(build_model(stage.model)), variables)
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
+    stage = dataclasses.replace(stage, data=as_trained_on(stage.data, about))
     beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
     return Kept(path, stage, variables, about, next((file for file in beside if file.is_file()), None))
 
 
+def as_trained_on(data: Data, about: dict[str, str]) -> Data:
+    """The data with the classes that the stage found in them, which the file tells."""
+    told = copy.copy(data)
+    told.num_classes = int(about.get("num_classes", 2)) if data.num_classes is None else data.num_classes
+    told.classes = data.classes or tuple(json.loads(about.get("mask_classes", "[]")))[1:]
+    return told
+
+
 def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Options of a model, and of the models inside it, completed by those in `before`, which the data gave; an option
-    that neither has keeps the model's default."""
+    that neither has keeps the model's default. The number of classes is the data's even where the config is silent."""
+    options = {"num_classes": None, **options} if "num_classes" in before else options
     inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
     merged = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
     return {k: v for k, v in merged.items() if v is not None}
@@ -171,7 +212,7 @@ def logits_of(
         chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(chunk):
-            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
+            image[row] = resize(files.read_image(str(path)), image.shape[1:3]) / np.float32(255)
         logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
         yield from zip(chunk, logits, strict=False)
 
@@ -187,9 +228,7 @@ def compiled(network: Network) -> Any:
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
     """The class of every pixel of an image of `size` (height, width): first the logits are resized, then decided."""
-    (rows, columns), channels = size, np.moveaxis(logits, -1, 0)
-    planes = [Image.fromarray(plane).resize((columns, rows), BILINEAR) for plane in channels]
-    large = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    large = resize(logits, size)
     chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
     return chosen.astype(np.uint8)
 
@@ -199,15 +238,16 @@ def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[
 
 def plan(images: Path, output: Path) -> dict[Path, Path]:
     """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
-    if not images.is_dir():
+    alone = images.is_file()
+    if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    paths = sorted(p for p in images.rglob("*") if p.is_file() and p.suffix.lower() in files.SUFFIXES)
-    paths = [p for p in paths if not p.name.startswith(".") and not MADE.fullmatch(p.stem)]
+    paths = [images] if alone else files.listing(images)
+    paths = [path for path in paths if alone or not MADE.fullmatch(path.stem)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}
     for path in paths:
-        target = output / path.relative_to(images).with_suffix("")
+        target = output / path.relative_to(images.parent if alone else images).with_suffix("")
         if target in taken:
             faults.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
         targets[path] = taken[target] = target

@@ -18,9 +18,9 @@ PACKS = "packs"  # the name of the mapped axis where a model takes one pack of e
 class Network:
     """A model as a step sees it: variables and a batch in, its endpoints and taps out.
 
-    `taps` are module paths ("image_encoder/blocks_5"); each output arrives under its path. `around` is entered while
-    the model runs, which is how low-rank adapters reach its layers. `names` says which field of the batch an input of
-    the model is, where they differ.
+    `taps` are module paths, told from endpoints by a slash ("image_encoder/blocks_5", at the top "/neck"); each output
+    arrives under its path. `around` is entered while the model runs, which is how low-rank adapters reach its layers.
+    `names` says which field of the batch an input of the model is, where they differ.
     """
 
     model: Any
@@ -52,7 +52,7 @@ class Network:
     ) -> tuple[dict[str, Array], dict]:
         """The outputs by name, and the new collections (as they were where `train` is False)."""
         state = {k: v for k, v in variables.items() if k not in ("params", "lora")}
-        wanted = set(self.taps)
+        wanted = {path.strip("/") for path in self.taps}
 
         def keep(module: nn.Module, method: str) -> bool:
             return method == "__call__" and "/".join(module.path) in wanted
@@ -84,8 +84,9 @@ class Network:
         """The shapes that the network gives for such a batch; refuses an unknown tap and names those there are."""
         known = self.paths(variables, batch) if self.taps else []
         for path in self.taps:
-            if path not in known:
-                raise ConfigError(f"{type(self.model).__name__} has no module {path!r}; {nearest(path, known)}")
+            if path.strip("/") not in known:
+                named = [name if "/" in name else f"/{name}" for name in known]
+                raise ConfigError(f"{type(self.model).__name__} has no module {path!r}; {nearest(path, named)}")
         return jax.eval_shape(lambda v, b: self(v, b)[0], variables, batch)
 
     def paths(self, variables: dict, batch: dict) -> list[str]:
@@ -111,6 +112,6 @@ class Network:
 
 
 def _captured(tree: dict, path: str) -> Array:
-    for name in path.split("/"):
+    for name in path.strip("/").split("/"):
         tree = tree[name]
     return tree["__call__"][0]

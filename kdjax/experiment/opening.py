@@ -15,8 +15,9 @@ from kdjax.data import pipeline
 from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan
+from kdjax.experiment.changes import check_owner
 from kdjax.experiment.resolve import resolved
-from kdjax.experiment.workdir import Run, check_owner, claim, stage_folder, stages_inside, write
+from kdjax.experiment.workdir import Run, claim, stage_folder, stages_inside, weights_file, write
 from kdjax.report import trackers
 from kdjax.train import budget, sharding
 from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
@@ -54,7 +55,8 @@ class Opening:
     def add(self, name: str, stage: Stage) -> None:
         """Makes a stage ready and checks its weights."""
         teachers = {key: found_teacher(self.folder, name, stage, key) for key in stage.teachers}
-        stage = replace(stage, teachers=teachers)
+        init = stage.init if stage.init.startswith("stage:") else weights_file(stage.init)
+        stage = replace(stage, teachers=teachers, init=init)
         for path in weight_files(stage):
             self.files[path], about = safetensors.load(path)
             self.models[path] = safetensors.model_in(about)
@@ -69,6 +71,8 @@ class Opening:
         parts = sharding.parts(self.mesh, size, stage.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(data), parts])
         self.datasets[key] = self.datasets.get(key) or pipeline.build(data, parts)
+        if data.num_classes is None:
+            data.num_classes = self.datasets[key].facts.get("num_classes", 2)
         try:
             stage = resolved(replace(stage, data=data), self.datasets[key].facts, self.models.get(stage.init))
         except ConfigError as error:
@@ -100,8 +104,9 @@ class Opening:
             _check_fits(f"stages.{name}.{what}", target, self.files[path], skip, self.models[path])
         for what, source, part in stages_inside(learner.stage):
             earlier = self.learners[source]
-            target = part_of(initial_shapes(learner.model), part)
-            _check_fits(f"stages.{name}.{what}", target, initial_shapes(earlier.model), made_for=earlier.stage.model)
+            target, given = part_of(initial_shapes(learner.model), part), initial_shapes(earlier.model)
+            skip = () if part else learner.stage.init_skip
+            _check_fits(f"stages.{name}.{what}", target, given, skip, made_for=earlier.stage.model)
 
     def keep_batch_sizes(self) -> None:
         for name, learner in self.learners.items():
@@ -112,10 +117,15 @@ class Opening:
 
 
 def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Teacher:
-    """The teacher, looked for by the student's folder where none is named."""
+    """The teacher with its file, looked for by the student's folder where none is named, and the model of that file."""
     teacher = stage.teachers[key]
-    if teacher.stage or teacher.model or teacher.average or teacher.part:
+    if teacher.stage or teacher.average or teacher.part:
         return teacher
+    if teacher.weights:
+        path = weights_file(teacher.weights)
+        if (model := teacher.model or safetensors.model_in(safetensors.load(path)[1])) is None:
+            raise ConfigError(f"stages.{name}.teachers.{key}: {path} does not tell its model; name it, model=...")
+        return replace(teacher, model=model, weights=path)
     pattern = plan.teacher_folders(stage.folder)
     own = folder / plan.without_teachers(stage).folder
     finished = [path for path in sorted(folder.glob(f"{pattern}/model.safetensors")) if path.parent != own]

@@ -69,6 +69,12 @@ def without_teachers(stage: Stage) -> Stage:
     return dataclasses.replace(stage, **fields)
 
 
+def with_controls(experiment: Experiment) -> dict[str, Stage]:
+    """All stages by name, and the control of each distilled one, whether it runs or not."""
+    controls = {f"{k}_control": without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
+    return experiment.stages | controls
+
+
 def standing_in(stage: Stage, absent: str, present: str) -> Stage:
     """The stage with every reference to `absent` made one to `present`."""
 

@@ -50,13 +50,11 @@ def run_stages(opened: Run, signals: Signals) -> dict[str, str]:
         name = waiting.pop(0)
         if name in skipped:
             continue
-        finished = opened.folder_of(name) / "result.json"
-        if finished.exists():
-            result = json.loads(finished.read_text())
-        else:
+        result = opened.finished(name)
+        if result is None:
             result = train_and_test(opened, name, signals)
             if jax.process_index() == 0:
-                write(finished, json.dumps(result, indent=1))
+                write(opened.folder_of(name) / "result.json", json.dumps(result, indent=1))
         gate = opened.learners[name].stage.gate
         if gate is not None and result["best"] < gate.at_least:
             waiting = otherwise(opened, name, gate, result["best"], waiting, skipped)
@@ -71,9 +69,9 @@ def otherwise(
     short = f"stage {name!r} reached {measure} {best:.4f} on the validation data, its gate asks for {gate.at_least:.4f}"
     if gate.otherwise == "stop":
         raise GateError(
-            f"{short}. What learns from it would learn its faults: train it longer "
-            f"(--config.stages.{name}.epochs), give it more labels, or lower --config.stages.{name}.gate.at_least; "
-            "with another --workdir"
+            f"{short}. What learns from it would learn its faults: train it longer, --config.stages.{name}.epochs "
+            "(where its schedule does not allow that, it says what to do), or lower "
+            f"--config.stages.{name}.gate.at_least; or, in another --workdir, give it more labels"
         )
     if gate.otherwise != "control":
         say(f"{short}: {gate.otherwise!r} stands in for it from here on")
@@ -112,7 +110,8 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
     """The row of a stage in the summary."""
     learner, folder = opened.learners[name], opened.folder_of(name)
     stage = learner.stage
-    given = opened.init(stage), opened.teachers(stage), opened.experiment.log, signals
+    log = replace(opened.experiment.log, group=opened.experiment.log.group or opened.folder.resolve().name)
+    given = opened.init(stage), opened.teachers(stage), log, signals
     trained = train(learner, folder, *given, ranked(opened, learner))
     variables = opened.weights(name)
     tested = test(learner, variables, folder, trained["calibrated"])
@@ -140,7 +139,7 @@ def overview(opened: Run) -> str:
     """What is about to run and on what, a line each, with what a person should know about the data."""
     mesh = next(iter(opened.learners.values())).mesh
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
-    done = [name for name in opened.learners if (opened.folder_of(name) / "result.json").exists()]
+    done = [name for name in opened.learners if opened.finished(name)]
     lines = [
         f"workdir  {opened.folder}",
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({axes})' if axes else ''}",

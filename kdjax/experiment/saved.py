@@ -17,7 +17,12 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str) -> Experiment:
-    return _from(Experiment, json.loads(text))
+    try:
+        return _from(Experiment, json.loads(text))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:  # a file can hold anything
+        raise ConfigError(
+            f"config.json: expected a config as a run saves it, found other things ({error!r})"
+        ) from error
 
 
 def refuse_other_edition(text: str, folder: Any) -> None:

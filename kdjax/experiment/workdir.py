@@ -1,18 +1,18 @@
-"""The working directory of a run: where files lie, which run owns it, and how files are written."""
+"""The working directory of a run: where files lie, how far its stages are, and how files are written."""
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 
-from kdjax.config import ConfigError, Experiment, Stage
-from kdjax.experiment.plan import standing_in
-from kdjax.experiment.saved import differences, from_json, refuse_other_edition, to_json
+from kdjax.config import ConfigError, Experiment, Stage, nearest
+from kdjax.experiment.plan import standing_in, with_controls
+from kdjax.experiment.saved import from_json, to_json
+from kdjax.train.recording import Record
 from kdjax.train.setup import Learner
 from kdjax.weights import safetensors
-
-MAY_CHANGE = ("mesh.", "log.", "quick_compile")  # of a config between two starts
 
 
 @dataclass
@@ -32,6 +32,11 @@ class Run:
 
     def folder_of(self, stage: str) -> Path:
         return stage_folder(self.folder, stage, self.learners[stage].stage)
+
+    def finished(self, stage: str) -> dict | None:
+        """The result of a stage that has nothing left to train."""
+        result = result_of(self.folder_of(stage))
+        return result if is_finished(result, self.learners[stage].stage) else None
 
     def weights(self, stage: str) -> dict:
         """The variables that a finished stage left."""
@@ -77,21 +82,38 @@ def write(path: Path, text: str) -> None:
 
 
 def claim(folder: Path, experiment: Experiment) -> None:
+    """Keeps the config in the folder, as it is now."""
     folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0 and not (folder / "config.json").exists():
-        write(folder / "config.json", to_json(experiment))
+    path, text = folder / "config.json", to_json(experiment)
+    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
+        write(path, text)
 
 
-def check_owner(folder: Path, experiment: Experiment) -> None:
-    """Refuses a folder that holds another experiment; the mesh and the log may change between restarts."""
-    if not (folder / "config.json").exists():
-        return
-    text = (folder / "config.json").read_text()
-    refuse_other_edition(text, folder)
-    changes = [d for d in differences(from_json(text), experiment) if not d.startswith(MAY_CHANGE)]
-    if changes:
-        shown = "\n  ".join(changes[:10] + ([f"and {len(changes) - 10} more"] if len(changes) > 10 else []))
-        raise ConfigError(
-            f"{folder} belongs to another config (there, and now):\n  {shown}\n"
-            "Choose another --workdir, or give the config it was made with."
-        )
+def weights_file(place: str) -> str:
+    """A file of weights as it is; of "WORKDIR:STAGE", a finished stage of another run, the file that it left."""
+    folder, colon, name = place.rpartition(":")
+    if not colon or Path(place).expanduser().exists() or not Path(folder).expanduser().is_dir():
+        return place
+    other = Path(folder).expanduser()
+    if not (other / "config.json").is_file():
+        raise ConfigError(f"{place}: expected WORKDIR:STAGE, found no config.json in {folder}, which so holds no run")
+    stages = with_controls(from_json((other / "config.json").read_text()))
+    if name not in stages:
+        raise ConfigError(f"{place}: the run has no stage {name!r}; {nearest(name, stages)}")
+    path = stage_folder(other, name, stages[name]) / "model.safetensors"
+    if not path.exists():
+        raise ConfigError(f"{place}: stage {name!r} of that run has not finished; train it first")
+    return str(path)
+
+
+def result_of(place: Path) -> dict | None:
+    """What a stage in this folder came to, when it last finished."""
+    path = place / "result.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def is_finished(result: dict | None, stage: Stage) -> bool:
+    """Whether that is all that the stage is asked for now."""
+    if result is None:
+        return False
+    return Record({}, epochs=result["epochs"], best_epoch=result["best_epoch"]).is_over(stage.epochs, stage.stop)

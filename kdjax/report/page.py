@@ -1,6 +1,7 @@
 """report.html: the results of a run on one page that needs nothing else, to open anywhere and to send to others."""
 
 import math
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -33,13 +34,18 @@ def render(
             f"<details><summary>Show the whole configuration</summary><pre>{escape(config_json)}</pre></details>",
         ),
     ]
+    return document(title, headline, _tiles(summary), sections, mood)
+
+
+def document(title: str, headline: str, tiles: str, sections: Iterable[tuple[str, str]], mood: str = "plain") -> str:
+    """A page that needs nothing else; sections are HTML by their heading, and empty ones are left out."""
     body = "".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="eyebrow">{escape(title)}</p><h1 class="{mood}">{escape(headline)}</h1>'
-        f"{_tiles(summary)}</header>{body}</main></body></html>\n"
+        f"{tiles}</header>{body}</main></body></html>\n"
     )
 
 
@@ -160,6 +166,11 @@ def _tiles(summary: dict[str, Any]) -> str:
         ratio = _ratio((teacher or {}).get(key), student.get(key))
         if ratio is not None and ratio > 1.05:
             tiles.append((_times(ratio), text))
+    return tiles_html(tiles)
+
+
+def tiles_html(tiles: Iterable[tuple[str, str]]) -> str:
+    """(value, what it is) of each tile."""
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in tiles)
     return f'<dl class="tiles">{items}</dl>' if items else ""
 
@@ -196,6 +207,9 @@ def _per_class(summary: dict[str, Any]) -> str:
 def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
     titles = {row["stage"]: row["title"] for row in summary["rows"]}
     named = {titles.get(stage, stage): records for stage, records in curves.items()}
+    advice: dict[str, list[str]] = {}
+    for row in summary["rows"]:
+        advice.setdefault(row["title"], []).extend([row["advice"]] if row.get("advice") else [])
     parts = []
     for name in _validated(summary, named):
         heading = f"{tables.heading(name)} on validation {summary.get('item', 'image')}s"
@@ -204,6 +218,7 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
         drawn = "".join(figure(what, svg) for what, svg in figures.learning_curves(records).items())
         if drawn:
             parts.append(f'<h3>{escape(title)}</h3><div class="curves">{drawn}</div>')
+        parts += [f'<p class="note">{escape(text)}</p>' for text in advice.get(title, [])]
     return "".join(parts)
 
 

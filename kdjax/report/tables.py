@@ -31,7 +31,7 @@ CONTROL = "(control: same budget, same labels)"
 
 def text(summary: dict[str, Any]) -> str:
     """For the terminal: aligned columns, a line per model."""
-    return _aligned(header(summary), [cells(summary, row) for row in summary["rows"]])
+    return aligned(header(summary), [cells(summary, row) for row in summary["rows"]])
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -74,13 +74,13 @@ def heading(name: str) -> str:
     return HEADINGS.get(name, name.replace("_", " "))
 
 
-def mean_std(name: str, value: dict[str, Any] | None) -> str:
-    """`0.912 ± 0.034`, the spread over the test images."""
+def mean_std(name: str, value: dict[str, Any] | None, signed: bool = False) -> str:
+    """`0.912 ± 0.034`, the spread over the test images or the seeds."""
     if not value or not _finite(value.get("mean")):
         return MISSING
     digits = DIGITS.get(name, 3)
     spread = f" ± {value['std']:.{digits}f}" if _finite(value.get("std")) else ""
-    return f"{value['mean']:.{digits}f}{spread}"
+    return f"{value['mean']:{'+' * signed}.{digits}f}{spread}"
 
 
 def results(summary: dict[str, Any]) -> str:
@@ -96,7 +96,7 @@ def results(summary: dict[str, Any]) -> str:
         body = [[heading(m), *(mean_std(m, scope.get(m)) for scope in scopes.values())] for m in measured]
         head = ["", *scopes] if len(scopes) > 1 else ["", "mean ± std"]
         note = f"  {CONTROL}" if row.get("role") == "control" else ""
-        parts.append(f"{row['title']}{note}\n{_aligned([*head, ''], [[*line, ''] for line in body])}")
+        parts.append(f"{row['title']}{note}\n{aligned([*head, ''], [[*line, ''] for line in body])}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,14 +119,14 @@ def class_name(key: str, names: list[str]) -> str:
     return names[int(key)] if named else f"class {key}"
 
 
-def _aligned(head: list[str], rows: list[list[str]]) -> str:
-    """The first and the last column to the left, numbers to the right."""
+def aligned(head: list[str], rows: list[list[str]], left: tuple[int, ...] = (0, -1)) -> str:
+    """Names and notes, the columns in `left`, to the left, numbers to the right."""
     lines = [head, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    last = len(head) - 1
+    names = [i % len(head) for i in left]
     return "\n".join(
         "  ".join(
-            c.ljust(w) if i in (0, last) else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            c.ljust(w) if i in names else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )

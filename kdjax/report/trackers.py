@@ -15,6 +15,9 @@ import secrets
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
+import numpy as np
+from jaxtyping import UInt8
+
 from kdjax.config import ConfigError, Log
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
@@ -51,12 +54,12 @@ class Trackers:
         check(log)
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self._wandb = _wandb(folder, log, name) if log.wandb != "off" else None  # first, as it may refuse
         for file in (METRICS, TIMING):
             _cut(folder / file, steps_done)
         self._metrics = (folder / METRICS).open("a")
         self._timing = (folder / TIMING).open("a")
         self._board = _tensorboard(folder, steps_done) if log.tensorboard else None
-        self._wandb = _wandb(folder, log, name) if log.wandb != "off" else None
 
     def write(self, step: int, split: str, values: Values, timing: Values | None = None) -> None:
         """Records `values` of `split` ("train" | "val") at `step`; a number that is not finite is written as null."""
@@ -71,6 +74,16 @@ class Trackers:
                 self._board.add_scalar(tag, value, step)
         if self._wandb is not None:
             self._wandb.log({"step": step, **tagged})
+
+    @property
+    def shows_images(self) -> bool:
+        return self.primary and self._board is not None
+
+    def show(self, step: int, split: str, images: Mapping[str, UInt8[np.ndarray, "h w 3"]]) -> None:
+        """Puts pictures into TensorBoard."""
+        if self._board is not None:
+            for name, image in images.items():
+                self._board.add_image(f"{split}/{name}", image, step, dataformats="HWC")
 
     def close(self) -> None:
         if not self.primary:
@@ -134,14 +147,21 @@ def _wandb(folder: pathlib.Path, log: Log, name: str) -> Any:
     if not ticket.exists():
         ticket.write_text(secrets.token_hex(4))
     mode: Any = log.wandb
-    run = wandb.init(
-        project=log.project,
-        name=name or folder.name,
-        dir=str(folder),
-        mode=mode,
-        id=ticket.read_text(),
-        resume="allow",
-    )
+    try:
+        run = wandb.init(
+            project=log.project,
+            group=log.group or None,
+            name=name or folder.name,
+            dir=str(folder),
+            mode=mode,
+            id=ticket.read_text(),
+            resume="allow",
+        )
+    except wandb.errors.Error as error:
+        raise ConfigError(
+            f"log.wandb is {log.wandb!r}, and Weights & Biases refuses: {error} Log in with `wandb login`, set "
+            "WANDB_API_KEY, or keep the records here with --config.log.wandb=offline"
+        ) from error
     # Steps as a value of its own: the run's own counter refuses the steps that a resumed stage repeats.
     run.define_metric("*", step_metric="step")
     return run

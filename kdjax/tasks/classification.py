@@ -13,6 +13,7 @@ from kdjax.config import ConfigError, Data, Term
 from kdjax.report.metrics import classification as metrics
 from kdjax.tasks.task import Arrays, Predictions, Tested
 
+SKETCHES, RIGHT, WRONG = 8, (0, 158, 115), (213, 94, 0)  # images that a tracker shows, and the colours of their frames
 MIXING = ("mixup", "cutmix")  # the transforms that make a soft target of classes
 EMBEDDINGS = ("features", "embedding")  # endpoints with a vector for each example
 COUNTED = 100  # classes up to which the summary holds the confusions
@@ -83,6 +84,18 @@ class Classification:
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
         return {"over": f"{int((dataset.labels('test') >= 0).sum())} test {dataset.item}s"}
+
+    def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
+        """The first images, framed in green where they are recognised and in red where not; nodes have none."""
+        if "image" not in dataset.fields:
+            return {}
+        classes, framed = predictions["logits"].argmax(axis=-1), {}
+        for i in range(min(SKETCHES, dataset.sizes[split])):
+            right = classes[i] == dataset.labels(split)[i]
+            framed[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
+            for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
+                framed[f"image_{i}"][edge] = RIGHT if right else WRONG
+        return framed
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """Confusions, calibration and embeddings of all models that were tested on what the last student was."""

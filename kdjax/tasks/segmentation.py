@@ -1,5 +1,6 @@
 """Segmentation: a class for every pixel. Two classes use one logit, more use one each, background first."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -8,30 +9,47 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kdjax.config import ConfigError, Data, Term
+from kdjax.config import ConfigError, Data, Term, nearest
 from kdjax.models.layers.resize import resize
+from kdjax.report.figures.curves import overlay
 from kdjax.report.figures.examples import examples_html
 from kdjax.report.metrics import segmentation as metrics
 from kdjax.tasks.task import Arrays, Predictions, Tested
 
 EXAMPLES = 2  # pictures of each kind in the report: best, median, worst
+SKETCHES = 3  # images that a tracker shows
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Supervised terms, measures and scores of masks."""
+    """Supervised terms, measures and scores of masks.
+
+    `weight` is that of each of the two supervised terms, cross-entropy and soft Dice. `smooth` is of the Dice: 1 asks
+    for an empty mask where there is nothing. `balanced` weighs the classes of the cross-entropy by how rare they are.
+    """
 
     num_classes: int
+    weight: float = 0.5
+    smooth: float = 1e-5
+    balanced: bool = False
     primary: ClassVar[str] = "dice"
     measures: ClassVar[tuple[str, ...]] = ("dice",)
 
     @classmethod
-    def of(cls, data: Data) -> "Segmentation":
-        return cls(data.num_classes)
+    def of(cls, data: Data, **options: Any) -> "Segmentation":
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "num_classes"]
+        if unknown := [name for name in options if name not in known]:
+            raise ConfigError(f"segmentation has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+        assert data.num_classes is not None
+        return cls(data.num_classes, **options)
 
     def terms(self) -> dict[str, Term]:
         pixel = "bce" if self.num_classes == 2 else "ce"
-        return {pixel: Term(pixel, label="mask", weight=0.5), "dice": Term("dice", label="mask", weight=0.5)}
+        weights: dict[str, Any] = {"class_weights": None} if self.balanced else {}
+        return {
+            pixel: Term(pixel, label="mask", weight=self.weight, args=weights),
+            "dice": Term("dice", label="mask", weight=self.weight, args={"smooth": self.smooth}),
+        }
 
     def check(self, outputs: dict[str, Any]) -> None:
         """Refuses a model that does not give the logits this task needs."""
@@ -82,7 +100,13 @@ class Segmentation:
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
-        return {"class_names": list(dataset.image_classes)}
+        return {"class_names": list(dataset.mask_classes or dataset.image_classes)}
+
+    def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
+        """The first images with the predicted classes, and the outline of the truth in yellow."""
+        shown = [dataset.resized(split, i) for i in range(min(SKETCHES, dataset.sizes[split]))]
+        masks = predictions["classes"].astype(np.int32)
+        return {f"image_{i}": overlay(one["image"], masks[i], one.get("mask")) for i, one in enumerate(shown)}
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """The test images that the last student did best, middling and worst on, with what every model made of them."""
@@ -108,7 +132,8 @@ class Segmentation:
             for i in map(int, chosen[:EXAMPLES])
         ]
         student = students[-1].title if students and students[-1].role == "student" else ""
-        return {"Test images": examples_html(examples, student)} if examples else {}
+        shown_as = self.num_classes, last.dataset.mask_classes
+        return {"Test images": examples_html(examples, student, *shown_as)} if examples else {}
 
 
 def _dice(scores: metrics.Scores) -> float:
@@ -125,6 +150,6 @@ def classes(logits: Float[Array, "b h w k"], size: tuple[int, int]) -> UInt8[Arr
     """Logits, bilinearly resized to `size`, as class ids."""
     logits = logits.astype(jnp.float32)
     if logits.shape[1:3] != size:
-        logits = resize(logits, size)
+        logits = resize(logits, size, antialias=True)
     chosen = logits[..., 0] > 0 if logits.shape[-1] == 1 else logits.argmax(axis=-1)
     return chosen.astype(jnp.uint8)

@@ -51,6 +51,10 @@ class Task(Protocol):
         """How the report calls things."""
         ...
 
+    def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
+        """A few pictures of a split to watch while training goes on, uint8 [h, w, 3] by name."""
+        ...
+
     def pictures(self, tested: list["Tested"]) -> dict[str, str]:
         """Sections of the report, as HTML by their heading."""
         ...

@@ -75,13 +75,16 @@ def train(
                 batches = dealt(learner, step, record, ranked) if ranked else batches
             elif stage.save_every and step % stage.save_every == 0:
                 save()
-            if signals.stop(step):
+            if asked := signals.stop(step):
                 save()
                 recorder.line(f"{stage.title or learner.name}: stopped at step {step}, saved in {checkpoints}")
-                raise Stopped
+                raise Stopped(asked)
+
+        if advice := what_to_try(learner, record):
+            recorder.line(f"warning  {advice}\n")
 
     trained = {"wait": recorder.clock.waiting, "trained_parameters": count(state.params)}
-    return finish(learner, folder, record, fixed) | trained
+    return finish(learner, folder, record, fixed) | trained | ({"advice": advice} if advice else {})
 
 
 def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked | None) -> tuple[State, Record]:
@@ -128,19 +131,32 @@ def end_epoch(
     """Validates; keeps the model where it is the best so far."""
     recorder.flush()
     collections = state.collections["model"]
-    measures, _ = evaluate(learner, learner.whole_fn(eval_params(state), collections, fixed["frozen"]), "val")
+    measures, predictions = evaluate(learner, learner.whole_fn(eval_params(state), collections, fixed["frozen"]), "val")
     step = int(state.step)
     refuse_non_finite({f"validation {k}": v for k, v in measures.items()}, step, folder / "checkpoints")
     record.epochs += 1
     record.measures = measures
     if ranked:
         record.ratio = ranked.next_ratio(record.epochs, record.ratio, measures["confidence"])
-    recorder.validation(step, measures)
+    recorder.validation(step, measures, predictions)
     value = measures[learner.task.primary]
+    record.lowest = min(value, value if record.lowest is None else record.lowest)
     if record.improves(value, learner.stage.stop):
         record.best, record.best_epoch = value, record.epochs
         record.best_file = BEST.format(epoch=record.epochs, measure=learner.task.primary, value=value)
         keep(folder / record.best_file, {"params": eval_params(state), "collections": collections})
+
+
+def what_to_try(learner: Learner, record: Record) -> str:
+    """What to say of a stage whose validation stayed where it was; "" of one that moved."""
+    if not record.unmoved():
+        return ""
+    at, steps = f"--config.stages.{learner.name.removesuffix('_control')}", learner.steps_per_epoch
+    return (
+        f"{learner.stage.title or learner.name}: {learner.task.primary} stayed at {record.best:.3f} in all "
+        f"{record.epochs} epochs, of {steps} steps each. To try: more epochs ({at}.epochs), a higher learning rate "
+        f"({at}.optim.lr), smaller batches ({at}.data.batch_size); --mode=look shows whether the labels are right"
+    )
 
 
 def prune(folder: Path, best_file: str) -> None:

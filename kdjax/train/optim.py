@@ -11,7 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.config import ConfigError, Optim, nearest
 
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMISERS = {  # name -> what it is
+    "adam": "Adam (Kingma & Ba 2015), weight decay as part of the gradient",
+    "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter 2019)",
+    "sgd": "stochastic gradient descent with momentum, weight decay as part of the gradient",
+}
 SCHEDULES = ("constant", "plateau", "warmup_cosine", "warmup_poly")
 PULLS = ("sum", "sharpness", "separate", "balanced")
 
@@ -171,6 +175,10 @@ def merge(trainable: Mapping, frozen: Mapping) -> dict[str, Any]:
     return unflatten_dict(flatten_dict(trainable) | flatten_dict(frozen))
 
 
-def ema(decay: float, old: Any, new: Any) -> Any:
-    """The average of the parameters one step on: `decay * old + (1 - decay) * new`."""
-    return optax.incremental_update(new, old, 1.0 - decay)
+def ema(decay: float, old: Any, new: Any, step: Any) -> Any:
+    """The average of the parameters one step on: `d * old + (1 - d) * new`.
+
+    d is (1 + step) / (10 + step) until that reaches `decay`: an average that begins with the untrained parameters
+    would else be made of them for as long as 1 / (1 - decay) steps, which is all that a small data set has.
+    """
+    return optax.incremental_update(new, old, 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step)))

@@ -11,9 +11,12 @@ import jax
 from kdjax.config import ConfigError, Log, Stop
 from kdjax.report.progress import Progress
 from kdjax.report.trackers import Trackers
+from kdjax.tasks.task import Arrays
 from kdjax.train import checkpoint
 from kdjax.train.clock import Clock
 from kdjax.train.setup import Learner
+
+MOVES = 1e-3  # a measure that changes by a smaller part over all epochs of a stage has not moved
 
 
 class Diverged(RuntimeError):
@@ -27,6 +30,7 @@ class Record:
     outside: dict[str, Any]  # what the run began with that is not in its config
     epochs: int = 0
     best: float | None = None  # of the task's primary measure on validation data
+    lowest: float | None = None
     best_epoch: int = 0
     best_file: str = ""
     seconds: float = 0.0
@@ -51,6 +55,12 @@ class Record:
 
     def improves(self, value: float, stop: Stop | None) -> bool:
         return self.best is None or value > self.best + (stop.min_delta if stop else 0.0)
+
+    def unmoved(self) -> bool:
+        """Whether no epoch of several brought anything, and there was something to learn."""
+        if self.best is None or self.lowest is None or self.epochs < 3:
+            return False
+        return self.best - self.lowest <= MOVES * abs(self.best) and self.best < 1 - MOVES
 
     def is_over(self, epochs: int, stop: Stop | None) -> bool:
         """Whether all epochs are done, or the last `patience` of them brought nothing."""
@@ -94,9 +104,11 @@ class Recorder:
                 self._trackers.write(step, "train", values, timing)
         self._pending.clear()
 
-    def validation(self, step: int, measures: dict[str, float]) -> None:
+    def validation(self, step: int, measures: dict[str, float], predictions: Arrays) -> None:
         primary = self.learner.task.primary
         self._trackers.write(step, "val", measures)
+        if self._trackers.shows_images:
+            self._trackers.show(step, "val", self.learner.task.sketches(predictions, self.learner.dataset, "val"))
         self._bar.update(step, {primary: measures[primary]}, self.clock.rate, self.clock.waiting)
 
     def line(self, text: str) -> None:

@@ -20,7 +20,7 @@ from kdjax.tasks.task import Acting, Task
 from kdjax.train import knobs, lora, optim, sharding
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
-from kdjax.train.step import State, Step, as_floats, evaluate
+from kdjax.train.step import State, Step, Transform, as_floats, evaluate
 from kdjax.weights import safetensors
 
 
@@ -64,13 +64,14 @@ class Learner:
         `init`, by submodule with "" for all of the model, and `teachers` hold whole variables, as numpy arrays.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
-        skip = self.stage.init_skip if self.stage.init and not self.stage.init.startswith("stage:") else ()
+        skip = self.stage.init_skip
         if "" in init and not skip:  # nothing fresh is left of the model
             variables = initial_shapes(self.model)
         else:
             variables = initialiser(self.model)(key)
         for part, given in init.items():
-            variables = with_part(variables, part, safetensors.overlay(part_of(variables, part), given, skip=skip))
+            own = safetensors.overlay(part_of(variables, part), given, skip=() if part else skip)
+            variables = with_part(variables, part, own)
         state, frozen = self.begin(key, variables)
         fixed = {"frozen": frozen, "teachers": teachers}
         outside = {"init": init, "teachers": teachers}
@@ -201,6 +202,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     """The terms of a stage, bound to its student and its sources by the shapes of its data."""
     terms = {k: term for k, term in {**task.terms(), **stage.terms}.items() if term.weight != 0}
     bound, faults = ([], []) if isinstance(task, Acting) else find_terms(terms)
+    bound = [term.told(dataset.fact) for term in bound]
     names = tuple(stage.inputs.items())
     student = Network(model, taps(bound, stage.teachers, "student"), partial(lora.active, stage.lora), names)
     variables = initial_shapes(model)
@@ -227,18 +229,22 @@ def step_of(
     if isinstance(task, Acting):
         updates = steps * (stage.data.batch_size // task.agent.acts)
         return EpisodeStep(model, *optim.build(stage.optim, trainable, updates, stage.epochs), task)
-    transform = None
-    if stage.data.augment:
-        transform = partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
     return Step(
         objective,
         *optim.build(stage.optim, trainable, steps, stage.epochs),
-        transform,
+        augmentation(stage, dataset),
         steps_per_epoch=steps,
         pull=stage.optim.pull,
         accumulate=stage.optim.accumulate,
         ema=stage.optim.ema,
     )
+
+
+def augmentation(stage: Stage, dataset: Dataset) -> Transform | None:
+    """What a step does to each batch, given its key."""
+    if not stage.data.augment:
+        return None
+    return partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
 
 
 def task_of(stage: Stage) -> Task:

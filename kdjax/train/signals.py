@@ -11,12 +11,16 @@ from jax.experimental import multihost_utils
 class Stopped(Exception):
     """A signal asked for an end; everything is saved."""
 
+    def __init__(self, signal: int):
+        super().__init__(signal)
+        self.signal = signal
+
 
 class Signals:
     """While entered, remembers that SIGTERM or Ctrl-C came, so that the step in flight ends and its state is saved."""
 
     def __init__(self):
-        self.asked = False
+        self.asked = 0  # the signal's number
         self._before: dict = {}
 
     def __enter__(self) -> "Signals":
@@ -31,8 +35,11 @@ class Signals:
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked and number == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = number
 
-    def stop(self, step: int) -> bool:
-        """Whether to stop after this step; over several hosts JAX's own watch on SIGTERM makes all agree on one."""
-        return self.asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+    def stop(self, step: int) -> int:
+        """The signal that asks for a stop after this step, 0 where none does; over several hosts JAX's own watch on
+        SIGTERM makes all agree on one step."""
+        if jax.process_count() == 1:
+            return self.asked
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0

@@ -1,11 +1,12 @@
 """What a finished stage is used for: its scores, and masks for images of any size and kind."""
 
+import errno
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kdjax import launch
 from kdjax.data import pipeline
@@ -14,6 +15,7 @@ from kdjax.distill.teachers import build_model
 from kdjax.report.metrics import segmentation as metrics
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
+from tests.support import folders
 from tests.support.command import command, refused, tiny
 from tests.support.folders import picture
 
@@ -62,8 +64,13 @@ def images(tmp_path_factory):
         "inside/deeper/small.jpeg": Image.fromarray(grey((5, 3))),
         "inside/large.tiff": Image.fromarray(grey((300, 200))),
     }
+    made |= {"web.webp": Image.fromarray(grey((23, 31))), "still.gif": Image.fromarray(grey((12, 45)))}
     for name, image in made.items():
         image.save(root / name)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    made["inside/turned.jpg"] = Image.fromarray(grey((20, 40)))
+    made["inside/turned.jpg"].transpose(Image.Transpose.ROTATE_90).save(root / "inside/turned.jpg", exif=exif)
     picture(root / "old_mask.png", 1)
     picture(root / "old_mask_1.png", 1)
     picture(root / "old_overlay.png", 1)
@@ -105,6 +112,7 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
     cut = picture(root / "cut.png", 1)
     cut.write_bytes(cut.read_bytes()[:60])
     (root / "text.jpg").write_text("no image")
+    (root / "telephone.heic").write_text("no image here")
     picture(root / "twice.png", 2)
     picture(root / "twice.bmp", 2)
     truth = picture(root / "fine_mask.png", 3)
@@ -113,11 +121,12 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
         on(run, "--mode=predict", f"--images={root}", f"--output={root}"),
         f"{root}/cut.png: expected an image, but it cannot be read",
         f"{root}/text.jpg: expected an image, but it cannot be read",
+        f"{root}/telephone.heic: expected an image, but it cannot be read",
         "would share one mask; rename one of them",
         f"{root}/fine_mask.png: a file that kdjax did not write; choose another --output",
     )
     assert truth.read_bytes() == before
-    assert len(list(root.iterdir())) == 6
+    assert len(list(root.iterdir())) == 7
 
 
 @pytest.mark.parametrize(
@@ -125,7 +134,7 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
     [
         ([], "--mode=predict needs --images=FOLDER"),
         (["--images=nowhere"], "nowhere: expected a folder of images, found no such folder"),
-        (["--images=kdjax"], "kdjax: expected images (.png, .jpg, .jpeg, .bmp, .tif, .tiff), found none"),
+        (["--images=kdjax"], "kdjax: expected images (.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp, .gif), found none"),
         (["--images=docs", "--stage=studnt"], "--stage=studnt: no such stage; did you mean 'student'"),
         (["--images=docs", "--stage=teacher"], "stage 'teacher' has left no "),
         (["--images=docs", "--weights=none.safetensors"], "none.safetensors: no such file of weights"),
@@ -163,6 +172,41 @@ def test_the_same_on_any_mesh(run, images, tmp_path):
         made[name] = [read(p) for p in sorted((tmp_path / name).rglob("*_mask.png"))]
     for masks in made.values():
         assert all((a == b).mean() > 0.999 for a, b in zip(masks, made["one"], strict=True))
+
+
+def test_one_image_is_enough(run, images, tmp_path):
+    root, sizes = images
+    ended = on(run, "--mode=predict", f"--images={root / 'grey.png'}", f"--output={tmp_path}/out")
+    assert ended.code == 0, ended.error
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["grey_mask.png", "grey_overlay.png"]
+    assert read(tmp_path / "out" / "grey_mask.png").shape == sizes["grey.png"]
+    refused(on(run, "--mode=predict", f"--images={root / 'notes.txt'}"), "notes.txt: expected images (.png")
+
+
+@pytest.mark.parametrize("place", ["{}", "folder:{}", "layout:{}"])
+def test_eval_scores_all_of_another_folder(run, tmp_path, place):
+    """Or what the folder itself calls its test images."""
+    made = folders.layout(tmp_path) if "layout" in place else folders.folder(tmp_path)
+    ended = on(run, "--mode=eval", f"--data={place.format(made['root'])}")
+    assert ended.code == 0, ended.error
+    assert f"on {place.format(made['root'])}: mean" in ended.out
+    assert f"{6 if 'layout' in place else 20} test images" in ended.out
+
+
+def test_eval_says_what_is_wrong_with_another_folder(run, tmp_path):
+    refused(on(run, "--mode=eval", f"--data={tmp_path}"), "the data 'folder' cannot be used", str(tmp_path))
+    refused(on(run, "--mode=eval", f"--data=fodler:{tmp_path}"), "no data entry 'fodler'; did you mean 'folder'")
+
+
+def test_eval_prints_its_scores_where_nothing_can_be_written(run, monkeypatch):
+    def refuse(path, text):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(predict, "write", refuse)
+    ended = on(run, "--mode=eval")
+    assert ended.code == 0, ended.error
+    assert "11 test images" in ended.out
+    assert f"not written to {run[1] / predict.RESULTS}: [Errno 30] Read-only file system" in ended.out
 
 
 def test_eval_agrees_with_predict_and_metrics(run, tmp_path):

@@ -26,7 +26,7 @@ from kdjax.distill.teachers import build_model
 from kdjax.experiment.resolve import resolved
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors, stablehlo
-from tests.support.can_logs import messages, parquet, plain, write
+from tests.support.can_logs import candump, messages, parquet, plain, write
 from tests.support.command import command, refused, tiny
 
 W = 50
@@ -91,6 +91,20 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_log_of_unknown_ids_alone_says_so(run, logs, tmp_path):
+    log, *_ = logs
+    known = Cutting.load(run[1] / "stages" / "gat" / KEEPSAKE).ids
+    assert set(known) & set(log.id.tolist())
+    other = write(tmp_path / "other.csv", plain(replace(log, id=log.id + 0x20000 + max(known))))
+    ended = on(run, f"--log={other}")
+    assert ended.code == 0, ended
+    said = f"none of the {len(set(log.id.tolist()))} ids of this log"
+    assert said in ended.out.splitlines()[-1]
+    assert f"is among the {len(known)} that training knew" in ended.out
+    assert ended.error.startswith(f"warning: {said}"), "before the log has ended"
+    assert "of this log" not in on(run, f"--log={logs[1]}").out
+
+
 def detector(run, stage="gat") -> tuple[Detector, Cutting]:
     name, of = predict.chosen(launch.load(str(run[0])), stage)
     kept = predict.load(of, run[1], name, "")
@@ -121,6 +135,17 @@ def test_an_injected_id_is_named_first(run, logs, tmp_path):
     assert all(one["begin"] == log.time[W * one["window"]] for one in found)
     assert all(one["end"] == log.time[W * one["window"] + W - 1] for one in found)
     assert all(abs(sum(i["share"] for i in one["ids"]) - 1) < 1e-2 for one in alerts)
+
+
+def test_candump_is_read_as_it_comes(run, logs, stdin, tmp_path):
+    log, path, _ = logs
+    stdin([candump(log).encode()])
+    flags = [f"--log={path}", "--log=-"]
+    for k, flag in enumerate(flags):
+        ended = on(run, flag, f"--output={tmp_path}/{k}.jsonl")
+        assert ended.code == 0, ended
+    table, dump = ([{**one, "label": 0} for one in lines(tmp_path / f"{k}.jsonl")] for k in range(2))
+    assert dump == table
 
 
 def test_scores_are_those_of_training(run):
@@ -343,10 +368,10 @@ def test_no_more_of_a_log_is_held_than_a_block(run, stdin):
         (["--images=docs"], "needs --log=FILE, a CAN log, or --log=- for standard input and no --images"),
         (
             ["--log={logs}/none.csv"],
-            "none.csv: expected a log (CSV or parquet; - is standard input), found no such file",
+            "none.csv: expected a log (CSV, parquet or candump -L; - is standard input), found no such file",
         ),
         (["--log={logs}/y.csv"], "found no such file; did you mean '{logs}/x.csv'"),
-        (["--log={logs}"], "expected a log (CSV or parquet; - is standard input), found a folder"),
+        (["--log={logs}"], "expected a log (CSV, parquet or candump -L; - is standard input), found a folder"),
         (["--log={logs}/empty.csv"], "empty.csv: expected a header and messages below it, found an empty file"),
         (["--log={logs}/columns.csv"], "no payload column: expected one of data_field, data, payload"),
         (["--log={logs}/lines.csv"], "expected messages, found none that can be read"),

@@ -44,6 +44,19 @@ def test_a_tap_is_the_layers_own_output():
     assert stats["batch_stats"] is VARIABLES["batch_stats"]
 
 
+def test_a_module_at_the_top_is_read_by_its_path_too():
+    top = [path for path in Network(MODEL).paths(VARIABLES, batch()) if "/" not in path]
+    outputs, _ = Network(MODEL, tuple(f"/{name}" for name in top))(VARIABLES, batch())
+    _, kept = MODEL.apply(VARIABLES, view(), capture_intermediates=True, mutable=["intermediates"])
+    assert top
+    for name in top:
+        np.testing.assert_array_equal(outputs[f"/{name}"], kept["intermediates"][name]["__call__"][0])
+    (term,), _ = find_terms({"top": Term("mse", f"/{top[0]}", f"t:/{top[0]}", label="", weight=1.0)})
+    assert taps([term], {"t": Teacher("t")}, "student") == taps([term], {"t": Teacher("t")}, "t") == (f"/{top[0]}",)
+    with pytest.raises(ConfigError, match=f"has no module '/{top[0]}x'; did you mean '/{top[0]}'"):
+        Network(MODEL, (f"/{top[0]}x",)).shapes(VARIABLES, batch())
+
+
 def test_taps_change_nothing_else():
     plain, _ = Network(MODEL)(VARIABLES, batch())
     tapped, _ = Network(MODEL, ("blocks_0/proj",))(VARIABLES, batch())
@@ -81,7 +94,7 @@ def test_a_tap_sees_the_low_rank_pairs():
 def test_an_unknown_path_names_the_nearest():
     with pytest.raises(ConfigError, match="Tiny has no module 'blocks_2/proj'; did you mean 'blocks_"):
         Network(MODEL, ("blocks_2/proj",)).shapes(VARIABLES, example(16, 5))
-    with pytest.raises(ConfigError, match=r"known: Dropout_0, blocks_0, blocks_0/proj, blocks_0/qkv, blocks_1.*head"):
+    with pytest.raises(ConfigError, match=r"known: /Dropout_0, /blocks_0, .*/head, blocks_0/proj, blocks_0/qkv"):
         Network(MODEL, ("zzzzzz/y",)).shapes(VARIABLES, example(16, 5))
 
 

@@ -1,7 +1,9 @@
 """The command line from end to end: every config, the main command in its smoke form, and all modes on what it left."""
 
+import ast
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,12 +12,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 from flax.traverse_util import unflatten_dict
 from PIL import Image
 
 from convert.family import leaves
 from kdjax import config, launch, registry
+from kdjax.command import configs, lists
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan, saved
 from kdjax.experiment.resolve import resolved
@@ -23,7 +25,7 @@ from kdjax.experiment.run import ranked
 from kdjax.experiment.workdir import Run
 from kdjax.train.setup import Learner, initial_shapes
 from kdjax.weights import safetensors
-from tests.support.command import command, refused, tiny
+from tests.support.command import command, parsed, refused, tiny
 from tests.support.folders import picture
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +58,7 @@ def test_configs_load_in_no_time_and_without_jax():
 
 @pytest.mark.parametrize("path", CONFIGS)
 def test_every_config_is_sound_in_each_variant(path):
-    variants = launch.runpy.run_path(path)["VARIANTS"]
+    variants = runpy.run_path(path)["VARIANTS"]
     assert "smoke" in variants
     for variant in variants:
         experiment = launch.load(f"{path}:{variant}" if variant else path)
@@ -69,21 +71,13 @@ def test_every_config_is_sound_in_each_variant(path):
             one, other = (resolved(of, told).model for of in (stage, again.stages[name]))
             assert build_model(one) == build_model(other)
             hash(build_model(other))  # compiled programs are found by it
-    assert launch.ast.get_docstring(launch.ast.parse(Path(path).read_text()))
+    assert ast.get_docstring(ast.parse(Path(path).read_text()))
 
 
 def test_a_converted_sam_is_where_the_published_teacher_starts():
     teacher = launch.load("configs/sam_distill.py:busi_vit_b").stages["teacher"]
     converted = unflatten_dict(leaves(config.Model("sam", variant="vit_b", image_size=512)), sep="/")
     safetensors.check(initial_shapes(build_model(teacher.model)), converted, skip=teacher.init_skip)
-
-
-def parsed(*flags):
-    """The experiment as the command sees it."""
-    argv = ["kdjax.launch", *flags]
-    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", argv):
-        launch.parse(argv)
-        return launch.CONFIG.value
 
 
 def test_overrides_change_one_field_each():
@@ -119,32 +113,30 @@ def test_the_flag_and_its_value_may_be_two_words():
     ("spec", "expected"), [(MAIN, "runs/sam_distill-smoke"), (CONFIGS[0], f"runs/{Path(CONFIGS[0]).stem}")]
 )
 def test_the_working_directory_is_named_after_the_config(spec, expected):
-    argv = ["kdjax.launch", f"--config={spec}"]
-    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", argv):
-        launch.parse(argv)
-        assert launch._default_workdir() == expected
+    assert str(configs.default_workdir(spec)) == expected
 
 
 def test_the_command_to_go_on_with_can_be_pasted():
     argv = ["launch.py", f"--config={MAIN}", "--config.stages.student.data.split=(0.6, 0.2, 0.2)", "--workdir=my run"]
     with mock.patch.object(sys, "argv", argv):
-        assert shlex.split(launch._command()) == ["python", "-m", "kdjax.launch", *argv[1:]]
+        assert shlex.split(launch.command()) == ["python", "-m", "kdjax.launch", *argv[1:]]
 
 
 # -- lists -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", launch.LISTS)
+@pytest.mark.parametrize("kind", lists.KINDS)
 def test_lists_have_a_line_about_each(kind):
     ended = command(f"--list={kind}")
     assert ended.code == 0, ended.error
     lines = dict(line.split(maxsplit=1) for line in ended.out.splitlines() if ":" not in line.split()[0])
-    assert list(lines) == (CONFIGS if kind == "configs" else registry.names(kind))
+    known = {"configs": configs.recipes(), **{kind: registry.names(kind) for kind in registry.TABLES}}
+    assert list(lines) == known.get(kind, list(lines)) != []
     assert all(len(text) > 8 for text in lines.values())
 
 
 def test_configs_are_listed_with_their_variants():
-    assert MAIN in command("--list=configs").out.split()
+    assert "sam_distill:smoke" in command("--list=configs").out.split()
 
 
 # -- the main command ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 LOGGED = 'echo "$0 $*" >>"$LOG"'
 # Process 1 fails where FAIL is set; otherwise all run until told to stop, and say so.
-PYTHON = f"""trap 'echo "saved $*" >>"$LOG"; kill $!; exit 0' TERM
+PYTHON = f"""trap 'echo "saved $*" >>"$LOG"; kill $!; exit 143' TERM
 {LOGGED}
 [ -z "$FAIL" ] || [[ "$*" != *--process=1* ]] || exit 3
 [ -z "$QUICK" ] || exit 0
@@ -76,7 +76,7 @@ def test_local_passes_the_signal_on_and_waits(place):
     run = place.start("local.sh", "--config=x", PROCESSES="2")
     place.lines("--process=", at_least=2)
     run.send_signal(signal.SIGTERM)
-    assert run.wait(10) == 0
+    assert run.wait(10) == 143
     assert len(place.lines("saved")) == 2
 
 

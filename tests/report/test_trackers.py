@@ -3,6 +3,7 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Log
@@ -70,6 +71,19 @@ def test_tensorboard_files_are_written(tmp_path):
     assert b"train/loss" in events.read_bytes()
 
 
+def test_tensorboard_has_validation_measures_and_images(tmp_path):
+    made = Trackers(tmp_path, Log(tensorboard=True))
+    made.write(1, "val", {"dice": 0.5})
+    assert made.shows_images
+    made.show(1, "val", {"image_0": np.zeros((8, 9, 3), np.uint8)})
+    made.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert all(text in events.read_bytes() for text in (b"val/dice", b"val/image_0", b"PNG"))
+    silent = Trackers(tmp_path / "silent", QUIET)
+    assert not silent.shows_images
+    silent.close()
+
+
 def test_without_tensorboardx_it_says_so_once_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setattr(trackers, "_told", set())
@@ -87,7 +101,26 @@ def test_wandb_that_is_not_installed_is_an_error_that_names_the_extra(tmp_path, 
     trackers.check(Log(wandb="off"))
 
 
-def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
+@pytest.fixture
+def wandb(monkeypatch):
+    """A stand-in for the library."""
+    fake = types.ModuleType("wandb")
+    fake.errors = types.SimpleNamespace(Error=type("Error", (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
+    return fake
+
+
+def test_wandb_without_a_login_ends_in_a_sentence(tmp_path, wandb):
+    def init(**options):
+        raise wandb.errors.Error("No API key configured. Use `wandb login` to log in.")
+
+    wandb.init = init
+    with pytest.raises(ConfigError, match=r"refuses: No API key configured.*set WANDB_API_KEY.*--config.log.wandb=off"):
+        Trackers(tmp_path, Log(tensorboard=False, wandb="online"))
+
+
+def test_wandb_resumes_the_same_run(tmp_path, wandb):
     calls = []
 
     class Run:
@@ -104,16 +137,15 @@ def test_wandb_resumes_the_same_run(tmp_path, monkeypatch):
         calls.append(("init", options))
         return Run()
 
-    fake = types.ModuleType("wandb")
-    fake.init = init
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: fake)
+    wandb.init = init
     for done in (0, 3):
-        made = Trackers(tmp_path, Log(tensorboard=False, wandb="offline"), name="a student", steps_done=done)
+        log = Log(tensorboard=False, wandb="offline", group="my run")
+        made = Trackers(tmp_path, log, name="a student", steps_done=done)
         made.write(done + 1, "train", {"loss": 2.0}, timing={"wait": 0.25})
         made.close()
     first, second = (options for kind, options in (c for c in calls if c[0] == "init"))
     assert first == second
     assert (first["mode"], first["name"], first["project"]) == ("offline", "a student", "kdjax")
+    assert first["group"] == "my run"
     assert ("log", {"step": 4, "train/loss": 2.0, "train/wait": 0.25}) in calls
     assert calls.count(("finish",)) == 2

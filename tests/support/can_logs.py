@@ -38,6 +38,11 @@ def plain(log: Messages, header: str = "timestamp,arbitration_id,data_field,atta
     return "\n".join([header, *(f"{t},{i},{''.join(b)},{y}" for t, i, b, y in rows(log, id))]) + "\n"
 
 
+def candump(log: Messages) -> str:
+    """As `candump -L` writes messages, which says nothing of attacks."""
+    return "".join(f"({t}) vcan0 {i}#{''.join(b)}\n" for t, i, b, _ in rows(log))
+
+
 def write(path: Path, text: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text.encode() if isinstance(text, str) else text)

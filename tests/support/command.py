@@ -12,6 +12,8 @@ from absl.testing import flagsaver
 
 import kdjax.experiment.run  # noqa: F401 - the libraries it brings define flags, which must outlive a command
 from kdjax import launch
+from kdjax.command.flags import CONFIG
+from kdjax.config import Experiment
 
 TINY = """
 from kdjax.config import Data, Experiment, Model, Stage, Teacher, Term
@@ -51,6 +53,14 @@ def command(*flags: object) -> Ended:
         finally:
             logging.set_verbosity(verbosity)
     return Ended(code, out.getvalue(), error.getvalue())
+
+
+def parsed(*flags: object) -> Experiment:
+    """The experiment as the command sees it."""
+    argv = ["kdjax.launch", *map(str, flags)]
+    with flagsaver.flagsaver(), mock.patch.object(sys, "argv", argv):
+        launch.parse(argv)
+        return CONFIG.value
 
 
 def tiny(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """Classes of examples, wherever these lie in a batch."""
 
 import types
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from kdjax.config import ConfigError, Data, Term
 from kdjax.data import transforms
 from kdjax.tasks import task
-from kdjax.tasks.classification import MIXING, Classification
+from kdjax.tasks.classification import MIXING, RIGHT, WRONG, Classification
 
 TASK = Classification.of(Data("citations", num_classes=3))
 
@@ -110,3 +111,17 @@ def test_pictures_show_models_of_the_same_test_data():
     del stages[0].predicted["features"], stages[2].predicted["features"]
     (html,) = TASK.pictures([stages[0], stages[2]]).values()
     assert html.count("<figure") == 2
+
+
+def test_sketches_frame_images_by_whether_they_are_recognised():
+    grey = np.full((6, 6, 3), 99, np.uint8)
+    dataset = SimpleNamespace(
+        fields={"image": None},
+        sizes={"val": 2},
+        labels=lambda split: np.array([0, 0]),
+        resized=lambda split, i: {"image": grey},
+    )
+    shown = Classification(2).sketches({"logits": np.eye(2, dtype=np.float32)}, dataset, "val")
+    assert [tuple(image[0, 3]) for image in shown.values()] == [RIGHT, WRONG]
+    assert all((image[1:-1, 1:-1] == 99).all() for image in shown.values())
+    assert Classification(2).sketches({}, SimpleNamespace(fields={"nodes": None}), "val") == {}

@@ -81,6 +81,15 @@ def test_supervised_terms_fit_the_classes(num_classes, loss):
     assert all(t.label == "mask" and not t.teacher for t in terms.values())
 
 
+def test_options_of_the_supervised_terms():
+    terms = Segmentation.of(Data("ultrasound", num_classes=3), weight=0.1, smooth=1.0, balanced=True).terms()
+    assert [term.weight for term in terms.values()] == [0.1, 0.1]
+    assert terms["dice"].args == {"smooth": 1.0}
+    assert terms["ce"].args == {"class_weights": None}, "which the data fill in"
+    with pytest.raises(ConfigError, match="segmentation has no option 'wieght'; did you mean 'weight'"):
+        Segmentation.of(Data("ultrasound"), wieght=0.1)
+
+
 @pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((2, 4, 4, 3))}, {"logits": np.zeros((2, 1))}])
 def test_a_model_without_the_right_logits_is_refused(outputs):
     with pytest.raises(
@@ -98,3 +107,16 @@ def test_scores_agree_with_the_measure():
     assert result["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
     assert table[0][:3] == ["image", "class", "dice"]
     assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted["classes"]))]
+
+
+def test_sketches_lay_prediction_and_truth_over_the_first_images():
+    mask = np.zeros((16, 16), np.int32)
+    mask[2:9, 2:9] = 1
+    examples = [{"image": np.full((16, 16, 3), 99, np.uint8), "mask": mask, "name": str(i)} for i in range(5)]
+    examples[1].pop("mask")  # its label is withheld
+    dataset = types.SimpleNamespace(sizes={"val": 5}, resized=lambda split, i: examples[i])
+    shown = task().sketches({"classes": np.stack([np.roll(mask, 4, 1)] * 5).astype(np.uint8)}, dataset, "val")
+    assert list(shown) == ["image_0", "image_1", "image_2"]
+    assert all(image.dtype == np.uint8 and image.shape == (16, 16, 3) for image in shown.values())
+    assert (shown["image_0"] != shown["image_1"]).any()
+    assert {tuple(colour) for colour in shown["image_0"].reshape(-1, 3)} > {(240, 228, 66), (99, 99, 99)}

@@ -18,7 +18,7 @@ import numpy as np
 from kdjax.config import ConfigError
 from kdjax.data.can import fields as can_fields
 from kdjax.data.can import log as can_log
-from kdjax.data.can import messages, windows
+from kdjax.data.can import messages, parquet, windows
 from kdjax.data.can.windows import Mapping
 from kdjax.data.graphs.packs import Graphs, joined
 
@@ -34,8 +34,9 @@ class LogFile:
 
 
 class Can:
-    """CAN logs below `root`, CSV or parquet, in sets: folders `train_01_attack_free/x.csv`, `test_01_.../y.csv`, or
-    names `train_01_attack_free__x.parquet`. Where no name begins with train or test, all is to train on.
+    """CAN logs below `root`, CSV, parquet or `candump -L`, in sets: folders `train_01_attack_free/x.csv`,
+    `test_01_.../y.csv`, or names `train_01_attack_free__x.parquet`. Where no name begins with train or test, all is to
+    train on.
 
     The logs of a set follow each other by name; no window reaches from one into the next. The data sets of the
     originals have some logs in two training sets; they count twice, as there. `window` and `stride` of 0 are those of
@@ -108,7 +109,7 @@ def scan(root: Path) -> tuple[list[LogFile], list[str]]:
         raise ConfigError(
             f"{root}: expected a folder of CAN logs, found {actual}; set root to the folder that holds them"
         )
-    paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in can_log.SUFFIXES and p.is_file())
+    paths = sorted(p for p in root.rglob("*") if can_log.is_log(p))
     logs, lone, skipped = [], [], []
     for path in paths:
         parts = path.relative_to(root).parts
@@ -167,6 +168,10 @@ def _build(log_files: list[LogFile], reading: dict, cutting: dict) -> tuple[dict
     short = [f"{log.path} ({len(log.messages)})" for log, part in zip(logs, parts, strict=True) if not len(part)]
     if short:
         notes.append(f"too few messages for a window: {', '.join(short)}")
+    known = np.array(mapping.ids, np.int64)
+    strange = [str(log.path) for log in logs if known.size and not np.isin(log.messages.id, known).any()]
+    if strange:
+        notes.append(f"no id of these logs is known from the training logs: {', '.join(strange)}")
     sets = {
         name: joined([part for file, part in zip(log_files, parts, strict=True) if file.set == name])
         for name in dict.fromkeys(file.set for file in log_files)
@@ -192,7 +197,7 @@ def _key(root: Path, log_files: list[LogFile], settings: dict) -> str:
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         files = list(pool.map(content, log_files))
-    code = [inspect.getsource(module) for module in (can_fields, messages, can_log, windows)]
+    code = [inspect.getsource(module) for module in (can_fields, messages, can_log, parquet, windows)]
     text = json.dumps([str(root.resolve()), files, settings, code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

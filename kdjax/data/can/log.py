@@ -1,4 +1,7 @@
-"""Logs of a CAN bus, CSV or parquet, as arrays of messages. It counts and reports rows that it cannot read."""
+"""Logs of a CAN bus, CSV, parquet or as `candump -L` writes them, as arrays of messages.
+
+It counts and reports rows that it cannot read.
+"""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from kdjax.config import ConfigError, nearest
+from kdjax.data.can import parquet
 from kdjax.data.can.fields import MARGIN, NIBBLE, Text
-from kdjax.data.can.messages import Column, Faults, Messages, Rows, Signs
+from kdjax.data.can.messages import Faults, Messages, Rows, Signs
 
 BASES = ("auto", "hex", "decimal")
-SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".csv", ".parquet", ".log")  # the last where candump wrote it
 BLOCK = 1 << 20  # bytes of a CSV file that are read at a time
 COLUMNS = {
     "time": ("timestamp", "time", "time_stamp", "ts"),
@@ -30,6 +34,10 @@ BYTES = tuple(
 )
 
 
+CANDUMP = {"time": 0, "id": 2, "payload": 3, "label": None}  # "(1436509052.249713) vcan0 044#2A366C2BBA"
+HASH_TO_BLANK = bytes.maketrans(b"#", b" ")
+
+
 @dataclass(frozen=True)
 class Log:
     path: str
@@ -37,6 +45,15 @@ class Log:
     faults: Faults
     ids: str  # how its ids are written: "hex", "decimal", or "number" where parquet has them as such
     notes: tuple[str, ...] = ()
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is one by its name, and a .log by its first character, as there are many others."""
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return suffix != ".log" or file.read(1) == b"("
 
 
 def read(path: str | Path, *, ids: str = "auto", payload: str = "auto", strict: bool = False) -> Log:
@@ -71,9 +88,9 @@ def stream(
     chunk: int = 100,
     told: Callable[[Faults], None] = lambda faults: None,
 ) -> Iterator[Messages]:
-    """The messages of a CSV log that may still be growing, `chunk` lines at a time; `told` gets the bad ones.
+    """The messages of a log that may still be growing, `chunk` lines at a time; `told` gets the bad ones.
 
-    The header comes first. The first chunk must show how ids are written, unless `ids` says it.
+    The header of a CSV comes first. The first chunk must show how ids are written, unless `ids` says it.
     An item of `lines` may hold several whole lines.
     """
     rows = Rows(name, strict=strict)
@@ -100,7 +117,7 @@ def stream_parquet(
 ) -> Iterator[Messages]:
     """As `stream`, of a parquet file, `chunk` rows at a time."""
     rows = Rows(str(path), "row", strict)
-    return _in_turn(rows, _parquet(rows, chunk), ids, payload, told)
+    return _in_turn(rows, parquet.feed(rows, _places, chunk), ids, payload, told)
 
 
 def _in_turn(
@@ -152,7 +169,7 @@ def _scan(path: str, strict: bool) -> Rows:
         raise ConfigError(f"{path}: expected a log ({' or '.join(SUFFIXES)}), found no such file; see to the path")
     if path.lower().endswith(".parquet"):
         rows = Rows(path, "row", strict)
-        for _ in _parquet(rows):
+        for _ in parquet.feed(rows, _places):
             pass
         return rows
     rows = Rows(path, strict=strict)
@@ -217,7 +234,8 @@ def _places(name: str, header: Sequence[str]) -> dict[str, Any]:
 class _Csv:
     """Feeds whole lines of a CSV log to `rows`; the first of them is the header.
 
-    Without header it may have the form of HCRL's car-hacking set: time, id, number of bytes, the bytes, flag.
+    Without header it may have the form of HCRL's car-hacking set: time, id, number of bytes, the bytes, flag; or that
+    of `candump -L`, whose brackets and # are taken for blanks between columns.
     """
 
     def __init__(self, rows: Rows):
@@ -242,6 +260,9 @@ class _Csv:
 
     def _begin(self, header: str) -> bool:
         """Finds the columns; true if the line is no header, but a message in HCRL's form."""
+        if header.startswith("("):
+            self.at, self.fields, self.comma = CANDUMP, len(CANDUMP), " "
+            return self._in_hex()
         self.comma = next((c for c in ",;\t" if c in header), ",")
         fields = header.split(self.comma)
         try:
@@ -255,13 +276,19 @@ class _Csv:
                 f"without one (time, id, number of bytes, the bytes, flag), found {header[:80]!r}"
             )
         self.at = {}
+        return self._in_hex()
+
+    def _in_hex(self) -> bool:
+        """Of a form without header it is known how its numbers are written."""
         for signs in (self.rows.id_signs, self.rows.byte_signs):
-            signs.rows = signs.hex = 1  # of this form it is known
+            signs.rows = signs.hex = 1
         return True
 
     def _add(self, block: bytes) -> None:
         pad = bytes(MARGIN)
         plain = block.replace(b"\r\n", b"\n")
+        if self.at is CANDUMP:
+            plain = plain.translate(HASH_TO_BLANK, b"()")
         blanks = any(c in plain for c in b" \t\r\"'")
         buffer = np.frombuffer(pad + plain + pad, np.uint8)
         marks = np.flatnonzero((buffer == ord(self.comma)) | (buffer == ord("\n")))
@@ -306,85 +333,3 @@ class _Csv:
         self.rows.add(
             line, column(places["time"] if places else 0), column(places["id"] if places else 1), payload, label
         )
-
-
-# -- parquet ---------------------------------------------------------------------------------------------------------
-
-
-ROLES = {"time": "numbers or text", "payload": "text", "whole": "whole numbers or text"}
-
-
-def _parquet_column(chunks: Any, role: str) -> Column:
-    """A column of a table as texts, or as numbers where its role allows them."""
-    import pyarrow
-    import pyarrow.compute as compute
-
-    types, kind = pyarrow.types, chunks.type
-    if types.is_dictionary(kind):
-        chunks, kind = chunks.cast(kind.value_type), kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind):
-        array = pyarrow.concat_arrays(compute.fill_null(chunks, "").cast(pyarrow.large_string()).chunks)
-        _, offsets, characters = array.buffers()
-        ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1] + MARGIN
-        pad = np.zeros(MARGIN, np.uint8)
-        buffer = np.concatenate([pad, np.frombuffer(characters, np.uint8) if characters else pad[:0], pad])
-        return Text(buffer, ends[:-1], ends[1:]).trimmed()
-    if role == "time" and types.is_timestamp(kind):
-        when = chunks.to_numpy().astype("datetime64[us]")
-        return np.where(np.isnat(when), np.nan, when.astype(np.int64) / 1e6)
-    if role == "time" and (types.is_floating(kind) or types.is_integer(kind)):
-        return compute.fill_null(chunks.cast("float64"), np.nan).to_numpy()
-    if role == "whole" and (types.is_integer(kind) or types.is_boolean(kind)):
-        return compute.fill_null(chunks.cast("int64"), -1).to_numpy()
-    raise ConfigError(f"expected {ROLES[role]}, found {kind}; convert it")
-
-
-def _parquet(rows: Rows, chunk: int = 1 << 20) -> Iterator[None]:
-    """Adds all rows, up to `chunk` of them at a step."""
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise ConfigError(f"{rows.name}: parquet needs pyarrow; pip install 'kdjax[parquet]'") from None
-
-    def unreadable(error: Exception) -> ConfigError:
-        return ConfigError(f"{rows.name}: expected parquet, but it cannot be read ({error}); replace the file")
-
-    def batches() -> Iterator[Any]:
-        try:
-            yield from file.iter_batches(chunk, columns=[names[k] for k in wanted], use_threads=False)
-        except pyarrow.ArrowException as error:
-            raise unreadable(error) from None
-
-    try:
-        file = parquet.ParquetFile(rows.name)
-    except pyarrow.ArrowException as error:
-        raise unreadable(error) from None
-    names = file.schema_arrow.names
-    at = _places(rows.name, names)
-    payload, label = at["payload"], at["label"]
-    payloads = [payload] if isinstance(payload, int) else payload
-    wanted = [at["time"], at["id"], *payloads, *([] if label is None else [label])]
-
-    def column(place: int) -> Column:
-        role = "time" if place == at["time"] else "payload" if place == payload else "whole"
-        try:
-            return _parquet_column(table.column(names[place]), role)
-        except ConfigError as error:
-            raise ConfigError(f"{rows.name}: column {names[place]!r}: {error}") from None
-
-    seen = 0
-    for batch in batches():
-        table = pyarrow.Table.from_batches([batch])
-        line = np.arange(seen + 1, seen + table.num_rows + 1)
-        seen += table.num_rows
-        rows.add(
-            line,
-            column(at["time"]),
-            column(at["id"]),
-            [column(k) for k in payloads],
-            None if label is None else column(label),
-        )
-        yield
-    if not seen:
-        raise ConfigError(f"{rows.name}: expected messages, found columns without rows")

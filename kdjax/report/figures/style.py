@@ -46,6 +46,13 @@ figure{margin:0;min-width:0}
 img{display:block;width:100%;height:auto;border-radius:6px;background:#000}
 .panels figcaption{margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);overflow-wrap:anywhere}
 figcaption b{display:block;color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
+.looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:18px 14px;margin-top:16px}
+.looks.pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.pairs figure{display:grid;grid-template-columns:1fr 1fr;gap:4px;align-content:start}
+.looks figcaption{grid-column:1/-1;margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);
+overflow-wrap:anywhere}
+td.none{color:var(--bad);font-weight:600}
+th i{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border-radius:3px;border:1px solid #8888}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:20px}
 .curves figcaption,.wide figcaption{margin-bottom:4px;color:var(--soft);font-size:.85rem}
 .curves figure{max-width:620px}

@@ -70,6 +70,10 @@ class Scored:
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
         return tested(predictions("test")["score"], dataset, calibrated["threshold"])
 
+    def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
+        """A graph is no picture."""
+        return {}
+
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls the test sets."""
         count = len(dict.fromkeys(dataset.groups))

@@ -40,6 +40,15 @@ def same(a: Graphs, b: Graphs) -> None:
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
 
 
+def test_logs_of_candump_are_trained_on(tmp_path):
+    can_logs.write(tmp_path / "drive.log", can_logs.candump(can_logs.messages(labelled=False)))
+    can_logs.write(tmp_path / "notes.log", "what we did that day")
+    found = Can(str(tmp_path), **SETTINGS)
+    assert [os.path.basename(path) for path in found.files] == ["drive.log"]
+    assert len(found.train) == 14
+    assert set(found.train.label) == {-1}
+
+
 @pytest.mark.parametrize("generation", ["A", "B", "C"])
 @pytest.mark.parametrize(("kind", "suffix"), [("folders", "csv"), ("flat", "parquet")])
 def test_sets_are_their_logs_in_order(kind, suffix, generation, tmp_path):
@@ -135,7 +144,7 @@ def test_roots_that_are_refused(tmp_path):
     assert "expected a folder of CAN logs, found no such folder" in fault(tmp_path / "nowhere")
     can_logs.write(tmp_path / "a" / "file.txt", "")
     assert "expected a folder of CAN logs, found a file" in fault(tmp_path / "a" / "file.txt")
-    expected = "expected training logs (.csv or .parquet) such as train_01/x.csv or train_01__x.parquet, found "
+    expected = "expected training logs (.csv or .parquet or .log) such as train_01/x.csv or train_01__x.parquet, found "
     assert f"{expected}none" in fault(tmp_path / "a")
     can_logs.write(tmp_path / "a" / "test_01" / "x.csv", can_logs.plain(can_logs.messages()))
     assert f"{expected}test_01/x.csv" in fault(tmp_path / "a")
@@ -239,3 +248,11 @@ def test_where_graphs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Can(root, window=20)
     assert len(list((tmp_path / "home" / ".cache" / "kdjax" / "graphs").iterdir())) == 1
+
+
+def test_logs_of_unknown_ids_alone_are_named(tmp_path):
+    root = lay(tmp_path)
+    log = can_logs.messages(7, 101)
+    path = tmp_path / "test_02_unknown_vehicle_known_attack" / "other.csv"
+    can_logs.write(path, can_logs.plain(dataclasses.replace(log, id=log.id + 0x10000)))
+    assert Can(root, **SETTINGS).notes[-1] == f"no id of these logs is known from the training logs: {path}"

@@ -434,3 +434,31 @@ def test_a_million_lines_take_no_loop(tmp_path):
     assert len(found.messages) == 100_000
     assert found.notes[1].endswith("first at line 20002; the order of the file stays")
     assert took < 0.8
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_candump_writes_logs_without_a_header(tmp_path, end):
+    log = can_logs.messages(labelled=False)
+    path = can_logs.write(tmp_path / "drive.log", can_logs.candump(log).replace("\n", end))
+    found = can_log.read(path)
+    same(found.messages, log, "line")
+    assert (found.messages.line[0], found.ids) == (1, "hex")
+    parts = list(can_log.stream(can_logs.candump(log).splitlines(), chunk=7))
+    same(Messages.joined(parts), log, "line")
+    assert can_log.is_log(path)
+    assert not can_log.is_log(can_logs.write(tmp_path / "run.log", "step 1\n"))
+
+
+def test_what_candump_writes_beside_data_frames_is_told(tmp_path):
+    lines = ["044#2A366C2BBA", "1A0##1AABBCC", "1A0#R", "12345678#00", "zz#00", "1A0#"]
+    text = "".join(f"(1436509052.249713) vcan0 {line}\n" for line in lines)
+    found = can_log.read(can_logs.write(tmp_path / "drive.log", text))
+    assert found.messages.id.tolist() == [0x44, 0x12345678, 0x1A0]
+    assert found.messages.length.tolist() == [5, 1, 0]
+    assert found.messages.data[0].tolist() == [0x2A, 0x36, 0x6C, 0x2B, 0xBA, 0, 0, 0]
+    assert found.messages.time[0] == 1436509052.249713
+    assert [fault.partition(": ")[2] for fault in found.faults.first] == [
+        "expected 4 fields, found 5",
+        "expected a payload of hex digits, found 'R'",
+        "expected an id, found 'zz'",
+    ]

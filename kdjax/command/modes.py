@@ -1,0 +1,146 @@
+"""What the command line does in each mode: asks the package, and prints what came of it.
+
+What a mode needs is imported when it runs, so that lists and mistyped flags are answered in no time.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kdjax.command import flags
+from kdjax.config import ConfigError, Experiment
+
+
+def train(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.experiment import run as running
+    from kdjax.report import tables
+
+    summary = running.run(experiment, workdir, flags.STAGE.value)
+    if first_process():
+        print(f"\n{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
+    return 0
+
+
+def look(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.experiment import look as looking
+
+    print(f"the data as the student will see them: {looking.look(experiment, workdir, flags.STAGE.value)}")
+    return 0
+
+
+def evaluate(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.deploy import predict as predicting
+    from kdjax.report import tables
+
+    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
+    if first_process():
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
+    return 0
+
+
+def predict(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.deploy import predict as predicting
+
+    kind, prefix = predicting.kind_of(experiment, flags.STAGE.value), "--mode=predict of a model of"
+    of_logs = {
+        "log": flags.LOG.value,
+        "threshold": flags.THRESHOLD.value,
+        "ids": flags.IDS.value,
+        "payload": flags.PAYLOAD.value,
+    }
+    given = [name for name, value in of_logs.items() if value not in ("", None)]
+    if kind == "nodes":
+        raise ConfigError(f"{prefix} one graph's nodes has nothing new to read; --mode=eval scores it")
+    if kind == "graphs":
+        if flags.IMAGES.value or not flags.LOG.value:
+            extra = " and no --images" if flags.IMAGES.value else ""
+            raise ConfigError(f"{prefix} graphs needs --log=FILE, a CAN log, or --log=- for standard input{extra}")
+        return detect(experiment, workdir)
+    if given:
+        raise ConfigError(f"{prefix} images knows no --{', --'.join(given)}; give it --images=FOLDER")
+    if not flags.IMAGES.value:
+        raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
+    output = Path(flags.OUTPUT.value or workdir / "predictions")
+    count = predicting.predict(
+        experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, Path(flags.IMAGES.value), output
+    )
+    print(f"masks and overlays of {count} images: {output}")
+    return 0
+
+
+def detect(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.deploy import watch as detecting
+
+    options = {"output": flags.OUTPUT.value, "threshold": flags.THRESHOLD.value}
+    options["reading"] = {k: v for k, v in (("ids", flags.IDS.value), ("payload", flags.PAYLOAD.value)) if v}
+    print(detecting.detect(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.LOG.value, **options))
+    return 0
+
+
+def export(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.deploy import export as exporting
+
+    exported = exporting.export(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.OUTPUT.value)
+    for name, file in exported["files"].items():
+        print(f"{name:25} {file['bytes']:>13,} bytes  the same as {exported['weights']}: {file['compared']}")
+    print(f"{exported['folder']}, told of in {exporting.SIGNATURE}")
+    return 0
+
+
+def report(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.experiment import outcome
+    from kdjax.experiment.opening import open_run
+    from kdjax.report import tables
+
+    if not (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} holds no run to report; train it first, or name another --workdir")
+    opened = open_run(experiment, workdir)
+    summary = outcome.summarise(opened)
+    outcome.report(opened, summary)
+    print(f"{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
+    return 0
+
+
+def metrics(words: list[str]) -> int:
+    from kdjax.report.metrics import segmentation as compare
+
+    if not (flags.PREDICTED.value and flags.TRUTH.value):
+        raise ConfigError("--mode=metrics needs --predicted=FOLDER and --truth=FOLDER")
+    output = flags.OUTPUT.value or "metrics.csv"
+    summary = compare.compare_folders(
+        flags.PREDICTED.value, flags.TRUTH.value, output, flags.NUM_CLASSES.value, flags.EMPTY.value
+    )
+    for name, value in summary["metrics"].items():
+        print(f"{name:15} {value['mean']:.4f} ± {value['std']:.4f}  (n = {value['n']})")
+    print(f"per image: {output}")
+    return 0
+
+
+def compare(words: list[str]) -> int:
+    from kdjax.experiment import compared
+    from kdjax.report import comparison
+
+    runs, differing = compared.compare([Path(word) for word in words])
+    page = Path(flags.OUTPUT.value or "compare.html")
+    page.write_text(comparison.html(runs, differing))
+    print(f"{comparison.text(runs, differing)}\n\nalso in {page}")
+    return 0
+
+
+def first_process() -> bool:
+    import jax
+
+    return jax.process_index() == 0
+
+
+OF_RUNS: dict[str, Callable[[Experiment, Path], int]] = {
+    "train": train,
+    "look": look,
+    "eval": evaluate,
+    "predict": predict,
+    "export": export,
+    "report": report,
+}
+WITHOUT: dict[str, Callable[[list[str]], int]] = {  # of no run, or of several: given the words of the command
+    "metrics": metrics,
+    "compare": compare,
+}

@@ -1,0 +1,51 @@
+"""Finished runs, read from their working directories and grouped by what they differ in."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from kdjax.config import ConfigError, Experiment, Log, Mesh
+from kdjax.experiment.saved import differences, from_json, to_json
+from kdjax.report.comparison import Folded, fold
+
+DIFFERENCES = 6  # of two configs that are told
+
+
+def compare(folders: list[Path]) -> tuple[dict[str, Folded], list[str]]:
+    """Runs by name, those folded into one that differ in their seed alone; and how the others differ from the first."""
+    finished = [folder for folder in folders if (folder / "summary.json").is_file()]
+    left_out = [f"left out: {folder} holds no finished run" for folder in folders if folder not in finished]
+    if not finished:
+        raise ConfigError(
+            f"expected working directories of finished runs, found {', '.join(map(str, folders)) or 'none'}"
+        )
+    groups: dict[str, list[Path]] = {}
+    configs = {folder: from_json((folder / "config.json").read_text()) for folder in finished}
+    for folder in finished:
+        groups.setdefault(to_json(but_seed(configs[folder])), []).append(folder)
+    named = {name_of(members, finished): members for members in groups.values()}
+    runs = {
+        name: fold([json.loads((folder / "summary.json").read_text()) for folder in members])
+        for name, members in named.items()
+    }
+    first, *others = named
+    of_first = but_seed(configs[named[first][0]])
+    told = []
+    for name in others:
+        lines = differences(of_first, but_seed(configs[named[name][0]]))
+        more = [f"and {len(lines) - DIFFERENCES} more"] if len(lines) > DIFFERENCES else []
+        told.append(f"{name} against {first}: {'; '.join([*lines[:DIFFERENCES], *more])}")
+    return runs, told + left_out
+
+
+def but_seed(experiment: Experiment) -> Experiment:
+    """What makes runs the same experiment."""
+    return replace(experiment, seed=0, mesh=Mesh(), log=Log(), quick_compile=False)
+
+
+def name_of(members: list[Path], folders: list[Path]) -> str:
+    """What the folders' names have in common, where that is no other folder's name."""
+    common = os.path.commonprefix([str(folder) for folder in members]).rstrip("-_./ ")  # noqa: RUF071 - of names
+    shared = any(str(folder).startswith(common) for folder in folders if folder not in members)
+    return common if common and not shared else str(members[0])
