@@ -24,6 +24,7 @@ from kdjax.data.images.resize import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
+from kdjax.experiment.cost import costs
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import stage_folder, weights_file, write
@@ -57,7 +58,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     dataset = pipeline.build(data, sharding.parts(mesh, data.batch_size, 1, f"stages.{name}"))
     learner = prepare(name, plain, experiment, mesh, dataset, {})
     row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
-    row |= outcome.test(learner, variables, None, calibrated(about))
+    row |= outcome.test(learner, variables, None, calibrated(about)) | costs({name: (learner, variables)})[name]
     return {
         "name": f"{path} on {place or plain.data.source}",
         "num_classes": plain.data.num_classes,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -86,7 +87,8 @@ class Segmentation:
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         """The scores of the test images, and a table with a row for each of them and each of its classes."""
         names, scores = [], []
-        for i, predicted in enumerate(predictions("test")["classes"]):
+        masks = predictions("test")["classes"]
+        for i, predicted in enumerate(masks):
             example = dataset.resized("test", i)
             names.append(example["name"])
             scores.append(metrics.segmentation(predicted.astype(np.int32), example["mask"], self.num_classes))
@@ -96,6 +98,9 @@ class Segmentation:
             "per_class": metrics.summarise_classes(scores),
             "per_image": {"dice": [_dice(score) for score in scores]},
         }
+        if (masks == masks.flat[0]).all():
+            everywhere = masks.flat[0] and f"gives every pixel of the test images the class {masks.flat[0]}"
+            result["remark"] = everywhere or "marks nothing in any test image"
         return result, [["image", "class", *next(iter(scores[0].values()))], *rows]
 
     def words(self, dataset: Any) -> dict[str, Any]:
@@ -117,8 +122,7 @@ class Segmentation:
         dice = {stage.title: stage.row["per_image"]["dice"] for stage in same}
         order = np.argsort(dice[last.title], kind="stable")
         order = order[np.array([shown[i]["mask"].any() for i in order], bool)]  # an empty mask shows nothing
-        middle = len(order) // 2
-        ranked = {"best": order[::-1], "median": order[middle:], "worst": order}
+        ranked = ranks(order, [dice[last.title][i] for i in order])
         examples = [
             {
                 "name": shown[i]["name"],
@@ -129,11 +133,21 @@ class Segmentation:
                 "rank": rank,
             }
             for rank, chosen in ranked.items()
-            for i in map(int, chosen[:EXAMPLES])
+            for i in chosen
         ]
         student = students[-1].title if students and students[-1].role == "student" else ""
         shown_as = self.num_classes, last.dataset.mask_classes
         return {"Test images": examples_html(examples, student, *shown_as)} if examples else {}
+
+
+def ranks(order: np.ndarray, values: Sequence[float]) -> dict[str, list[int]]:
+    """Examples by rank, none of them twice, of indices in the order of their rising `values`."""
+    if not len(order) or values[0] == values[-1]:
+        return {"all alike": order[:EXAMPLES].tolist()}
+    each = max(1, min(EXAMPLES, len(order) // 3))
+    middle = max(each, len(order) // 2)
+    median = order[middle : min(middle + each, len(order) - each)]
+    return {"best": order[::-1][:each].tolist(), "median": median.tolist(), "worst": order[:each].tolist()}
 
 
 def _dice(scores: metrics.Scores) -> float:

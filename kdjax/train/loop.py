@@ -83,7 +83,7 @@ def train(
         if advice := what_to_try(learner, record):
             recorder.line(f"warning  {advice}\n")
 
-    trained = {"wait": recorder.clock.waiting, "trained_parameters": count(state.params)}
+    trained = {"wait": recorder.clock.waiting, "rate": recorder.clock.rate, "trained_parameters": count(state.params)}
     return finish(learner, folder, record, fixed) | trained | ({"advice": advice} if advice else {})
 
 

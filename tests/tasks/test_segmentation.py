@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data
-from kdjax.tasks.segmentation import Segmentation, classes
+from kdjax.tasks.segmentation import Segmentation, classes, ranks
 
 
 def task(num_classes=2):
@@ -120,3 +120,13 @@ def test_sketches_lay_prediction_and_truth_over_the_first_images():
     assert all(image.dtype == np.uint8 and image.shape == (16, 16, 3) for image in shown.values())
     assert (shown["image_0"] != shown["image_1"]).any()
     assert {tuple(colour) for colour in shown["image_0"].reshape(-1, 3)} > {(240, 228, 66), (99, 99, 99)}
+
+
+def test_no_picture_has_two_ranks():
+    values = [0.1, 0.2, 0.5, 0.6, 0.9]
+    for n, expected in ((5, ([4], [2], [0])), (2, ([1], [], [0])), (3, ([2], [1], [0]))):
+        found = ranks(np.arange(n), values[:n])
+        assert (found["best"], found["median"], found["worst"]) == expected
+    found = ranks(np.arange(100), list(range(100)))
+    assert found == {"best": [99, 98], "median": [50, 51], "worst": [0, 1]}
+    assert ranks(np.arange(4), [0.0] * 4) == {"all alike": [0, 1]}

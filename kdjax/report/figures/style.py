@@ -68,5 +68,11 @@ pre{margin:14px 0 0;padding:16px;max-height:32em;overflow:auto;background:var(--
 .panels{grid-template-columns:repeat(2,1fr)}.tiles{grid-template-columns:1fr 1fr}.tiles dd{font-size:1.35rem}
 .tiles div{padding:12px 14px}th,td{padding:9px 7px;font-size:.82rem}th:first-child{white-space:normal;min-width:8.5em}
 .facts div{grid-template-columns:1fr;gap:0}}
-@media print{section{break-inside:avoid;border:0;padding:12px 0}}
+@page{size:A4;margin:12mm}
+@media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--good:#00795a;
+--bad:#b34700;--accent:#0072b2;--mark:#eef4f9}
+main{max-width:none;padding:0}section{border:0;padding:10px 0}.scroll{overflow:visible;background:none}
+tr,figure,.tiles div,.panels{break-inside:avoid}h2,h3{break-after:avoid}
+th,td{padding:5px 4px;font-size:.68rem;white-space:normal;overflow-wrap:anywhere}td{min-width:3.2em}
+pre{max-height:none;overflow:visible;white-space:pre-wrap}.tiles{grid-template-columns:repeat(4,1fr)}}
 """
