@@ -127,6 +127,6 @@ def test_no_picture_has_two_ranks():
     for n, expected in ((5, ([4], [2], [0])), (2, ([1], [], [0])), (3, ([2], [1], [0]))):
         found = ranks(np.arange(n), values[:n])
         assert (found["best"], found["median"], found["worst"]) == expected
-    found = ranks(np.arange(100), list(range(100)))
+    found = ranks(np.arange(100), [i / 100 for i in range(100)])
     assert found == {"best": [99, 98], "median": [50, 51], "worst": [0, 1]}
     assert ranks(np.arange(4), [0.0] * 4) == {"all alike": [0, 1]}
