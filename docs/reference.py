@@ -3,7 +3,6 @@
 python docs/reference.py     writes both; a test fails where they are not what this would write
 """
 
-import dataclasses
 import inspect
 from pathlib import Path
 from typing import Any
@@ -30,14 +29,20 @@ def pages() -> dict[str, str]:
 
 
 def fields() -> str:
-    parts = [FIELDS]
+    parts, shown = [FIELDS], lists.fields()
     for kind in lists.words():
-        told, shown = lists.explained(kind), lists.fields()
-        intro = inspect.cleandoc(kind.__doc__ or "").split("\n\n" + next(iter(told)) + ":")[0]
-        parts.append(f"## {kind.__name__}\n\n{intro}\n")
-        rows = [(f"`{f.name}`", *_type(shown[f"{kind.__name__}.{f.name}"]), told[f.name]) for f in fields_of(kind)]
-        parts.append(table(("field", "type", "default", "what it says"), rows))
+        told = lists.explained(kind)
+        intro = inspect.cleandoc(kind.__doc__ or "").split(f"\n\n{next(iter(told))}:")[0]
+        rows = [(f"`{name}`", f"{told[name]}<br>`{declared(shown, kind, name)}`") for name in told]
+        parts.append(
+            f"## {kind.__name__}\n\n{intro}\n\n{table(('field', 'what it says, type, default'), rows)}"
+        )
     return "\n".join(parts)
+
+
+def declared(shown: dict[str, str], kind: Any, name: str) -> str:
+    """Type and default, of "float = 0.001: the learning rate"."""
+    return shown[f"{kind.__name__}.{name}"].partition(": ")[0]
 
 
 def names() -> str:
@@ -49,17 +54,6 @@ def names() -> str:
     recipes = [(f"`{name}`", doc.strip().partition("\n")[0]) for name, doc in lists.KINDS["configs"]().items() if doc]
     parts.append(f"## Configs\n\n{table(('name', 'what it is'), recipes)}")
     return "\n".join(parts)
-
-
-def fields_of(kind: Any) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)
-
-
-def _type(line: str) -> tuple[str, str]:
-    """Type and default, as code, of "float = 0.001: the learning rate"."""
-    declared = line.partition(": ")[0]
-    kind, _, default = declared.partition(" = ")
-    return f"`{kind}`", f"`{default}`" if default else ""
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
