@@ -211,7 +211,7 @@ def trained(place):
     """Runs as the pages have them, made smaller: the smoke form twice, and one's own folder."""
     with contextlib.chdir(place):
         small = [f"--config.stages.sam.data.options.{name}=16" for name in ("train", "val", "test")]
-        small += [f"--config.stages.{name}.epochs=1" for name in ("sam", "teacher", "student")]
+        small += [f"--config.stages.{name}.epochs=2" for name in ("sam", "teacher", "student")]
         small += ["--config.stages.teacher.gate.at_least=0", "--config.quick_compile=true"]
         runs = [
             (*("train", "sam_distill:folder=scans", "--classes=cyst,tumour"), *small),
