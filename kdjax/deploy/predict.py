@@ -241,8 +241,10 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     alone = images.is_file()
     if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    paths = [images] if alone else files.listing(images)
-    paths = [path for path in paths if alone or not MADE.fullmatch(path.stem)]
+    if alone:
+        paths = [images] if images.suffix.lower() in files.PICTURES else []
+    else:
+        paths = [path for path in files.listing(images) if not MADE.fullmatch(path.stem)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}
