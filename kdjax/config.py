@@ -134,6 +134,13 @@ class Data:
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
         self.augment, self.views, self.workers = dict(augment or {}), views, workers
 
+    @property
+    def class_count(self) -> int:
+        """`num_classes`, of data that have been opened, or that say it."""
+        if self.num_classes is None:
+            raise ConfigError("data.num_classes=None is found when the data are opened, and they were not; say it")
+        return self.num_classes
+
 
 @word
 @dataclass(slots=True)

@@ -112,7 +112,7 @@ def predict(
     targets = plan(images, output)
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
-    swatches = legend.colours(data.num_classes, names) if names or data.num_classes > 2 else {}
+    swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
         image = files.read_image(str(path))
         mask = classes(logits, (image.shape[0], image.shape[1]))
