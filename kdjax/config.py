@@ -51,7 +51,7 @@ class Model:
 
     name: a registered model (`--list=models`), or one's own, "package.module:symbol"
     options: what it is built with. Those set to None are filled in from the file of weights that the stage starts from,
-        else from the data
+        else from the data, and so is `num_classes` where it is left out
     """
 
     name: str
