@@ -1,9 +1,12 @@
 """Strict settings for every test: eight CPU devices, no silent rank promotion, shapes checked, no unlisted skip."""
 
+import gc
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("KDJAX_REFERENCE", str(pathlib.Path(__file__).parents[2] / "shared" / "reference"))
 
 import jax
@@ -20,6 +23,18 @@ _hook = install_import_hook("kdjax", "beartype.beartype")
 from kdjax import registry  # noqa: E402 - after the hook, which checks what is imported from here on
 
 registry.trust("tests")  # what a test builds in Python was named by a person
+
+
+gc.collect()
+gc.freeze()  # what is imported stays; collections that look through it again and again took a fifteenth of the time
+gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_configure(config):
+    """Programs compiled once are kept, for all workers, for the processes that tests start and for the next run."""
+    if not hasattr(config, "workerinput"):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla")))
+    jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.hookimpl(wrapper=True)
