@@ -94,7 +94,8 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     if key in _shared:
         examples, facts = _shared[key]
         return examples, facts, []
-    examples = Examples(source, data.image_size, cache=data.workers == 0, num_classes=data.num_classes)
+    most = 256 if source.faults or data.num_classes is None else data.num_classes  # what is wrong is said once
+    examples = Examples(source, data.image_size, cache=data.workers == 0, num_classes=most)
     facts, faults = examples.inspect()
     if not faults:
         while len(_shared) > 1:
