@@ -24,6 +24,7 @@ AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0
 MASKS = (
     r"params/mask_decoder/(mask_tokens|output_hypernetworks_mlps_\d|iou_prediction_head)/.*",
 )  # one for each class
+EVERYTHING = ((r".*", True),)
 FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # LoRA leaves it as it was; the decoder learns
 
 
@@ -49,14 +50,15 @@ def get_config(variant: str = "") -> Experiment:
     )
     teacher = Stage(
         task=supervised(0.5),
-        title="teacher (SAM, LoRA)",
+        title="teacher (SAM)" if own else "teacher (SAM, LoRA)",
         data=target,
         model=sam_model,
         init="weights/sam_vit_b.safetensors" if published else "stage:sam",
         init_skip=MASKS if published or own else (),
         adopt=True,  # a file of weights may be of another size
-        lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
-        optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),
+        # What generated ultrasound taught its encoder need not fit one's own images: there all of it learns.
+        lora=None if own else Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
+        optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=EVERYTHING if own else FROZEN_ENCODER),
         epochs=1 if smoke else 20 if small_set else 3,
         gate=Gate(0.0 if smoke else 0.3 if small_set else 0.6),
         grad_norms_every=0,
