@@ -178,10 +178,10 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
 
 def as_trained_on(data: Data, about: dict[str, str]) -> Data:
     """The data with the classes that the stage found in them, which the file tells."""
-    told = copy.copy(data)
-    told.num_classes = int(about.get("num_classes", 2)) if data.num_classes is None else data.num_classes
-    told.classes = data.classes or tuple(json.loads(about.get("mask_classes", "[]")))[1:]
-    return told
+    trained_data = copy.copy(data)
+    trained_data.num_classes = int(about.get("num_classes", 2)) if data.num_classes is None else data.num_classes
+    trained_data.classes = data.classes or tuple(json.loads(about.get("mask_classes", "[]")))[1:]
+    return trained_data
 
 
 def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

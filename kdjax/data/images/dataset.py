@@ -56,13 +56,13 @@ def counted(data: Data, source: Source) -> Data:
     """The data with their number of classes, which the source tells where the config does not."""
     if data.num_classes is not None:
         return data
-    told = copy.copy(data)
+    counted_data = copy.copy(data)
     masked = any(field.kind == "mask" for field in source.fields.values())
     of_source, of_images = getattr(source, "num_classes", None), 0 if masked else len(source.classes)
-    told.num_classes = of_images or of_source
-    if not told.num_classes and not source.faults:
+    counted_data.num_classes = of_images or of_source
+    if not counted_data.num_classes and not source.faults:
         raise ConfigError("num_classes: this reader does not tell how many classes there are; set it")
-    return told
+    return counted_data
 
 
 def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
