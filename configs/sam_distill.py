@@ -24,6 +24,7 @@ AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0
 MASKS = (
     r"params/mask_decoder/(mask_tokens|output_hypernetworks_mlps_\d|iou_prediction_head)/.*",
 )  # one for each class
+EVERYTHING = ((r".*", True),)
 FROZEN_ENCODER = ((r"model/image_encoder/.*", False), (r".*", True))  # LoRA leaves it as it was; the decoder learns
 
 
@@ -49,14 +50,15 @@ def get_config(variant: str = "") -> Experiment:
     )
     teacher = Stage(
         task=supervised(0.5),
-        title="teacher (SAM, LoRA)",
+        title="teacher (SAM)" if own else "teacher (SAM, LoRA)",
         data=target,
         model=sam_model,
         init="weights/sam_vit_b.safetensors" if published else "stage:sam",
         init_skip=MASKS if published or own else (),
         adopt=True,  # a file of weights may be of another size
-        lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
-        optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),
+        # What generated ultrasound taught its encoder need not fit one's own images: there all of it learns.
+        lora=None if own else Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
+        optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=EVERYTHING if own else FROZEN_ENCODER),
         epochs=1 if smoke else 20 if small_set else 3,
         gate=Gate(0.0 if smoke else 0.3 if small_set else 0.6),
         grad_norms_every=0,
@@ -88,13 +90,12 @@ def supervised(weight: float) -> Task:
 def models(size: int, smoke: bool, published: bool) -> tuple[Model, Model]:
     if published:
         return Model("sam_seg", variant="vit_b", image_size=size), Model("tinyusfm_seg", image_size=224)
-    # Patches of 8 pixels, two windows a side; the student is a quarter of the SAM.
+    # Patches of 8 pixels, two windows a side; the student is a twelfth of the SAM.
     sam = {"variant": "vit_t", "patch_size": 8, "window": size // 16, "image_size": size}
-    tiny = {"patch_size": 8, "dim": 64, "heads": 4, "neck_dim": 24, "head_dim": 32, "scan": True, "image_size": size}
+    tiny = {"patch_size": 8, "dim": 48, "heads": 4, "neck_dim": 16, "head_dim": 16, "image_size": size}
     if smoke:
         sam |= {"depth": 2, "global_blocks": (1,), "decoder_depth": 1}
-    depth = {"depth": 2, "taps": (0, 0, 1, 1)} if smoke else {"depth": 4, "taps": (0, 1, 2, 3)}
-    return Model("sam_seg", **sam), Model("tinyusfm_seg", **tiny, **depth)
+    return Model("sam_seg", **sam), Model("tinyusfm_seg", depth=2, taps=(0, 0, 1, 1), **tiny)
 
 
 def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
@@ -108,5 +109,5 @@ def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
         return Data("folder", root=folder or "data/folder", num_classes=None, **common), other
     if variant:
         return Data("busi", root=folder, labelled=0.25, **common), other
-    here = Data("ultrasound", size=size, domain="linear", train=1200, val=96, test=128, labelled=0.02, **common)
+    here = Data("ultrasound", size=size, domain="linear", train=1200, val=96, test=1024, labelled=0.02, **common)
     return here, other

@@ -34,9 +34,7 @@ def fields() -> str:
         told = lists.explained(kind)
         intro = inspect.cleandoc(kind.__doc__ or "").split(f"\n\n{next(iter(told))}:")[0]
         rows = [(f"`{name}`", f"{told[name]}<br>`{declared(shown, kind, name)}`") for name in told]
-        parts.append(
-            f"## {kind.__name__}\n\n{intro}\n\n{table(('field', 'what it says, type, default'), rows)}"
-        )
+        parts.append(f"## {kind.__name__}\n\n{intro}\n\n{table(('field', 'what it says, type, default'), rows)}")
     return "\n".join(parts)
 
 

@@ -46,7 +46,7 @@ def run() -> None:
         from convert.__main__ import main as convert
 
         sys.exit(convert(sys.argv[2:]))
-    if {"-h", "--help", "help"} & set(sys.argv[1:2]):
+    if not sys.argv[1:] or sys.argv[1] in ("-h", "--help", "help"):
         print(f"{__doc__}\n{flags.help_text()}")
         sys.exit(0)
     if "" not in sys.path and os.getcwd() not in sys.path:

@@ -112,17 +112,17 @@ def _own(module: str, symbol: str) -> Any:
     """A symbol of somebody's own module."""
     name = f"'{module}:{symbol}'"
     try:
-        found = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except ImportError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
             where = "in the folder that you start from, or installed in this environment"
             raise ConfigError(f"{name}: there is no module {error.name!r}; expected it {where}") from error
         file, line = raised_at(error)
         raise ConfigError(f"{name} cannot be imported: {file}, line {line}: {error}") from error
-    if not hasattr(found, symbol):
-        known = [public for public in vars(found) if not public.startswith("_")]
+    if not hasattr(imported, symbol):
+        known = [public for public in vars(imported) if not public.startswith("_")]
         raise ConfigError(f"{name}: the module has no {symbol!r}; {nearest(symbol, known)}")
-    return getattr(found, symbol)
+    return getattr(imported, symbol)
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:

@@ -49,12 +49,12 @@ def fields() -> dict[str, str]:
     """Every field of a config with its type, its default and what its class's docstring says of it."""
     lines = {}
     for kind in words():
-        told = explained(kind)
+        fields = explained(kind)
         defaults = {p.name: p.default for p in inspect.signature(kind).parameters.values()}
         for field in dataclasses.fields(kind):
             default = defaults.get(field.name, inspect.Parameter.empty)
             shown = f" = {default!r}" if isinstance(default, (bool, int, float, str, tuple, type(None))) else ""
-            lines[f"{kind.__name__}.{field.name}"] = f"{_type(field.type)}{shown}: {told[field.name]}"
+            lines[f"{kind.__name__}.{field.name}"] = f"{_type(field.type)}{shown}: {fields[field.name]}"
     return lines
 
 
@@ -66,8 +66,8 @@ def words() -> list[Any]:
 
 def explained(kind: Any) -> dict[str, str]:
     """What a class's docstring says of its fields, "name: text" each, with the lines that follow it indented."""
-    found = re.findall(r"^(\w+): (.*(?:\n    .*)*)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
+    entries = re.findall(r"^(\w+): (.*(?:\n    .*)*)", inspect.cleandoc(kind.__doc__ or ""), re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
 
 
 def _type(kind: Any) -> str:

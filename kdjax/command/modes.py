@@ -12,11 +12,11 @@ from kdjax.config import ConfigError, Experiment
 
 def train(experiment: Experiment, workdir: Path) -> int:
     from kdjax.experiment import run as running
-    from kdjax.report import tables
+    from kdjax.report import tables, verdict
 
     summary = running.run(experiment, workdir, flags.STAGE.value)
     if first_process():
-        print(f"\n{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
+        print(f"\n{tables.text(summary)}\n\n{verdict.verdict(summary)[0]}\n\nreport: {workdir / 'report.html'}")
     return 0
 
 

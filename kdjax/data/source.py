@@ -12,7 +12,7 @@ from kdjax.config import ConfigError, nearest
 from kdjax.data.fields import LABELS, Field
 
 SPLITS = ("train", "val", "test")
-LOOKED_AT = 16  # examples that decide the fields of a source that declares none
+LOOKED_AT = 32  # examples, from the first to the last, that decide the fields of a source that declares none
 TEXTS = ("name", "group")  # what an example says of itself; no fields of a batch
 
 
@@ -98,7 +98,8 @@ class Completed:
         self.allowed = getattr(reader, "allowed", None) or [SPLITS] * len(reader)
         self.fields = getattr(reader, "fields", None) or {}
         if not self.fields and not self.faults:
-            self.fields, unknown = looked_at([reader[i] for i in range(min(len(reader), LOOKED_AT))])
+            spread = np.linspace(0, len(reader) - 1, min(len(reader), LOOKED_AT)).round().astype(int)
+            self.fields, unknown = looked_at([reader[int(i)] for i in spread])
             self.faults += unknown
 
     def __len__(self) -> int:
@@ -149,8 +150,9 @@ def looked_at(examples: Sequence[dict[str, Any]]) -> tuple[dict[str, Field], lis
             else:
                 array = np.asarray(value)
                 faults[key] = (
-                    f"{key!r}: expected uint8 [h, w, 3] (an image), uint8 [h, w] named mask, a number or an array of "
-                    f"numbers, found {array.dtype} {list(array.shape)}; declare it in the reader's `fields`"
+                    f"{key!r}: expected uint8 [h, w, 3] (an image), whole numbers [h, w] named mask, a number or an "
+                    f"array of numbers, found {array.dtype} {list(array.shape)}; convert it, or declare it in the "
+                    "reader's `fields`"
                 )
     return fields, list(faults.values())
 
@@ -159,8 +161,10 @@ def _field(key: str, array: np.ndarray) -> Field | None:
     real, integral = np.issubdtype(array.dtype, np.floating), array.dtype.kind in "iub"
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] == 3:
         return Field(array.shape, "uint8", "image")
-    if array.dtype == np.uint8 and array.ndim == 2:
-        return Field(array.shape, "int32", "mask") if key.startswith("mask") else None
+    if array.ndim == 2 and integral and key.startswith("mask"):
+        return Field(array.shape, "int32", "mask")
+    if key in ("image", "mask") or (array.dtype == np.uint8 and array.ndim == 2):
+        return None  # a picture in another form, which is not for guessing
     if array.ndim == 0 and (integral or real):
         return Field((), "int32", "class", -1) if integral else Field((), "float32", "number")
     if real:

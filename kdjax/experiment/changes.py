@@ -9,7 +9,7 @@ from kdjax.experiment.saved import differences, from_json, refuse_other_edition
 from kdjax.experiment.workdir import is_finished, result_of, stage_folder
 
 RUNNING = ("mesh", "log", "quick_compile")  # of an experiment: how it is run
-ENDING = ("epochs", "stop", "gate", "title")  # of a stage: when it ends, and what follows
+ENDING = ("epochs", "stop", "gate")  # of a stage: when it ends, and what follows
 SPREAD = ("warmup_cosine", "warmup_poly")  # schedules of the learning rate that depend on the number of epochs
 
 

@@ -31,12 +31,12 @@ def compare(folders: list[Path]) -> tuple[dict[str, Folded], list[str]]:
     }
     first, *others = named
     of_first = but_seed(configs[named[first][0]])
-    told = []
+    differing = []
     for name in others:
         lines = differences(of_first, but_seed(configs[named[name][0]]))
         more = [f"and {len(lines) - DIFFERENCES} more"] if len(lines) > DIFFERENCES else []
-        told.append(f"{name} against {first}: {'; '.join([*lines[:DIFFERENCES], *more])}")
-    return runs, told + left_out
+        differing.append(f"{name} against {first}: {'; '.join([*lines[:DIFFERENCES], *more])}")
+    return runs, differing + left_out
 
 
 def but_seed(experiment: Experiment) -> Experiment:

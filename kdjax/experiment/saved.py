@@ -18,11 +18,12 @@ def to_json(experiment: Experiment) -> str:
 
 def from_json(text: str) -> Experiment:
     try:
-        return _from(Experiment, json.loads(text))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:  # a file can hold anything
-        raise ConfigError(
-            f"config.json: expected a config as a run saves it, found other things ({error!r})"
-        ) from error
+        saved = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"config.json: expected a config as a run saves it, found no JSON ({error})") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("stages"), dict):
+        raise ConfigError("config.json: expected a config as a run saves it, found one without stages")
+    return _from(Experiment, saved)
 
 
 def refuse_other_edition(text: str, folder: Any) -> None:

@@ -52,7 +52,7 @@ def gains(summaries: list[dict[str, Any]], measure: str) -> dict[str, dict]:
         for stage in values:
             if f"{stage}_control" in values:
                 pairs.setdefault(stage, []).append(values[stage] - values[f"{stage}_control"])
-    return {stage: spread(found) for stage, found in pairs.items()}
+    return {stage: spread(of_stage) for stage, of_stage in pairs.items()}
 
 
 def spread(values: list[float]) -> dict[str, Any]:

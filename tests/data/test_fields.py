@@ -139,7 +139,7 @@ def test_what_is_not_as_declared_is_named():
     assert "'vector' as float32 [5], found [4]; pad or cut it" in faults(Declared)
     found = faults(spoil="phase")
     assert "'phase': expected uint8 [h, w, 3] (an image)" in found
-    assert "found complex64 [2, 2]; declare it in the reader's `fields`" in found
+    assert "found complex64 [2, 2]; convert it, or declare it in the reader's `fields`" in found
     assert "expected 'image' as uint8 [h, w, 3], found complex64 [2, 2]" in faults(NoImage)
     assert "fields valid have a meaning of their own" in faults(Taken)
     assert "num_classes: expected more than the largest class, 7, found 2" in faults(Taken)
@@ -155,3 +155,44 @@ class NoImage(Pairs):
 class Taken(Pairs):
     def __getitem__(self, i):
         return {**super().__getitem__(i), "class": 7, "valid": 1}
+
+
+class Drawn(Pairs):
+    """Images with a mask, which `form` writes down; the first `bare` of them have none."""
+
+    def __init__(self, form: str = "uint8", value: int = 1, bare: int = 0, image: str = "uint8"):
+        super().__init__()
+        self.form, self.value, self.bare, self.image = form, value, bare, image
+
+    def __getitem__(self, i):
+        mask = np.zeros((12, 14), self.form)
+        mask[2:6, 3:9] = self.value
+        image = super().__getitem__(i)["image"].astype(self.image)
+        return {"image": image} | ({"mask": mask} if i >= self.bare else {})
+
+
+@pytest.mark.parametrize("form", ["uint8", "int64", "bool"])
+def test_a_mask_is_whole_numbers_of_any_kind(form):
+    dataset = build(Drawn, form=form)
+    assert dataset.fields["mask"] == Field((8, 8), "int32", "mask")
+    assert set(np.unique(next(iter(dataset.train(4, seed=0)))["mask"])) == {0, 1}
+
+
+def test_a_label_that_comes_late_is_found():
+    assert {"mask", "mask_known"} <= set(build(Drawn, bare=20).fields)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"value": 255},
+            "example 0: expected class ids 0 to 1 in 'mask', found 255; renumber them, or",
+        ),
+        ({"form": "int8", "value": -1}, "expected class ids 0 to 1 in 'mask', found -1"),
+        ({"form": "float32"}, "whole numbers [h, w] named mask, a number or an array of numbers, found float32"),
+        ({"image": "float32"}, "'image': expected uint8 [h, w, 3] (an image), "),
+    ],
+)
+def test_a_mask_or_an_image_in_another_form_is_refused(options, said):
+    assert said in faults(Drawn, **options)

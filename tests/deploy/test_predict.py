@@ -9,6 +9,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from kdjax import launch
+from kdjax.config import ConfigError, Task
 from kdjax.data import pipeline
 from kdjax.deploy import predict
 from kdjax.distill.teachers import build_model
@@ -196,6 +197,18 @@ def test_eval_scores_all_of_another_folder(run, tmp_path, place):
 def test_eval_says_what_is_wrong_with_another_folder(run, tmp_path):
     refused(on(run, "--mode=eval", f"--data={tmp_path}"), "the data 'folder' cannot be used", str(tmp_path))
     refused(on(run, "--mode=eval", f"--data=fodler:{tmp_path}"), "no data entry 'fodler'; did you mean 'folder'")
+
+
+def test_other_folders_are_read_by_what_the_task_asks_for(run):
+    stage = launch.load(str(run[0])).stages["student"]
+    stage.task = Task("classification")
+    data = predict.data_at("some/where", stage)
+    assert (data.source, data.options, data.split) == ("classes", {"root": "some/where"}, (0.0, 0.0, 1.0))
+    assert data.image_size == stage.data.image_size
+    assert predict.data_at("layout:some/where", stage).source == "layout"
+    stage.task = Task("detection")
+    with pytest.raises(ConfigError, match=r"--data: expected a task on images \(segmentation, classification\)"):
+        predict.data_at("some/where", stage)
 
 
 def test_eval_prints_its_scores_where_nothing_can_be_written(run, monkeypatch):

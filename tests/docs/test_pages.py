@@ -22,6 +22,7 @@ from kdjax.command.configs import load
 from kdjax.config import Data, Experiment
 from kdjax.data import pipeline
 from kdjax.experiment import checks
+from kdjax.experiment.opening import open_run
 from tests.support import pages
 from tests.support.command import command, parsed
 from tests.support.pages import LANGUAGES, PAGES, ROOT, blocks
@@ -253,6 +254,13 @@ def test_configs_of_the_pages_train(page, line, here):
     for words in [lines[first].split(), *(text.split() for text in lines[first + 1 :] if "kdjax eval" in text)]:
         ended = command(*words[1:])
         assert ended.code == 0, ended.error
+
+
+@pytest.mark.long
+def test_the_config_of_the_readme_can_be_trained(here):
+    """Its models are built, and its terms read what is there."""
+    (path,) = write_files(ROOT / "README.md", here)
+    assert list(open_run(load(str(path)), here / "opened").learners) == ["teacher", "student", "student_control"]
 
 
 @pytest.mark.long

@@ -58,7 +58,7 @@ def stop(workdir, running):
         assert all(p.poll() is None for p in running)
         time.sleep(0.01)
     running[1].send_signal(signal.SIGTERM)
-    return [sub.finish(p) for p in running]
+    return [sub.finish(p, expected=128 + signal.SIGTERM) for p in running]
 
 
 def test_two_processes_agree_with_one(both):

@@ -35,7 +35,10 @@ def test_the_wheel_trains_far_from_the_clone(tmp_path):
     ran(programs / "pip", "install", "--quiet", wheel, cwd=tmp_path)
     here.mkdir()
     assert "sam_distill:smoke" in ran(programs / "kdjax", "list", "configs", cwd=here).split()
-    for config in ("sam_distill:smoke", tiny(here).name):
+    own = tiny(here)
+    own.write_text(own.read_text().replace('"binary_kl"', '"mine:loss"'))
+    (here / "mine.py").write_text("from kdjax.losses.logits import binary_kl as loss\n")
+    for config in ("sam_distill:smoke", own.name):
         printed = ran(programs / "kdjax", "train", config, "--workdir=run", cwd=here)
         assert printed.endswith("report: run/report.html\n")
         assert (here / "run" / "report.html").stat().st_size > 10_000

@@ -51,7 +51,7 @@ def begun(folder, made: Experiment, **results) -> None:
     ("done", "schedule", "fields", "said"),
     [
         ({"teacher": 1}, "constant", {"epochs": 40}, ""),
-        ({"teacher": 1}, "plateau", {"epochs": 40, "title": "longer"}, ""),
+        ({"teacher": 1}, "plateau", {"epochs": 40}, ""),
         ({"teacher": 1}, "constant", {"stop": Stop(patience=3), "gate": Gate(0.2)}, ""),
         ({}, "warmup_cosine", {"epochs": 40}, ""),
         (

@@ -32,14 +32,14 @@ class Citations:
         focus: float = 0.3,
     ):
         least = 2 * PER_CLASS * fields
-        wrong = [] if fields >= 2 else [f"fields: expected at least 2, found {fields}"]
-        wrong += [] if nodes >= least else [f"nodes: expected at least {least} for {fields} fields, found {nodes}"]
-        wrong += [] if words >= 10 else [f"words: expected at least 10, found {words}"]
-        wrong += [] if cites > 0 else [f"cites: expected more than 0 for each paper, found {cites}"]
+        faults = [] if fields >= 2 else [f"fields: expected at least 2, found {fields}"]
+        faults += [] if nodes >= least else [f"nodes: expected at least {least} for {fields} fields, found {nodes}"]
+        faults += [] if words >= 10 else [f"words: expected at least 10, found {words}"]
+        faults += [] if cites > 0 else [f"cites: expected more than 0 for each paper, found {cites}"]
         shares = {"homophily": homophily, "focus": focus}
-        wrong += [f"{k}: expected a share in [0, 1], found {v}" for k, v in shares.items() if not 0 <= v <= 1]
-        if wrong:
-            raise ConfigError("the citations cannot be made:\n  " + "\n  ".join(wrong))
+        faults += [f"{k}: expected a share in [0, 1], found {v}" for k, v in shares.items() if not 0 <= v <= 1]
+        if faults:
+            raise ConfigError("the citations cannot be made:\n  " + "\n  ".join(faults))
         rng = np.random.default_rng(seed)
         self.classes = rng.permutation(np.arange(nodes) % fields).astype(np.int32)
         members = [np.flatnonzero(self.classes == field) for field in range(fields)]

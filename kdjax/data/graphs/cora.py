@@ -39,24 +39,24 @@ class Cora:
 def _read(path: Path) -> tuple[Float32[np.ndarray, "n f"], Int32[np.ndarray, " n"], Int32[np.ndarray, "2 e"]]:
     try:
         with open(path, "rb") as file:
-            held = np.load(file, allow_pickle=False)
-            found = {name: held[name] for name in ("features", "labels", "edge_index")}
+            file_arrays = np.load(file, allow_pickle=False)
+            arrays = {name: file_arrays[name] for name in ("features", "labels", "edge_index")}
     except (KeyError, IndexError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: expected arrays features, labels and edge_index, but: {error}") from error
-    features, classes, edges = found.values()
-    least, wrong = LABELLED + VALIDATION + TEST, []
+    features, classes, edges = arrays.values()
+    least, faults = LABELLED + VALIDATION + TEST, []
     if features.ndim != 2 or len(features) < least:
-        wrong.append(f"features: expected a row for each of at least {least} nodes, found {features.shape}")
+        faults.append(f"features: expected a row for each of at least {least} nodes, found {features.shape}")
     elif not np.isfinite(features).all() or features.min() < 0:
-        wrong.append("features: expected counts of words, found negative or not finite numbers")
+        faults.append("features: expected counts of words, found negative or not finite numbers")
     if classes.shape != features.shape[:1] or classes.dtype.kind not in "iu" or classes.min(initial=0) < 0:
-        wrong.append(f"labels: expected a class from 0 for each row of features, found {classes.dtype} {classes.shape}")
+        faults.append(f"labels: expected a class from 0 for each row, found {classes.dtype} {classes.shape}")
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
-        wrong.append(f"edge_index: expected whole numbers [2, e], found {edges.dtype} {edges.shape}")
+        faults.append(f"edge_index: expected whole numbers [2, e], found {edges.dtype} {edges.shape}")
     elif edges.size and (edges.min() < 0 or edges.max() >= len(features)):
-        wrong.append(f"edge_index: expected nodes 0 to {len(features) - 1}, found {edges.min()} to {edges.max()}")
-    if wrong:
-        raise ConfigError(f"{path} is not Cora:\n  " + "\n  ".join(wrong))
+        faults.append(f"edge_index: expected nodes 0 to {len(features) - 1}, found {edges.min()} to {edges.max()}")
+    if faults:
+        raise ConfigError(f"{path} is not Cora:\n  " + "\n  ".join(faults))
     return features.astype(np.float32), classes.astype(np.int32), edges.astype(np.int32)
 
 

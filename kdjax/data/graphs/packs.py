@@ -118,10 +118,10 @@ def build(data: Data, parts: int = 1) -> "GraphSet":
         if empty := [split for split, indices in where.items() if not len(indices)]:
             raise ConfigError(f"no graph is left for {', '.join(empty)}: {len(source.train)} windows are too few")
         graphs = joined([source.train, *source.test.values()])
-        found = GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
-        found.facts = {"num_ids": source.num_ids, "features": graphs.x.shape[1]}
-        found.keepsakes = {KEEPSAKE: kept} if (kept := getattr(source, "keepsake", None)) else {}
-        return found
+        graph_set = GraphSet(data, graphs, where, groups, source.notes, parts=parts, **own)
+        graph_set.facts = {"num_ids": source.num_ids, "features": graphs.x.shape[1]}
+        graph_set.keepsakes = {KEEPSAKE: keepsake} if (keepsake := getattr(source, "keepsake", None)) else {}
+        return graph_set
     except ConfigError as error:
         raise ConfigError(f"the data {data.source!r} cannot be used:\n  {error}") from error
 
@@ -234,8 +234,8 @@ class GraphSet(Dataset):
         """One graph: "x", "name", "senders", "receivers", "label"."""
         at, g = int(self._where[split][i]), self.graphs
         nodes, edges = slice(*g.first_node[at : at + 2]), slice(*g.first_edge[at : at + 2])
-        found = {"x": g.x[nodes], "name": g.name[nodes], "senders": g.senders[edges], "receivers": g.receivers[edges]}
-        return {**found, "label": g.label[at]}
+        arrays = {"x": g.x[nodes], "name": g.name[nodes], "senders": g.senders[edges], "receivers": g.receivers[edges]}
+        return {**arrays, "label": g.label[at]}
 
     def _bucket(self, at: Int[np.ndarray, "p g"]) -> tuple[int, int]:
         """The smallest bucket that every pack of the batch fits in; beyond the largest, as many times half as much
@@ -253,9 +253,9 @@ def _buckets(sizes: Int[np.ndarray, "n 2"], g: int, count: int) -> tuple[list[tu
     rng = np.random.default_rng(0)
     totals = sizes[rng.integers(len(sizes), size=(SAMPLES, g))].sum(axis=1)
     levels = [np.quantile(totals, (i + 1) / count, axis=0) for i in range(count)]
-    found = sorted({(_up(nodes + 1), _up(edges)) for nodes, edges in levels})
-    used = [next(n for n, e in found if nodes < n and edges <= e) for nodes, edges in totals]
-    return found, float(totals[:, 0].sum() / np.sum(used))
+    buckets = sorted({(_up(nodes + 1), _up(edges)) for nodes, edges in levels})
+    used = [next(n for n, e in buckets if nodes < n and edges <= e) for nodes, edges in totals]
+    return buckets, float(totals[:, 0].sum() / np.sum(used))
 
 
 def _up(size: float) -> int:

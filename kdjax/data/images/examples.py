@@ -18,10 +18,13 @@ DECODED = 20_000  # files; of larger sets only the headers are looked at beforeh
 
 
 class Examples:
-    """A source whose images and masks come as squares of side `size`; the arrays that `fields` declare, and no more."""
+    """A source whose images and masks come as squares of side `size`; the arrays that `fields` declare, and no more.
 
-    def __init__(self, source: Source, size: int, cache: bool = True):
-        self.source, self.size = source, size
+    The field "mask" holds ids below `num_classes`.
+    """
+
+    def __init__(self, source: Source, size: int, cache: bool = True, num_classes: int = 256):
+        self.source, self.size, self.num_classes = source, size, num_classes
         self.fields = {name: squared(field, size) for name, field in source.fields.items()}
         each = sum(math.prod(f.shape) * _stored(f).itemsize for f in self.fields.values())
         self._cache = cache and len(source) * each <= CACHE_BYTES
@@ -75,6 +78,8 @@ class Examples:
                     raise ConfigError(self._fault(i, example, name, "nothing", "only labels may be missing"))
                 continue
             array = np.asarray(value)
+            if field.kind == "mask" and array.size:
+                array = self._ids(i, example, name, array)
             layout = {"image": (3, 3), "mask": (2, 2)}.get(field.kind)
             if layout and (array.dtype != np.uint8 or array.ndim != layout[0] or array.shape[2:] != field.shape[2:]):
                 remedy = "convert it to 8 bits and three channels" if layout[0] == 3 else "store class ids as uint8"
@@ -85,6 +90,17 @@ class Examples:
                 raise ConfigError(self._fault(i, example, name, str(list(array.shape)), "pad or cut it"))
             arrays[name] = array.astype(_stored(field), copy=False)
         return arrays
+
+    def _ids(self, i: int, example: Mapping[str, Any], name: str, array: np.ndarray) -> np.ndarray:
+        """A mask of whole numbers as uint8."""
+        least, most = array.min(), array.max()
+        if name == "mask" and not (least >= 0 and most < self.num_classes):
+            found = f"{least if least < 0 else most}"
+            raise ConfigError(
+                f"example {example.get('name', i)!r}: expected class ids 0 to {self.num_classes - 1} in 'mask', found "
+                f"{found}; renumber them, or set num_classes"
+            )
+        return array.astype(np.uint8) if array.dtype.kind in "iub" and least >= 0 and most < 256 else array
 
     def _fault(self, i: int, example: Mapping[str, Any], name: str, seen: str, remedy: str) -> str:
         field = self.source.fields[name]
@@ -98,7 +114,8 @@ class Examples:
         self._ready = np.zeros(n, bool)
 
     def __getstate__(self) -> dict[str, Any]:  # a worker process gets the source, not a copy of the memory
-        return {"source": self.source, "size": self.size, "fields": self.fields, "_cache": False}
+        kept = {"source": self.source, "size": self.size, "num_classes": self.num_classes, "fields": self.fields}
+        return {**kept, "_cache": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

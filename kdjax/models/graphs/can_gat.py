@@ -59,20 +59,20 @@ class Options:
     remat: bool = False  # recompute each convolution in the backward pass: less memory, more time
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         if self.jumping not in JUMPINGS:
-            wrong.append(f"jumping: no {self.jumping!r}; {nearest(self.jumping, JUMPINGS)}")
+            faults.append(f"jumping: no {self.jumping!r}; {nearest(self.jumping, JUMPINGS)}")
         if self.conv not in CONVS:
-            wrong.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
+            faults.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
         for name in ("hidden", "heads", "layers"):
             if getattr(self, name) < 1:
-                wrong.append(f"{name}: expected at least 1, found {getattr(self, name)}")
+                faults.append(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
         if self.num_ids < 0 or (self.num_ids == 0 and self.features == 0):
-            wrong.append("num_ids: expected at least 1 where there are no features, found " + str(self.num_ids))
-        if wrong:
-            raise ConfigError("GATWithJK cannot be built:\n  " + "\n  ".join(wrong))
+            faults.append("num_ids: expected at least 1 where there are no features, found " + str(self.num_ids))
+        if faults:
+            raise ConfigError("GATWithJK cannot be built:\n  " + "\n  ".join(faults))
 
 
 class CanGat(nn.Module):

@@ -87,22 +87,22 @@ class Options:
     remat: bool = False  # recompute each convolution in the backward pass: less memory, more time
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         for part in ("encoder", "decoder"):
             widths, heads = getattr(self, part), getattr(self, f"{part}_heads")
             if len(widths) != len(heads) or any(h < 1 or w % h for w, h in zip(widths, heads, strict=False)):
-                wrong.append(f"{part}_heads: expected a divisor of each of {part} {widths}, found {heads}")
+                faults.append(f"{part}_heads: expected a divisor of each of {part} {widths}, found {heads}")
         if not self.encoder:
-            wrong.append("encoder: expected at least one layer, found none")
+            faults.append("encoder: expected at least one layer, found none")
         if self.conv not in CONVS:
-            wrong.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
+            faults.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
         for name in ("latent", "num_ids", "features"):
             if getattr(self, name) < 1:
-                wrong.append(f"{name}: expected at least 1, found {getattr(self, name)}")
+                faults.append(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
-        if wrong:
-            raise ConfigError("The VGAE cannot be built:\n  " + "\n  ".join(wrong))
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        if faults:
+            raise ConfigError("The VGAE cannot be built:\n  " + "\n  ".join(faults))
 
 
 class CanVgae(nn.Module):

@@ -28,14 +28,14 @@ class Options:
     dtype: Any = "float32"  # of the computation; parameters stay float32
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         for name in ("hidden", "layers", "state", "actions"):
             if getattr(self, name) < 1:
-                wrong.append(f"{name}: expected at least 1, found {getattr(self, name)}")
+                faults.append(f"{name}: expected at least 1, found {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
-        if wrong:
-            raise ConfigError("The Q network cannot be built:\n  " + "\n  ".join(wrong))
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        if faults:
+            raise ConfigError("The Q network cannot be built:\n  " + "\n  ".join(faults))
 
 
 class Dqn(nn.Module):

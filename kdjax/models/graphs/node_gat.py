@@ -36,15 +36,15 @@ class Options:
     dtype: Any = "float32"  # of the computation; parameters stay float32
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         if len(self.heads) != len(self.hidden) + 1 or min(self.heads, default=0) < 1:
-            wrong.append(f"heads: expected one number more than widths in hidden {self.hidden}, found {self.heads}")
+            faults.append(f"heads: expected one number more than widths in hidden {self.hidden}, found {self.heads}")
         if self.conv not in CONVS:
-            wrong.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
+            faults.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
-        if wrong:
-            raise ConfigError("The node GAT cannot be built:\n  " + "\n  ".join(wrong))
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        if faults:
+            raise ConfigError("The node GAT cannot be built:\n  " + "\n  ".join(faults))
 
 
 class NodeGat(nn.Module):

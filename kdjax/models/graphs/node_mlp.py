@@ -25,13 +25,13 @@ class Options:
     dtype: Any = "float32"  # of the computation; parameters stay float32
 
     def __post_init__(self):
-        wrong = []
+        faults = []
         if min(self.hidden, default=1) < 1:
-            wrong.append(f"hidden: expected widths of at least 1, found {self.hidden}")
+            faults.append(f"hidden: expected widths of at least 1, found {self.hidden}")
         if not 0 <= self.dropout < 1:
-            wrong.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
-        if wrong:
-            raise ConfigError("The node MLP cannot be built:\n  " + "\n  ".join(wrong))
+            faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
+        if faults:
+            raise ConfigError("The node MLP cannot be built:\n  " + "\n  ".join(faults))
 
 
 class NodeMlp(nn.Module):

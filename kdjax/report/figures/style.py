@@ -74,5 +74,6 @@ pre{margin:14px 0 0;padding:16px;max-height:32em;overflow:auto;background:var(--
 main{max-width:none;padding:0}section{border:0;padding:10px 0}.scroll{overflow:visible;background:none}
 tr,figure,.tiles div,.panels{break-inside:avoid}h2,h3{break-after:avoid}
 th,td{padding:5px 4px;font-size:.68rem;white-space:normal;overflow-wrap:anywhere}td{min-width:3.2em}
-pre{max-height:none;overflow:visible;white-space:pre-wrap}.tiles{grid-template-columns:repeat(4,1fr)}}
+pre{max-height:none;overflow:visible;white-space:pre-wrap}.tiles{grid-template-columns:repeat(4,1fr)}
+.panels{grid-template-columns:repeat(auto-fit,minmax(96px,1fr))}.panels figcaption{font-size:.62rem}}
 """

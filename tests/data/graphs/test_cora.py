@@ -75,7 +75,7 @@ def test_the_real_cora(reference):
         ({"labels": None}, "expected arrays features, labels and edge_index, but: .*labels"),
         ({"features": arrays()["features"][:99]}, "expected a row for each of at least 1640 nodes, found (99, 12)"),
         ({"features": -arrays()["features"]}, "features: expected counts of words, found negative"),
-        ({"labels": np.zeros(3, int)}, "labels: expected a class from 0 for each row of features, found int64 (3,)"),
+        ({"labels": np.zeros(3, int)}, "labels: expected a class from 0 for each row, found int64 (3,)"),
         ({"labels": arrays()["labels"] - 1}, "labels: expected a class from 0"),
         ({"edge_index": np.zeros((3, 4), int)}, "edge_index: expected whole numbers [2, e], found int64 (3, 4)"),
         ({"edge_index": np.zeros((2, 4))}, "edge_index: expected whole numbers [2, e], found float64 (2, 4)"),
