@@ -120,14 +120,20 @@ def understood(words: list[str]) -> None:
             assert set(re.findall(r"\[(\w+)\]", what)) <= EXTRAS.keys(), words
         case ["python", "-m", "pytest", *_]:
             pass
-        case ["python", "-m", module, *_]:
-            assert importlib.util.find_spec(module), words
-        case ["python" | "sbatch", *rest]:
-            assert any((ROOT / word).is_file() for word in rest), words
+        case ["python", "-m", module, *rest]:
+            spec = importlib.util.find_spec(module)
+            assert spec, words
+            assert spec.origin, words
+            known = re.findall(r'"--(\w+)"', Path(spec.origin).read_text())
+            assert {word[2:].partition("=")[0] for word in rest} <= set(known), words
         case ["mkdocs", *_]:
             assert (ROOT / "mkdocs.yml").is_file()
-        case [program, *_]:
-            assert program in OTHERS or (ROOT / program).is_file(), words
+        case [program, *rest] if program not in OTHERS:
+            assert any((ROOT / word).is_file() for word in words), words
+            if of_config := [
+                word for word in rest if word.startswith("--config")
+            ]:  # of the ways to start it, in launch/
+                of_kdjax(of_config)
 
 
 def of_kdjax(rest: list[str]) -> None:
