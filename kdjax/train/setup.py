@@ -108,7 +108,7 @@ class Learner:
         return jax.jit(self.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh)))
 
     @cached_property
-    def arguments(self) -> tuple[State, dict, knobs.Knobs, dict]:
+    def arguments(self) -> tuple[State, dict, dict, dict]:
         """What a step takes, as shapes in their places on the mesh."""
         state, frozen = jax.eval_shape(self.begin, jax.random.key(0), initial_shapes(self.model))
         teachers = {name: initial_shapes(network.model) for name, network in self.teachers.items()}
