@@ -229,7 +229,7 @@ def trained(place):
             flagged = flags.spelt_out(["kdjax", *words])
             workdir = Path(flags.value_of("workdir", flagged) or "runs/sam_distill-folder")
             (workdir / "config.json").unlink()  # of the sandbox
-            ended = command(*words)
+            ended = command(*words, "--config.mesh.data=1")  # not the eight devices of the tests
             assert ended.code == 0, ended.error
     return place
 
@@ -258,7 +258,7 @@ def test_configs_of_the_pages_train(page, line, here):
     lines = [" ".join(words) for words in pages.commands(ROOT / "docs" / page)]
     (first, *_) = [i for i, text in enumerate(lines) if text.startswith(line)]
     for words in [lines[first].split(), *(text.split() for text in lines[first + 1 :] if "kdjax eval" in text)]:
-        ended = command(*words[1:])
+        ended = command(*words[1:], "--config.mesh.data=1")
         assert ended.code == 0, ended.error
 
 
