@@ -215,15 +215,16 @@ def test_the_drawing_is_one():
 
 @pytest.fixture(scope="module")
 def trained(place):
-    """Runs as the pages have them, made smaller: the smoke form twice, and one's own folder."""
+    """The runs that pages go on with: one's own folder with few steps, and two seeds of the smallest config."""
     with contextlib.chdir(place):
+        write_files(ROOT / "docs" / "config.md", place)
         small = [f"--config.stages.sam.data.options.{name}=16" for name in ("train", "val", "test")]
         small += [f"--config.stages.{name}.epochs=2" for name in ("sam", "teacher", "student")]
-        small += ["--config.stages.teacher.gate.at_least=0", "--config.quick_compile=true"]
+        small += ["--config.stages.teacher.gate.at_least=0", "--config.quick_compile=true", "--noconfig.control"]
         runs = [
-            (*("train", "sam_distill:folder=scans", "--classes=cyst,tumour"), *small),
-            ("train", "sam_distill:smoke", "--workdir=runs/sam_distill"),
-            ("train", "sam_distill:smoke", "--workdir=runs/seed_1", "--config.seed=1"),
+            ("train", "sam_distill:folder=scans", "--classes=cyst,tumour", *small),
+            ("train", "smallest.py", "--workdir=runs/sam_distill", "--config.quick_compile=true"),
+            ("train", "smallest.py", "--workdir=runs/seed_1", "--config.quick_compile=true", "--config.seed=1"),
         ]
         for words in runs:
             flagged = flags.spelt_out(["kdjax", *words])

@@ -50,7 +50,7 @@ def sandbox(folder: Path) -> Path:
         name = f"{12 + i // 2:03}_{'left' if i % 2 else 'right'}.png"
         folders.picture(folder / "scans" / "images" / name, i, (40, 48))
         mask = np.zeros((40, 48), np.uint8)
-        mask[4:20, 4:24], mask[24:36, 28:44] = 127, 255
+        mask[4:20, 4:24], mask[24:36, 28:44] = 1, 2
         path = folder / "scans" / "masks" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(mask).save(path)
