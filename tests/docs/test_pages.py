@@ -259,7 +259,7 @@ def test_configs_of_the_pages_train(page, line, here):
     lines = [" ".join(words) for words in pages.commands(ROOT / "docs" / page)]
     (first, *_) = [i for i, text in enumerate(lines) if text.startswith(line)]
     for words in [lines[first].split(), *(text.split() for text in lines[first + 1 :] if "kdjax eval" in text)]:
-        ended = command(*words[1:], "--config.mesh.data=1")
+        ended = command(*words[1:], "--config.mesh.data=1", "--config.quick_compile=true")
         assert ended.code == 0, ended.error
 
 
