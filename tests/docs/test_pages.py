@@ -249,6 +249,7 @@ def test_what_is_done_with_a_run_is_done(page, trained, monkeypatch):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("page", "line"),
     [("adding.md", "kdjax train mine/config.py"), ("config.md", "kdjax train smallest.py")],
@@ -264,6 +265,7 @@ def test_configs_of_the_pages_train(page, line, here):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_the_config_of_the_readme_can_be_trained(here):
     """Its models are built, and its terms read what is there."""
     (path,) = write_files(ROOT / "README.md", here)
