@@ -100,7 +100,7 @@ class Student(nn.Module):
 
 def view(image: torch.Tensor, mean: tuple, std: tuple, size: int) -> torch.Tensor:
     if image.shape[-1] != size:
-        image = tinyusfm.resize(image, (size, size))
+        image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
     return (image - image.new_tensor(mean)[:, None, None]) / image.new_tensor(std)[:, None, None]
 
 

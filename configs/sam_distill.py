@@ -4,11 +4,13 @@
     python -m kdjax.launch --config=configs/sam_distill.py:smoke       the same, tiny
     python -m kdjax.launch --config=configs/sam_distill.py:busi=DIR    BUSI: the folder of benign, malignant, normal
     python -m kdjax.launch --config=configs/sam_distill.py:busi_vit_b=DIR    with the published SAM ViT-B, for a GPU
+    python -m kdjax.launch --config=configs/sam_distill.py:folder=DIR  your own images and masks, all of them labelled
 
 The story is the usual one: a large model that knows images, few labels in the domain that matters, many images without.
 Where no published weights are at hand, the large model is a small SAM that is trained here on other generated scans
 (`sam`). The teacher adapts it with LoRA to the labelled images; the student learns from these, and from the teacher on
-all images. The published weights come from
+all images. Of `folder` the values in the masks are the classes; --classes=cyst,tumour names them, and --mode=look shows
+what is read before anything is trained. The published weights come from
 
     python -m convert sam --src sam_vit_b_01ec64.pth --dst weights/sam_vit_b.safetensors --set image_size=512
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 from kdjax.config import ConfigError, Data, Experiment, Gate, Lora, Model, Optim, Stage, Task, Teacher, Term, nearest
 
-VARIANTS = ("", "smoke", "busi", "busi_vit_b")
+VARIANTS = ("", "smoke", "busi", "busi_vit_b", "folder")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
 MASKS = (
     r"params/mask_decoder/(mask_tokens|output_hypernetworks_mlps_\d|iou_prediction_head)/.*",
@@ -29,31 +31,30 @@ def get_config(variant: str = "") -> Experiment:
     variant, _, folder = variant.partition("=")
     if variant not in VARIANTS:
         raise ConfigError(f"configs/sam_distill.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
-    smoke, small_set, published = variant == "smoke", variant.startswith("busi"), variant == "busi_vit_b"
-    size = {"": 64, "smoke": 48, "busi": 96, "busi_vit_b": 512}[variant]
+    smoke, own, published = variant == "smoke", variant == "folder", variant == "busi_vit_b"
+    small_set = own or variant.startswith("busi")
+    size = {"": 64, "smoke": 48, "busi": 96, "busi_vit_b": 512, "folder": 96}[variant]
     sam_model, student_model = models(size, smoke, published)
     target, other = images(size, variant, folder or "data/busi")
 
     sam = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.5),
         title="SAM, pretraining",
         auxiliary=True,  # not run where the teacher starts from a file
         data=other,
         model=sam_model,
-        terms=labels(0.5),
         optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0, ema=0.98),
         epochs=1 if smoke else 5,
         grad_norms_every=0,
     )
     teacher = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.5),
         title="teacher (SAM, LoRA)",
         data=target,
         model=sam_model,
         init="weights/sam_vit_b.safetensors" if published else "stage:sam",
-        init_skip=MASKS,
+        init_skip=MASKS if published or own else (),
         adopt=True,  # a file of weights may be of another size
-        terms=labels(0.5),
         lora=Lora(rank=4, targets=((r"image_encoder/.*/attn/qkv", "q_v"),)),
         optim=Optim("adamw", lr=5e-4, warmup=0.5, clip=1.0, ema=0.98, trainable=FROZEN_ENCODER),
         epochs=1 if smoke else 20 if small_set else 3,
@@ -62,14 +63,13 @@ def get_config(variant: str = "") -> Experiment:
         dtype="bfloat16" if published else "float32",
     )
     student = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.1),
         title="student, distilled",
         data=target,
         model=student_model,
         teachers={"sam": Teacher(stage="teacher")},
         terms={
-            **labels(0.1),
-            "kl": Term("binary_kl", teacher="sam:logits", weight=1.0, args={"temperature": 2.0}),
+            "kl": Term("kl", teacher="sam:logits", weight=1.0, args={"temperature": 2.0}),
             "feature": Term("mse", "neck_2", "sam:image_embeddings", adapter="conv_bn_relu", weight=0.1),
         },
         optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0, ema=0.98),
@@ -80,12 +80,9 @@ def get_config(variant: str = "") -> Experiment:
     return Experiment(name="sam_distill", stages=stages, quick_compile=smoke)
 
 
-def labels(weight: float) -> dict[str, Term]:
-    """Half cross-entropy, half soft Dice; smooth=1 so that an image without a lesion asks for an empty mask."""
-    return {
-        "bce": Term("bce", label="mask", weight=weight),
-        "dice": Term("dice", label="mask", weight=weight, args={"smooth": 1.0}),
-    }
+def supervised(weight: float) -> Task:
+    """Cross-entropy and soft Dice; smooth=1 so that an image without a lesion asks for an empty mask."""
+    return Task("segmentation", weight=weight, smooth=1.0, balanced=False)
 
 
 def models(size: int, smoke: bool, published: bool) -> tuple[Model, Model]:
@@ -107,6 +104,8 @@ def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
         common |= {"size": size, "train": 64, "val": 16, "test": 16}
         return Data("ultrasound", labelled=0.5, **common), Data("ultrasound", seed=1, **common)
     other = Data("ultrasound", size=size, seed=1, train=2400, val=96, test=96, **common)
+    if variant == "folder":
+        return Data("folder", root=folder or "data/folder", num_classes=None, **common), other
     if variant:
         return Data("busi", root=folder, labelled=0.25, **common), other
     here = Data("ultrasound", size=size, domain="linear", train=1200, val=96, test=128, labelled=0.02, **common)

@@ -33,7 +33,8 @@ def apply(model, variables, *inputs):
     """The outputs of `model` by name: {"logits": ..., ...}.
 
     `inputs` are what `model.inputs` names, in its order. Images come as they are: [b, h, w, 3] of any size, uint8 in
-    [0, 255] or float in [0, 1]; here they are resized to the model's size and normalised the way it was trained.
+    [0, 255] or float in [0, 1]; here they are resized to the model's size, antialiased as in training, and normalised
+    the way it was trained.
     Graphs are a `jraph.GraphsTuple`, of whatever origin, or several of one size stacked on a leading axis.
     """
     import jax

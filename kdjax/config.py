@@ -87,12 +87,14 @@ class Data:
     source: a registered reader (`--list=data`), or one's own
     options: of the reader (`root=`, `size=`, ...); the other fields mean the same for every reader
     image_size: side of the square that every image is resized to
-    num_classes: classes of the mask, background included: 2 is binary; of classified images, their classes
+    num_classes: classes of the mask, background included: 2 is binary; of classified images, their classes; None is as
+        many as the reader finds. Models and terms take it from here
     batch_size: examples of a step, over all devices
     labelled: share of the training images whose labels may be used
     split: shares of train, val and test, where the data set brings no split of its own
     split_seed: another one deals the examples out differently
     augment: transform (`--list=transforms`) -> probability
+    classes: names of the mask's classes without the background, in the order of their values; they say num_classes too
     views: different views of each example, which then recur; 0 makes a new one in every pass
     workers: reader processes; 0 reads in threads
     """
@@ -100,12 +102,13 @@ class Data:
     source: str
     options: dict
     image_size: int
-    num_classes: int
+    num_classes: Optional[int]
     batch_size: int
     labelled: float
     split: tuple[float, ...]
     split_seed: int
     augment: dict[str, float]
+    classes: tuple[str, ...] = ()
     views: int = 0
     workers: int = 0
 
@@ -114,18 +117,20 @@ class Data:
         source: str,
         *,
         image_size: int = 224,
-        num_classes: int = 2,
+        num_classes: int | None = 2,
         batch_size: int = 8,
         labelled: float = 1.0,
         split: tuple[float, ...] = (0.7, 0.15, 0.15),
         split_seed: int = 0,
         augment: dict[str, float] | None = None,
+        classes: tuple[str, ...] = (),
         views: int = 0,
         workers: int = 0,
         **options,
     ):
-        self.source, self.options = source, options
-        self.image_size, self.num_classes, self.batch_size = image_size, num_classes, batch_size
+        self.source, self.options, self.classes = source, options, tuple(classes)
+        self.num_classes = 1 + len(classes) if classes else num_classes
+        self.image_size, self.batch_size = image_size, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
         self.augment, self.views, self.workers = dict(augment or {}), views, workers
 
@@ -266,7 +271,7 @@ class Optim:
         minus `spread` (DOT, ICCV 2023; sgd alone); "balanced", what teachers say made as long as the rest
     radius: how far "sharpness" looks
     spread: how far "separate" sets the two momenta apart
-    ema: decay of the averaged parameters that are evaluated and kept; 0 is off
+    ema: decay, after a warm-up, of the averaged parameters that are evaluated and kept; 0 is off
     trainable: which parameters are trained
     decay: what the weight decay of a parameter is multiplied by
     lr_scale: what its learning rate is multiplied by
@@ -377,7 +382,7 @@ class Stage:
     folder: where it lies below the working directory: stages/NAME if left out, else as `layout` says
     init: the weights to start from: a file, an earlier stage, "stage:NAME", or a finished stage of another run,
         "WORKDIR:STAGE"
-    init_skip: patterns of parameters that are not taken from a file
+    init_skip: patterns of parameters that `init` leaves as new: a head of other classes
     adopt: a file in `init` also says with which options the model is built
     inputs: input of the model -> field of the batch, where they differ
     parts: submodule -> the stage whose model it is from the start

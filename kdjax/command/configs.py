@@ -40,6 +40,15 @@ def _located(error: Exception, path: Path) -> Exception:
     return ConfigError(f"{path}, line {lines[-1]}: {error}")
 
 
+def name_classes(experiment: Experiment, names: list[str]) -> None:
+    """Names the classes of the masks of which the config leaves open how many there are."""
+    left_open = [s.data for s in experiment.stages.values() if s.data.num_classes is None or s.data.classes]
+    if not left_open:
+        raise ConfigError("--classes names what a config leaves open with num_classes=None, and this one says it")
+    for data in left_open:
+        data.classes, data.num_classes = tuple(names), 1 + len(names)
+
+
 def is_saved(spec: str) -> bool:
     """Whether it is what a working directory was made with, which came from a file: nobody vouches for its names."""
     return spec.endswith(".json")

@@ -11,7 +11,7 @@ from kdjax.command import configs, lists
 from kdjax.command.overrides import faults, ill_typed, make_room, overridden, refuse_whole
 from kdjax.config import ConfigError, Experiment, nearest
 
-MODES = ("train", "eval", "predict", "export", "metrics", "report", "compare")
+MODES = ("train", "look", "eval", "predict", "export", "metrics", "report", "compare")
 NUMBERS = ("auto", "hex", "decimal")
 SEVERAL = ("compare",)  # modes of several working directories
 
@@ -28,6 +28,9 @@ LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candum
 THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
+CLASSES = flags.DEFINE_list(
+    "classes", [], "Names of the classes in masks, without the background, by their rising values: cyst,tumour."
+)
 OUTPUT = flags.DEFINE_string(
     "output",
     "",

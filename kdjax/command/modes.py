@@ -20,6 +20,13 @@ def train(experiment: Experiment, workdir: Path) -> int:
     return 0
 
 
+def look(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.experiment import look as looking
+
+    print(f"the data as the student will see them: {looking.look(experiment, workdir, flags.STAGE.value)}")
+    return 0
+
+
 def evaluate(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import predict as predicting
     from kdjax.report import tables
@@ -127,6 +134,7 @@ def first_process() -> bool:
 
 OF_RUNS: dict[str, Callable[[Experiment, Path], int]] = {
     "train": train,
+    "look": look,
     "eval": evaluate,
     "predict": predict,
     "export": export,

@@ -10,7 +10,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Bool, Int
 
-from kdjax.config import ConfigError
+from kdjax.config import ConfigError, nearest
 from kdjax.data.fields import Field, GraphsField
 
 Batch = dict[str, Any]  # arrays, or trees of them, by field
@@ -36,6 +36,12 @@ class Dataset(ABC):
         self.trained_on = np.arange(sizes["train"])  # the examples of the training split that are dealt out
         self._labelled = {split: np.ones(n, bool) for split, n in sizes.items()} | {"train": labelled}
 
+    def fact(self, name: str) -> Any:
+        """What an option, or an argument of a loss, asks of the data where it is None."""
+        if name not in self.facts:
+            raise ConfigError(f"the data do not tell {name}; {nearest(name, self.facts)}")
+        return self.facts[name]
+
     @abstractmethod
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice) -> Batch:
         """That share of the batch of the examples at these places of the split; -1 gives padding."""
@@ -53,7 +59,7 @@ class Dataset(ABC):
         return np.arange(self.sizes[split])
 
     def shapes(self, batch_size: int) -> dict[str, Any]:
-        """The shapes of a batch as a step sees it; `batch_size` is the length of the axis that devices share."""
+        """The shapes of a batch; `batch_size` is the length of the axis that devices share."""
         return {name: field.shapes(batch_size) for name, field in self.fields.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:

@@ -30,9 +30,7 @@ class Field:
         return np.full((n, *self.shape), self.padding, self.dtype)
 
     def shapes(self, n: int) -> Any:
-        """As a step sees them: images are floats in [0, 1] there."""
-        dtype = "float32" if self.kind == "image" else self.dtype
-        return jax.ShapeDtypeStruct((n, *self.shape), np.dtype(dtype))
+        return jax.ShapeDtypeStruct((n, *self.shape), np.dtype(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ class Completed:
     def __init__(self, reader: Any):
         self.reader = reader
         self.classes = tuple(getattr(reader, "classes", ()))
+        self.num_classes = getattr(reader, "num_classes", None)
         self.files = getattr(reader, "files", ())
         self.notes = getattr(reader, "notes", ())
         self.faults = list(getattr(reader, "faults", ()))
@@ -172,7 +173,8 @@ def _field(key: str, array: np.ndarray) -> Field | None:
 
 
 def open_source(name: str, options: dict[str, Any], **given: Any) -> Any:
-    """The reader registered as `name`, built with its options and with those in `given` that it takes."""
+    """The reader registered as `name`, built with its options and with those in `given` that it takes and that are not
+    None."""
     reader = registry.get("data", name)
     parameters = inspect.signature(reader).parameters
     known = {k: p for k, p in parameters.items() if k not in given and p.kind is not p.VAR_KEYWORD}
@@ -182,4 +184,4 @@ def open_source(name: str, options: dict[str, Any], **given: Any) -> Any:
     ]
     if faults:
         raise ConfigError("\n  ".join(faults))
-    return reader(**{k: v for k, v in given.items() if k in parameters}, **options)
+    return reader(**{k: v for k, v in given.items() if k in parameters and v is not None}, **options)

@@ -18,6 +18,7 @@ from kdjax import config
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
+from kdjax.data.images.resize import RULE
 from kdjax.deploy.predict import Kept, calibrated, chosen, load
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
@@ -31,7 +32,20 @@ BATCHES = (1, 3)  # what the StableHLO is tried on
 SIGNATURE = "signature.json"  # written last: a folder without it is no export
 PYTORCH = ("model.pth", "model_pytorch.safetensors")  # the second where there is no PyTorch
 FILES = {SIGNATURE, "model.safetensors", "model.stablehlo", KEEPSAKE, *PYTORCH}
-
+READ = """\
+import numpy as np
+from PIL import Image, ImageOps
+def read(path):  # -> float32 [1, {side}, {side}, 3]
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB").resize(({side}, {side}), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.float32)[None] / 255
+"""
+MASK = """\
+def mask(logits, height, width):  # of one image, [h, w, k] -> class ids uint8 [height, width]
+    planes = np.moveaxis(np.asarray(logits, np.float32), -1, 0)
+    large = [Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR) for plane in planes]
+    large = np.stack([np.asarray(plane) for plane in large], axis=-1)
+    return ({decided}).astype(np.uint8)
+"""
 
 Arrays = dict[str, np.ndarray]
 
@@ -111,11 +125,19 @@ def images(loaded: Kept) -> Form:
     described = {
         "input": {
             "image": {"shape": ["b", side, side, 3], "dtype": "float32", "range": [0, 1]},
-            "how": f"RGB resized to {side} x {side} (bilinear) and divided by 255",
+            "how": f"RGB, upright by its EXIF, of 16 bits the upper eight; resized to {side} x {side}, divided by 255",
+            "resize": RULE,
         },
         "output": {"logits": {"dtype": "float32", "how": binary if classes == 2 else several}},
-        "inside": {"image_size": spec.size, "mean": list(spec.mean), "std": list(spec.std)},
+        "inside": {"image_size": spec.size, "mean": list(spec.mean), "std": list(spec.std), "resize": RULE},
     }
+    code = READ.format(side=side)
+    if config.task_of(loaded.stage).name == "segmentation":
+        described["output"]["how"] = "at the size of an image: the logits are resized by the same rule, then decided"
+        code += MASK.format(decided="large[..., 0] > 0" if classes == 2 else "large.argmax(axis=-1)")
+    if data.classes:
+        described["output"]["classes"] = ["background", *data.classes]
+    described["code"] = code.splitlines()
 
     def example(b: int) -> Arrays:
         return {"image": np.random.default_rng(b).random((b, side, side, 3), np.float32)}

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,25 +16,25 @@ from jaxtyping import Float, UInt8
 from PIL import Image, PngImagePlugin
 
 from kdjax import config
-from kdjax.config import ConfigError, Experiment, Optim, Stage, nearest
+from kdjax.config import ConfigError, Data, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images import files
-from kdjax.data.images.examples import resize
+from kdjax.data.images.resize import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
+from kdjax.experiment.cost import costs
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import stage_folder, weights_file, write
 from kdjax.report import tables
-from kdjax.report.figures import curves
+from kdjax.report.figures import curves, legend
 from kdjax.train import sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial_shapes, prepare, task_of
 from kdjax.weights import safetensors
 
-BILINEAR = Image.Resampling.BILINEAR
 RESULTS = "eval_results.txt"
 OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
 READERS = {"segmentation": "folder", "classification": "classes"}  # task -> how other folders are read
@@ -48,13 +49,16 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     """
     checks.validate(experiment)
     name, plain = chosen(experiment, stage)
+    data = plain.data  # a number of classes that it leaves open is found in it once more
     path, plain, variables, about, _ = load(plain, Path(workdir), name, weights)
-    plain = dataclasses.replace(plain, data=data_at(place, plain)) if place else plain
+    if place:
+        data = data_at(place, plain)
+        plain = dataclasses.replace(plain, data=data)
     mesh = sharding.make_mesh(experiment.mesh)
-    dataset = pipeline.build(plain.data, sharding.parts(mesh, plain.data.batch_size, 1, f"stages.{name}"))
+    dataset = pipeline.build(data, sharding.parts(mesh, data.batch_size, 1, f"stages.{name}"))
     learner = prepare(name, plain, experiment, mesh, dataset, {})
     row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
-    row |= outcome.test(learner, variables, None, calibrated(about))
+    row |= outcome.test(learner, variables, None, calibrated(about)) | costs({name: (learner, variables)})[name]
     return {
         "name": f"{path} on {place or plain.data.source}",
         "num_classes": plain.data.num_classes,
@@ -96,8 +100,9 @@ def predict(
     """Writes `NAME_mask.png` and `NAME_overlay.png`, at the image's own size, for one image, or for every image in a
     folder and in the folders inside it, whose places they keep. Returns how many images there were.
 
-    Masks hold 0 and 255 for two classes, else class ids. No training data is needed. Everything wrong with the images
-    is said at once, before anything is written.
+    Masks hold 0 and 255 for two classes, else class ids; overlays of several classes, or of named ones, name the
+    colours in a strip below. No training data is needed. Everything wrong with the images is said at once, before
+    anything is written.
     """
     checks.validate(experiment)
     if jax.process_count() > 1:
@@ -106,13 +111,17 @@ def predict(
     name, plain = chosen(experiment, stage)
     _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
     targets = plan(images, output)
+    data = plain.data
+    names = ("background", *data.classes) if data.classes else ()
+    swatches = legend.colours(data.num_classes, names) if names or data.num_classes > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
         image = files.read_image(str(path))
         mask = classes(logits, (image.shape[0], image.shape[1]))
         target = targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
         save(named(target, "mask"), mask * np.uint8(255) if plain.data.num_classes == 2 else mask)
-        save(named(target, "overlay"), curves.overlay(image, mask.astype(np.int32)))
+        shown = curves.overlay(image, mask.astype(np.int32))
+        save(named(target, "overlay"), legend.below(shown, swatches) if swatches else shown)
     return len(targets)
 
 
@@ -162,13 +171,23 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
         variables = safetensors.overlay(initial_shapes(build_model(stage.model)), variables)
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
+    stage = dataclasses.replace(stage, data=as_trained_on(stage.data, about))
     beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
     return Kept(path, stage, variables, about, next((file for file in beside if file.is_file()), None))
 
 
+def as_trained_on(data: Data, about: dict[str, str]) -> Data:
+    """The data with the classes that the stage found in them, which the file tells."""
+    told = copy.copy(data)
+    told.num_classes = int(about.get("num_classes", 2)) if data.num_classes is None else data.num_classes
+    told.classes = data.classes or tuple(json.loads(about.get("mask_classes", "[]")))[1:]
+    return told
+
+
 def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Options of a model, and of the models inside it, completed by those in `before`, which the data gave; an option
-    that neither has keeps the model's default."""
+    that neither has keeps the model's default. The number of classes is the data's even where the config is silent."""
+    options = {"num_classes": None, **options} if "num_classes" in before else options
     inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
     merged = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
     return {k: v for k, v in merged.items() if v is not None}
@@ -194,7 +213,7 @@ def logits_of(
         chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(chunk):
-            image[row] = resize(files.read_image(str(path)), data.image_size, BILINEAR) / np.float32(255)
+            image[row] = resize(files.read_image(str(path)), image.shape[1:3]) / np.float32(255)
         logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
         yield from zip(chunk, logits, strict=False)
 
@@ -210,9 +229,7 @@ def compiled(network: Network) -> Any:
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
     """The class of every pixel of an image of `size` (height, width): first the logits are resized, then decided."""
-    (rows, columns), channels = size, np.moveaxis(logits, -1, 0)
-    planes = [Image.fromarray(plane).resize((columns, rows), BILINEAR) for plane in channels]
-    large = np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    large = resize(logits, size)
     chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
     return chosen.astype(np.uint8)
 
@@ -225,9 +242,8 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     alone = images.is_file()
     if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    paths = [images] if alone else sorted(p for p in images.rglob("*") if p.is_file())
-    paths = [p for p in paths if p.suffix.lower() in files.SUFFIXES]
-    paths = [p for p in paths if alone or not (p.name.startswith(".") or MADE.fullmatch(p.stem))]
+    paths = [images] if alone else files.listing(images)
+    paths = [path for path in paths if alone or not MADE.fullmatch(path.stem)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}

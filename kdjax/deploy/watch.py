@@ -181,6 +181,8 @@ class Tally:
     windows: int = 0
     alerts: int = 0
     messages: int = 0
+    known: frozenset[int] = frozenset()  # the ids that training knew
+    ids: set[int] = field(default_factory=set)  # those of the log
     faults: Faults = field(default_factory=Faults)
     seconds: float = 0.0  # since the first messages arrived
     mean: float = 0.0  # seconds from a window's last message to its score
@@ -196,11 +198,27 @@ class Tally:
         self.mean += (took - self.mean) * windows / self.windows
         self.worst = max(self.worst, took)
 
+    def strange(self) -> str:
+        """What to say of a log that shares no id with training; "" of any other."""
+        if not self.known or not self.ids or self.ids & self.known:
+            return ""
+        of_log, of_training = (
+            f"{', '.join(map(_hex, sorted(ids)[:NAMED]))}{', ...' if len(ids) > NAMED else ''}"
+            for ids in (self.ids, self.known)
+        )
+        return (
+            f"none of the {len(self.ids)} ids of this log ({of_log}) is among the {len(self.known)} that training knew "
+            f"({of_training}): to the model they are all one unknown id. Is it the log of another vehicle, or are its "
+            "ids written otherwise (--ids=hex, --ids=decimal)?"
+        )
+
     def __str__(self) -> str:
         rate = self.messages / self.seconds if self.seconds else 0.0
         lines = [f"{self.windows} windows, {self.alerts} alerts; {self.messages} messages, {rate:,.0f} per second"]
         if self.windows:
             lines[0] += f"; scored {1e3 * self.mean:.1f} ms after they were complete, at most {1e3 * self.worst:.1f} ms"
+        if strange := self.strange():
+            lines.append(strange)
         if self.faults.count:
             lines.append(f"{self.faults.count} lines or rows skipped:\n  {self.faults}")
         return "\n".join(lines)
@@ -238,7 +256,7 @@ def detect(
             "from the run that the weights come from"
         )
     cutting = Cutting.load(loaded.keepsake)
-    tally, known = Tally(), frozenset(cutting.ids)
+    tally = Tally(known=frozenset(cutting.ids))
     with contextlib.ExitStack() as stack:
         chunks = opened(log, {**cutting.reading, **(reading or {})}, cutting.window, tally, stack)
         detector = Detector(loaded.stage, loaded.whole, cutting)
@@ -246,12 +264,14 @@ def detect(
         lines = stack.enter_context(open(output, "w")) if output else None
         stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         for graphs, ends in cutting(counted(chunks, tally)):
+            if not tally.windows and (strange := tally.strange()):
+                print(f"warning: {strange}", file=sys.stderr)  # now, since a log may go on for days
             records = judged(detector, graphs, ends, limit, tally.windows)
             for record in records:
                 if record["alert"]:
-                    say(_text(record, known))
+                    say(_text(record, tally.known))
                 if lines:
-                    print(_json(record, known), file=lines)
+                    print(_json(record, tally.known), file=lines)
             for stream in filter(None, (sys.stdout, lines)):
                 stream.flush()
             tally.scored(len(records), sum(record["alert"] for record in records))
@@ -327,6 +347,7 @@ def counted(chunks: Iterator[Messages], tally: Tally) -> Iterator[Messages]:
         last = tally.arrived = tally.arrived if tally.arrived > last else time.perf_counter()
         began = began or last
         tally.messages += len(chunk)
+        tally.ids.update(np.unique(chunk.id).tolist())
         yield chunk
         tally.seconds = time.perf_counter() - began
 

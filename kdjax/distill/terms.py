@@ -61,6 +61,15 @@ class BoundTerm:
         """The arguments of the loss that may differ from student to student of one program."""
         return {} if self.module else {k: v for k, v in self.term.args.items() if isinstance(v, float)}
 
+    def told(self, fact: Callable[[str], Any]) -> "BoundTerm":
+        """The term with the arguments that the data tell: those that are None, where that is not the loss's default."""
+        defaults = {name: p.default for name, p in inspect.signature(self.loss).parameters.items()}
+        asked = [k for k, v in self.term.args.items() if v is None and defaults.get(k) is not None]
+        if self.module is not None or not asked:
+            return self
+        args = {**self.term.args, **{name: fact(name) for name in asked}}
+        return dataclasses.replace(self, term=dataclasses.replace(self.term, args=args))
+
     def readable(self, batch: Mapping[str, Array]) -> Bool[Array, "b *s"]:
         """True for each example that the term may read: real, with all the labels it needs; or what `over` says.
 

@@ -114,8 +114,11 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         faults.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
     if len(data.split) != 3 or min(data.split) <= 0 or abs(sum(data.split) - 1) > 1e-6:
         faults.append(f"data.split: expected three positive shares that add up to 1, found {data.split}")
-    if data.num_classes < 2:
+    if data.num_classes is not None and data.num_classes < 2:
         faults.append(f"data.num_classes counts the background, so it is at least 2; found {data.num_classes}")
+    if data.classes and data.num_classes != 1 + len(data.classes):
+        named = f"{', '.join(data.classes)} and the background make {1 + len(data.classes)}"
+        faults.append(f"data.classes: {named}, and data.num_classes is {data.num_classes}; set it to the same")
     if stage.budget.bytes < 0 or not 0 < stage.budget.safety <= 1:
         faults.append(f"budget: expected bytes of at least 0 and a safety in (0, 1], found {stage.budget}")
     if optim.lr <= 0:

@@ -71,6 +71,8 @@ class Opening:
         parts = sharding.parts(self.mesh, size, stage.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(data), parts])
         self.datasets[key] = self.datasets.get(key) or pipeline.build(data, parts)
+        if data.num_classes is None:
+            data.num_classes = self.datasets[key].facts.get("num_classes", 2)
         try:
             stage = resolved(replace(stage, data=data), self.datasets[key].facts, self.models.get(stage.init))
         except ConfigError as error:
@@ -102,8 +104,9 @@ class Opening:
             _check_fits(f"stages.{name}.{what}", target, self.files[path], skip, self.models[path])
         for what, source, part in stages_inside(learner.stage):
             earlier = self.learners[source]
-            target = part_of(initial_shapes(learner.model), part)
-            _check_fits(f"stages.{name}.{what}", target, initial_shapes(earlier.model), made_for=earlier.stage.model)
+            target, given = part_of(initial_shapes(learner.model), part), initial_shapes(earlier.model)
+            skip = () if part else learner.stage.init_skip
+            _check_fits(f"stages.{name}.{what}", target, given, skip, made_for=earlier.stage.model)
 
     def keep_batch_sizes(self) -> None:
         for name, learner in self.learners.items():

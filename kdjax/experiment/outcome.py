@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import platform
-import time
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,19 +12,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from kdjax.config import task_of
+from kdjax.config import ConfigError, task_of
 from kdjax.data.fields import readable
+from kdjax.experiment.cost import costs
 from kdjax.experiment.saved import to_json
 from kdjax.experiment.workdir import Run, write
 from kdjax.report import tables, trackers
 from kdjax.report.metrics import cka
 from kdjax.tasks.task import Tested
-from kdjax.train import sharding
 from kdjax.train.evaluation import evaluate
+from kdjax.train.finish import count
 from kdjax.train.setup import Learner
 from kdjax.train.step import as_floats
 
 WIDEST = 512  # channels of a layer that is compared with others: more say little of as few nodes
+COSTS = "costs.json"
 SHOWN = 4  # images whose feature maps the report shows
 
 
@@ -37,7 +39,38 @@ def test(learner: Learner, variables: dict, folder: Path | None, calibrated: dic
         np.savez_compressed(folder / "test.npz", **predictions("test"))  # type: ignore[arg-type]
         with open(folder / "test.csv", "w", newline="") as file:
             csv.writer(file).writerows(table)
-    return {**result, "test_images": learner.dataset.sizes["test"], "ms_per_image": latency(learner, variables)}
+    return {**result, "test_images": learner.dataset.sizes["test"]}
+
+
+def from_files(learner: Learner, given: dict[str, dict]) -> dict[str, tuple[Learner, dict]]:
+    """The teachers that come from a file of weights and do the student's task, each as a learner on the student's data;
+    those that are stages are learners already."""
+    teachers = {}
+    for key, network in learner.teachers.items():
+        teacher = learner.stage.teachers[key]
+        if not teacher.weights or teacher.method:
+            continue
+        try:
+            learner.task.check(network.shapes(given[key], shapes(learner)))
+        except ConfigError:
+            continue
+        stage = replace(learner.stage, inputs=teacher.inputs, title=f"{key} ({Path(teacher.weights).name})")
+        teachers[key] = replace(learner, model=network.model, stage=stage), given[key]
+    return teachers
+
+
+def beside(learner: Learner, given: dict[str, dict]) -> list[dict]:
+    """Rows of what a student is compared with besides the stages: its teachers from files."""
+    return [
+        {"title": of.stage.title, "role": "teacher", "from_file": key, "parameters": count(variables["params"])}
+        | test(of, variables, None, {})
+        for key, (of, variables) in from_files(learner, given).items()
+    ]
+
+
+def shapes(learner: Learner) -> dict:
+    """Of a batch as models read it."""
+    return jax.eval_shape(as_floats, learner.dataset.shapes(learner.dataset.axis(learner.stage.data.batch_size)))
 
 
 def compare(opened: Run, learner: Learner, variables: dict, folder: Path) -> dict:
@@ -89,17 +122,21 @@ def maps_compared(learner: Learner, key: str) -> dict[str, str]:
     return {}
 
 
-def latency(learner: Learner, variables: dict, repeats: int = 5) -> float:
-    """Median milliseconds per image of the compiled evaluation, a batch at a time."""
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
-    local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size, **share)))
-    batch = sharding.global_batch(local, learner.mesh)
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(learner.evaluate_fn(variables, batch))
-        times.append(time.perf_counter() - began)
-    return 1e3 * float(np.median(times)) / batch["valid"].size
+def measure_costs(opened: Run) -> None:
+    """Writes what the finished models cost, all measured in one go, where that is not known yet."""
+    models: dict[str, tuple[Learner, dict]] = {}
+    path, finished = opened.folder / COSTS, [name for name in opened.learners if opened.finished(name)]
+    if path.exists() and json.loads(path.read_text())["of"] == finished:
+        return
+    for name in finished:
+        learner = opened.learners[name]
+        if not learner.stage.auxiliary:
+            models[name] = learner, opened.weights(name)
+            teachers = from_files(learner, opened.teachers(learner.stage))
+            models |= {f"{name}/{key}": of_file for key, of_file in teachers.items()}
+    measured = costs(models)
+    if jax.process_index() == 0:
+        write(path, json.dumps({"of": finished, "costs": measured}, indent=1))
 
 
 def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
@@ -107,16 +144,20 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
     stages = {name: learner.stage for name, learner in opened.learners.items()}
     teaching = {t.stage for stage in stages.values() for t in stage.teachers.values()}
     results = {name: opened.folder_of(name) / "result.json" for name in stages}
+    known = opened.folder / COSTS
+    cost = json.loads(known.read_text())["costs"] if known.exists() else {}
     rows = []
     for name, stage in stages.items():
         if stage.auxiliary or not results[name].exists():
             continue
         control = name.endswith("_control")
         role = "control" if control else "student" if stage.teachers else "teacher" if name in teaching else "other"
-        row = {"stage": name, "role": role, "teachers": [t.stage for t in stage.teachers.values() if t.stage]}
-        row |= json.loads(results[name].read_text())
-        rows.append(row)
-        rows += [{"stage": name, "role": "baseline", **beside} for beside in row.pop("beside", [])]
+        teachers = [t.stage or name for t in stage.teachers.values() if t.stage or t.weights]
+        row = {"stage": name, "role": role, "teachers": teachers}  # the rows of teachers from files are of this stage
+        row |= json.loads(results[name].read_text()) | cost.get(name, {})
+        others = [{"stage": name, "role": "baseline", **other} for other in row.pop("beside", [])]
+        from_files = [other | cost.get(f"{name}/{other['from_file']}", {}) for other in others if "from_file" in other]
+        rows += [*from_files, row, *(other for other in others if "from_file" not in other)]
     last = opened.learners[rows[-1]["stage"]] if rows else next(reversed(opened.learners.values()))
     return {
         "name": opened.experiment.name,
@@ -127,10 +168,22 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         "num_classes": last.stage.data.num_classes,
         "test_images": last.dataset.sizes["test"],
         "item": last.dataset.item,
+        "image_size": last.stage.data.image_size,
+        "data": data_of(opened),
         **last.task.words(last.dataset),
         "skipped": skipped or {},
         "rows": rows,
     }
+
+
+def data_of(opened: Run) -> list[str]:
+    """The data of the stages, told once for all that read the same."""
+    readers: dict[str, list[str]] = {}
+    for name, learner in opened.learners.items():
+        counts = ", ".join(f"{n} {split}" for split, n in learner.dataset.sizes.items())
+        data = learner.stage.data
+        readers.setdefault(f"{data.source}, {counts}; {data.labelled:.0%} of train labelled", []).append(name)
+    return [data + (f" ({', '.join(names)})" if len(readers) > 1 else "") for data, names in readers.items()]
 
 
 def report(opened: Run, summary: dict) -> None:
@@ -153,7 +206,7 @@ def pictures(opened: Run, summary: dict) -> dict[str, str]:
     tested: dict[str, list[Tested]] = {}
     maps = ""
     for row in summary["rows"]:
-        if row["role"] == "baseline":
+        if row["role"] == "baseline" or "from_file" in row:
             continue
         folder, learner = opened.folder_of(row["stage"]), opened.learners[row["stage"]]
         if (folder / "test.npz").exists():

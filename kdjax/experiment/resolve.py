@@ -1,14 +1,24 @@
 """Options of models that a config leaves open, filled in from the file that a stage starts from, or from its data."""
 
 import dataclasses
+import inspect
 from typing import Any
 
+from kdjax import registry
 from kdjax.config import ConfigError, Model, Stage, nearest
 
 
 def resolved(stage: Stage, facts: dict[str, Any], file: Model | None = None) -> Stage:
-    """The stage with all options of its model known: from the data, or, where it adopts them, from its file."""
+    """The stage with all options of its model known: from the data, or, where it adopts them, from its file.
+
+    A model that takes the number of classes and is not told it has that of the data.
+    """
     options = stage.model.options
+    if (
+        "num_classes" in facts
+        and "num_classes" in inspect.signature(registry.get("models", stage.model.name)).parameters
+    ):
+        options = {"num_classes": None, **options}
     if stage.adopt and file is not None:
         options = {**file.options, **{k: v for k, v in options.items() if k == "num_classes"}}
     model = _filled("model", Model(stage.model.name, **options), facts)

@@ -1,6 +1,9 @@
 """Runs the stages of an experiment in order: train, test, gate, report."""
 
 import json
+import shlex
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,8 +13,9 @@ import jax
 
 from kdjax.config import ConfigError, Experiment, Gate
 from kdjax.experiment import plan
+from kdjax.experiment.cost import peak_bytes
 from kdjax.experiment.opening import open_run
-from kdjax.experiment.outcome import compare, report, summarise, test
+from kdjax.experiment.outcome import beside, compare, data_of, measure_costs, report, summarise, test
 from kdjax.experiment.workdir import Run, write
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
@@ -35,6 +39,7 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
         if jax.process_index() == 0:
             print(overview(opened), flush=True)
         skipped = run_stages(opened, signals)
+        measure_costs(opened)
         summary = summarise(opened, skipped)
         if jax.process_index() == 0:
             report(opened, summary)
@@ -115,7 +120,24 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
     trained = train(learner, folder, *given, ranked(opened, learner))
     variables = opened.weights(name)
     tested = test(learner, variables, folder, trained["calibrated"])
-    return {"title": stage.title or name, **trained, **tested, **compare(opened, learner, variables, folder)}
+    others = [*beside(learner, opened.teachers(stage)), *tested.pop("beside", [])]
+    return {
+        "title": stage.title or name,
+        **trained,
+        **tested,
+        **compare(opened, learner, variables, folder),
+        **({"beside": others} if others else {}),
+        "peak_bytes": peak_bytes(),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": command(),
+    }
+
+
+def command() -> str:
+    """What started this process, as a person would type it."""
+    program = Path(sys.argv[0])
+    words = ["python", "-m", "kdjax.launch"] if program.name == "launch.py" else [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def ranked(opened: Run, learner: Learner) -> Ranked | None:
@@ -145,15 +167,12 @@ def overview(opened: Run) -> str:
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({axes})' if axes else ''}",
         "stages   " + " > ".join(f"{name} (done)" if name in done else name for name in opened.learners),
     ]
-    readers: dict[str, list[str]] = {}  # the stages that read the same, told once for all of them
     notes: dict[str, None] = {}
     for name, learner in opened.learners.items():
-        data, counts = learner.stage.data, ", ".join(f"{n} {split}" for split, n in learner.dataset.sizes.items())
-        readers.setdefault(f"{data.source}, {counts}; {data.labelled:.0%} of train labelled", []).append(name)
-        notes |= dict.fromkeys(f"note     {data.source}: {note}" for note in learner.dataset.notes)
+        source = learner.stage.data.source
+        notes |= dict.fromkeys(f"note     {source}: {note}" for note in learner.dataset.notes)
         notes |= dict.fromkeys(f"warning  {name}: {text}" for text in oversized(learner))
-    for data, names in readers.items():
-        lines.append(f"data     {data}" + (f" ({', '.join(names)})" if len(readers) > 1 else ""))
+    lines += [f"data     {line}" for line in data_of(opened)]
     return "\n".join([*lines, *notes]) + "\n"
 
 

@@ -12,11 +12,16 @@ from kdjax.config import ConfigError
 from kdjax.losses.pairs import float32, per_example
 
 
-def bce(logits: Float[Array, "b *s 1"], mask: Int[Array, "b *s"]) -> Float[Array, "b"]:
-    """Binary cross-entropy in nats, mean over positions: -log sigmoid(z) where the mask is 1, else -log sigmoid(-z)."""
+def bce(
+    logits: Float[Array, "b *s 1"], mask: Int[Array, "b *s"], *, class_weights: tuple[float, ...] = ()
+) -> Float[Array, "b"]:
+    """Binary cross-entropy in nats, mean over positions: -log sigmoid(z) where the mask is 1, else -log sigmoid(-z).
+
+    `class_weights` multiply the positions of background and foreground; None takes them from the data.
+    """
     if logits.shape[-1] != 1:
         raise ConfigError(f"bce: expected one logit per position, found {logits.shape[-1]}; 'ce' takes classes")
-    return per_example(-_log_likelihood(_float32(logits, mask), mask))
+    return per_example(-_weights(mask, class_weights, 2) * _log_likelihood(_float32(logits, mask), mask))
 
 
 def ce(
@@ -25,11 +30,13 @@ def ce(
     *,
     label_smoothing: ScalarLike = 0.0,
     ignore: int | None = None,
+    class_weights: tuple[float, ...] = (),
 ) -> Float[Array, "b"]:
     """Cross-entropy in nats against (1 - ε) one_hot + ε / k (Szegedy et al. 2016, arXiv 1512.00567).
 
     The mean over the positions whose label is not `ignore`; 0 for an example that has none. (PyTorch takes that mean
-    over the batch, so examples with fewer valid positions weigh less there.)
+    over the batch, so examples with fewer valid positions weigh less there.) `class_weights` multiply the positions of
+    each class, and the mean stays one over positions; None takes them from the data.
     """
     if (k := logits.shape[-1]) < 2:
         raise ConfigError(f"ce: expected logits of at least two classes, found {k}; 'bce' takes a single logit")
@@ -37,7 +44,8 @@ def ce(
     valid = jnp.ones(labels.shape, bool) if ignore is None else labels != ignore
     hot = _one_hot(jnp.where(valid, labels, 0), k)
     hit, even = jnp.sum(hot * log_p, axis=-1), jnp.mean(log_p, axis=-1)
-    loss = jnp.where(valid, -(1 - label_smoothing) * hit - label_smoothing * even, 0.0)
+    weights = _weights(jnp.where(valid, labels, 0), class_weights, k)
+    loss = jnp.where(valid, weights * (-(1 - label_smoothing) * hit - label_smoothing * even), 0.0)
     return per_example(loss) / jnp.maximum(per_example(valid.astype(jnp.float32)), 1e-12)
 
 
@@ -90,6 +98,16 @@ def focal(
     log_p, log_rest = _log_likelihood(logits, mask), _log_likelihood(logits, mask, rest=True)
     weight = jnp.where(mask > 0, alpha, 1.0 - jnp.asarray(alpha))
     return per_example(-weight * jnp.exp(gamma * log_rest) * log_p)
+
+
+def _weights(
+    labels: Int[Array, "b *s"], class_weights: tuple[float, ...], k: int
+) -> Float[Array, "b *s"] | Float[Array, ""]:
+    if not class_weights:
+        return jnp.ones(())
+    if len(class_weights) != k:
+        raise ConfigError(f"class_weights: expected {k}, one for each class, found {len(class_weights)}")
+    return jnp.asarray(class_weights, jnp.float32)[labels]
 
 
 def _log_likelihood(

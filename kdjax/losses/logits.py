@@ -21,7 +21,9 @@ def kl(
     temperature: ScalarLike = 4.0,
     variant: str = "mean",
 ) -> Float[Array, "b"]:
-    """Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): T² KL(softmax(z_t / T) ‖ softmax(z_s / T)) in nats, k >= 2.
+    """Hinton, Vinyals and Dean 2015 (arXiv 1503.02531): T² KL(softmax(z_t / T) ‖ softmax(z_s / T)) in nats.
+
+    A single logit z stands for two classes [0, z], which makes it `binary_kl`.
 
     T² keeps the size of the gradient independent of T. What implementations do about the positions `s` (pixels) and
     about T² differs, and so does what a weight of 1 means:
@@ -32,8 +34,8 @@ def kl(
     - "unscaled": the mean over the positions without T².
     """
     student, teacher = float32(student, teacher)
-    if (k := student.shape[-1]) < 2:
-        raise ConfigError(f"kl: expected logits of at least two classes, found {k}; 'binary_kl' takes a single logit")
+    if (k := student.shape[-1]) == 1:
+        return binary_kl(student, teacher, temperature=temperature, variant=variant)
     log_s = jax.nn.log_softmax(student / temperature)
     log_t = jax.nn.log_softmax(teacher / temperature)
     return _reduced(jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1), k, temperature, variant)

@@ -53,8 +53,8 @@ class ImageInput:
         return jax.ShapeDtypeStruct((rows, *self.hw, self.channels), jnp.float32)
 
     def view(self, value: Float[Array, "b h w c"]) -> Float[Array, "b s t c"]:
-        """An image in [0, 1], bilinearly resized to the model's sides and normalised per channel."""
-        value = resize(value, self.hw)
+        """An image in [0, 1], resized to the model's sides and normalised per channel."""
+        value = resize(value, self.hw, antialias=True)
         mean = jnp.asarray(self.mean, jnp.float32)[None, None, None, :]
         std = jnp.asarray(self.std, jnp.float32)[None, None, None, :]
         return (value - mean) / std

@@ -1,12 +1,11 @@
 """report.html: the results of a run on one page that needs nothing else, to open anywhere and to send to others."""
 
 import math
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-import numpy as np
-
-from kdjax.report import tables
+from kdjax.report import tables, verdict
 from kdjax.report.figures import curves as figures
 from kdjax.report.figures.style import CSS
 from kdjax.report.tables import table_html
@@ -21,7 +20,7 @@ def render(
     """The page. `curves` are the records of each stage's metrics.jsonl, `pictures` the sections in HTML that the tasks
     add; `config_json` is shown as it is.
     """
-    headline, mood = verdict(summary)
+    headline, mood = verdict.verdict(summary)
     title = f"{summary['name']}, seed {summary.get('seed', 0)}"
     sections = [
         ("Results", _results(summary)),
@@ -33,133 +32,44 @@ def render(
             f"<details><summary>Show the whole configuration</summary><pre>{escape(config_json)}</pre></details>",
         ),
     ]
+    return document(title, headline, _tiles(summary), sections, mood)
+
+
+def document(title: str, headline: str, tiles: str, sections: Iterable[tuple[str, str]], mood: str = "plain") -> str:
+    """A page that needs nothing else; sections are HTML by their heading, and empty ones are left out."""
     body = "".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="eyebrow">{escape(title)}</p><h1 class="{mood}">{escape(headline)}</h1>'
-        f"{_tiles(summary)}</header>{body}</main></body></html>\n"
+        f"{tiles}</header>{body}</main></body></html>\n"
     )
 
 
 # -- what came out of it ---------------------------------------------------------------------------------------------
 
 
-def verdict(summary: dict[str, Any]) -> tuple[str, str]:
-    """One or two sentences, and whether they are "good", "bad" or "plain" news."""
-    student, teacher, control = cast(summary)
-    if student is None:
-        names = ", ".join(row["title"] for row in summary["rows"])
-        return (f"Trained without distillation: {names}." if names else "Nothing was trained."), "plain"
-    sentences, mood = [], "plain"
-    if teacher is not None:
-        several = sum(row.get("role") == "student" for row in summary["rows"]) > 1
-        who = f"Of several students the best is {student['title']}: it" if several else "The student"
-        sentences.append(f"{who} is {_size(student, teacher)} {_kept(summary, student, teacher)}.")
-    gain = _difference(summary, student, control)
-    if gain is not None:
-        name, over = tables.heading(primary(summary)), tables.over(summary)
-        if abs(gain) < 2 * _paired_error(summary, student, control):
-            where = f"these {over}" if over else "the test images"
-            sentences.append(
-                f"Against the control, distillation made no difference that {where} can show ({gain:+.3f} {name})."
-            )
-        elif gain > 0:
-            sentences.append(f"Distillation added {gain:+.3f} {name} over the control.")
-            mood = "good"
-        else:
-            sentences.append(f"Distillation did not help: {gain:+.3f} {name} against the control.")
-            mood = "bad"
-    elif control is None:
-        sentences.append("There was no control run, so what distillation added is not known.")
-    return " ".join(sentences), mood
-
-
-def cast(summary: dict[str, Any]) -> tuple[dict | None, dict | None, dict | None]:
-    """The best student, the best teacher, and the control of that student; None for who is missing."""
-
-    def best(role: str, among: list[str] | None = None) -> dict | None:
-        rows = [row for row in summary["rows"] if row.get("role") == role and (not among or row["stage"] in among)]
-        return max(rows, key=lambda row: _value(row, primary(summary), -math.inf), default=None)
-
-    student = best("student")
-    controls = [row for row in summary["rows"] if row.get("role") == "control"]
-    own = [row for row in controls if student and row["stage"] == f"{student['stage']}_control"]
-    named = (student or {}).get("teachers")
-    return student, best("teacher", named), next(iter(own or (controls if len(controls) == 1 else [])), None)
-
-
-def primary(summary: dict[str, Any]) -> str:
-    """The measure that the page speaks of."""
-    return next(iter(tables.shown(summary)), "dice")
-
-
-def _value(row: dict[str, Any] | None, name: str, otherwise: float = math.nan) -> float:
-    value = ((row or {}).get("metrics") or {}).get(name, {}).get("mean")
-    return otherwise if value is None or math.isnan(value) else float(value)
-
-
-def _difference(summary: dict[str, Any], a: dict | None, b: dict | None) -> float | None:
-    gain = _value(a, primary(summary)) - _value(b, primary(summary))
-    return None if math.isnan(gain) else gain
-
-
-def _paired_error(summary: dict[str, Any], a: dict | None, b: dict | None) -> float:
-    """The standard error of the mean difference, image by image; 0 where rows have no "per_image" values."""
-    ours, theirs = ((row or {}).get("per_image", {}).get(primary(summary), []) for row in (a, b))
-    if len(ours) != len(theirs) or len(ours) < 2:
-        return 0.0
-    differences = np.subtract(ours, theirs)
-    return float(np.nanstd(differences, ddof=1) / math.sqrt(len(differences)))
-
-
-def _size(student: dict[str, Any], teacher: dict[str, Any]) -> str:
-    ratio = _ratio(teacher.get("parameters"), student.get("parameters"))
-    if ratio is None:
-        return "trained"
-    return f"{_times(ratio)} smaller than the teacher" if ratio > 1.05 else "no smaller than the teacher"
-
-
-def _kept(summary: dict[str, Any], student: dict[str, Any], teacher: dict[str, Any]) -> str:
-    name = primary(summary)
-    share = _ratio(_value(student, name), _value(teacher, name))
-    if share is None:
-        return "and was not measured against it"
-    if share > 1:
-        return (
-            f"and exceeds its {tables.heading(name)} ({_value(student, name):.3f} against {_value(teacher, name):.3f})"
-        )
-    return f"and keeps {_percent(share)} of its {tables.heading(name)}"
-
-
-def _ratio(a: float | int | None, b: float | int | None) -> float | None:
-    return a / b if a and b and a > 0 and b > 0 and math.isfinite(a / b) else None
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.0f}×" if ratio >= 10 else f"{ratio:.1f}×"
-
-
-def _percent(share: float) -> str:
-    return f"{math.floor(1000 * share) / 10:.1f} %" if share > 0.995 else f"{100 * share:.0f} %"
-
-
 def _tiles(summary: dict[str, Any]) -> str:
-    student, teacher, control = cast(summary)
+    student, teacher, control = verdict.cast(summary)
     if student is None:
         return ""
-    name = primary(summary)
+    name = verdict.primary(summary)
     heading = tables.heading(name)
-    own = _value(student, name)
+    own = verdict.value(student, name)
     tiles = [] if math.isnan(own) else [(f"{own:.3f}", f"{heading} of the student")]
-    gain = _difference(summary, student, control)
+    gain = verdict.difference(summary, student, control)
     if gain is not None:
         tiles.append((f"{gain:+.3f}", f"{heading} over the control"))
     for key, text in (("parameters", "fewer parameters than the teacher"), ("ms_per_image", "faster than the teacher")):
-        ratio = _ratio((teacher or {}).get(key), student.get(key))
+        ratio = verdict.ratio((teacher or {}).get(key), student.get(key))
         if ratio is not None and ratio > 1.05:
-            tiles.append((_times(ratio), text))
+            tiles.append((verdict.times(ratio), text))
+    return tiles_html(tiles)
+
+
+def tiles_html(tiles: Iterable[tuple[str, str]]) -> str:
+    """(value, what it is) of each tile."""
     items = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in tiles)
     return f'<dl class="tiles">{items}</dl>' if items else ""
 
@@ -169,12 +79,15 @@ def _results(summary: dict[str, Any]) -> str:
     rows = [(row.get("role", ""), tables.cells(summary, row)) for row in summary["rows"]]
     over = tables.over(summary)
     note = f"Mean ± standard deviation over {over}" if over else "Mean ± standard deviation"
-    note += "; HD95 in pixels." if "hd95" in tables.shown(summary) else "."
+    if "hd95" in tables.shown(summary):
+        size = summary.get("image_size")
+        note += f"; HD95 in pixels of the {size} × {size} image that is scored" if size else "; HD95 in pixels"
+    note += f"; ms/{summary.get('item', 'image')} of all models measured in turns, a batch at a time."
     return table_html(head, rows) + f'<p class="note">{escape(note)}</p>' + _per_class(summary)
 
 
 def _per_class(summary: dict[str, Any]) -> str:
-    name, names = primary(summary), summary.get("class_names") or []
+    name, names = verdict.primary(summary), summary.get("class_names") or []
     keys = list(dict.fromkeys(k for row in summary["rows"] for k in row.get("per_class") or {}))
     if len(keys) < 2:
         return ""
@@ -196,6 +109,9 @@ def _per_class(summary: dict[str, Any]) -> str:
 def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
     titles = {row["stage"]: row["title"] for row in summary["rows"]}
     named = {titles.get(stage, stage): records for stage, records in curves.items()}
+    advice: dict[str, list[str]] = {}
+    for row in summary["rows"]:
+        advice.setdefault(row["title"], []).extend([row["advice"]] if row.get("advice") else [])
     parts = []
     for name in _validated(summary, named):
         heading = f"{tables.heading(name)} on validation {summary.get('item', 'image')}s"
@@ -204,6 +120,7 @@ def _training(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) 
         drawn = "".join(figure(what, svg) for what, svg in figures.learning_curves(records).items())
         if drawn:
             parts.append(f'<h3>{escape(title)}</h3><div class="curves">{drawn}</div>')
+        parts += [f'<p class="note">{escape(text)}</p>' for text in advice.get(title, [])]
     return "".join(parts)
 
 
@@ -211,7 +128,7 @@ def _validated(summary: dict[str, Any], curves: dict[str, list[dict[str, Any]]])
     """The measure on validation data to draw: the page's own where it was recorded, else the first one."""
     records = [r for stage in curves.values() for r in stage if r["split"] == "val"]
     measures = [k for k in dict.fromkeys(k for r in records for k in r) if k not in ("step", "split")]
-    return [primary(summary)] if primary(summary) in measures else measures[:1]
+    return [verdict.primary(summary)] if verdict.primary(summary) in measures else measures[:1]
 
 
 def figure(heading: str, svg: str, wide: bool = False) -> str:
@@ -223,14 +140,15 @@ def figure(heading: str, svg: str, wide: bool = False) -> str:
 
 
 def _facts(summary: dict[str, Any]) -> str:
-    rows = []
-    for row in summary["rows"]:
-        count, trained = row.get("epochs"), row.get("trained_parameters")
-        best = f"{row['best_epoch']} of {count}" if row.get("best_epoch") and count else str(count or tables.MISSING)
-        seconds = tables.MISSING if row.get("seconds") is None else _duration(row["seconds"])
-        rows.append(("", [row["title"], best, f"{trained:,}" if trained else tables.MISSING, seconds, ""]))
-    table = table_html(["model", "best epoch", "trained parameters", "time", ""], rows) if rows else ""
+    item = summary.get("item", "image")
+    head = ["model", "best epoch", "trained parameters", "time", f"{item}s/s", "peak memory", f"MFLOP/{item}", ""]
+    rows = [("", [row["title"], *_made(row), ""]) for row in summary["rows"]]
+    table = table_html(head, rows) if rows else ""
+    last: dict[str, Any] = max(summary["rows"], key=lambda row: row.get("date", ""), default={})
     facts = {
+        "Data": "; ".join(summary.get("data") or []),
+        "Command": last.get("command"),
+        "Date": last.get("date"),
         "Total time": None if summary.get("seconds") is None else _duration(summary["seconds"]),
         "Hardware": summary.get("hardware"),
         "Versions": ", ".join(f"{k} {v}" for k, v in (summary.get("versions") or {}).items()),
@@ -242,6 +160,20 @@ def _facts(summary: dict[str, Any]) -> str:
         if value not in (None, "")
     )
     return f'{table}<dl class="facts">{items}</dl>'
+
+
+def _made(row: dict[str, Any]) -> list[str]:
+    """Under the headings of the table: what it took to make a model, and what it takes to use it."""
+    epochs, best = row.get("epochs"), row.get("best_epoch")
+    texts = {
+        "best epoch": f"{best} of {epochs}" if best and epochs else epochs,
+        "trained_parameters": (n := row.get("trained_parameters")) and f"{n:,}",
+        "seconds": _duration(row["seconds"]) if row.get("seconds") is not None else None,
+        "rate": (rate := row.get("rate")) and f"{rate:,.0f}",
+        "peak_bytes": (size := row.get("peak_bytes")) and f"{size / 2**20:,.0f} MiB",
+        "flops": (flops := row.get("flops_per_image")) and f"{flops / 1e6:,.1f}",
+    }
+    return [str(text or tables.MISSING) for text in texts.values()]
 
 
 def _duration(seconds: float | int) -> str:

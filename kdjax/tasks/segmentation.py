@@ -1,6 +1,8 @@
 """Segmentation: a class for every pixel. Two classes use one logit, more use one each, background first."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from kdjax.config import ConfigError, Data, Term
+from kdjax.config import ConfigError, Data, Term, nearest
 from kdjax.models.layers.resize import resize
 from kdjax.report.figures.curves import overlay
 from kdjax.report.figures.examples import examples_html
@@ -21,19 +23,34 @@ SKETCHES = 3  # images that a tracker shows
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Supervised terms, measures and scores of masks."""
+    """Supervised terms, measures and scores of masks.
+
+    `weight` is that of each of the two supervised terms, cross-entropy and soft Dice. `smooth` is of the Dice: 1 asks
+    for an empty mask where there is nothing. `balanced` weighs the classes of the cross-entropy by how rare they are.
+    """
 
     num_classes: int
+    weight: float = 0.5
+    smooth: float = 1e-5
+    balanced: bool = False
     primary: ClassVar[str] = "dice"
     measures: ClassVar[tuple[str, ...]] = ("dice",)
 
     @classmethod
-    def of(cls, data: Data) -> "Segmentation":
-        return cls(data.num_classes)
+    def of(cls, data: Data, **options: Any) -> "Segmentation":
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "num_classes"]
+        if unknown := [name for name in options if name not in known]:
+            raise ConfigError(f"segmentation has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
+        assert data.num_classes is not None
+        return cls(data.num_classes, **options)
 
     def terms(self) -> dict[str, Term]:
         pixel = "bce" if self.num_classes == 2 else "ce"
-        return {pixel: Term(pixel, label="mask", weight=0.5), "dice": Term("dice", label="mask", weight=0.5)}
+        weights: dict[str, Any] = {"class_weights": None} if self.balanced else {}
+        return {
+            pixel: Term(pixel, label="mask", weight=self.weight, args=weights),
+            "dice": Term("dice", label="mask", weight=self.weight, args={"smooth": self.smooth}),
+        }
 
     def check(self, outputs: dict[str, Any]) -> None:
         """Refuses a model that does not give the logits this task needs."""
@@ -70,7 +87,8 @@ class Segmentation:
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         """The scores of the test images, and a table with a row for each of them and each of its classes."""
         names, scores = [], []
-        for i, predicted in enumerate(predictions("test")["classes"]):
+        masks = predictions("test")["classes"]
+        for i, predicted in enumerate(masks):
             example = dataset.resized("test", i)
             names.append(example["name"])
             scores.append(metrics.segmentation(predicted.astype(np.int32), example["mask"], self.num_classes))
@@ -80,11 +98,14 @@ class Segmentation:
             "per_class": metrics.summarise_classes(scores),
             "per_image": {"dice": [_dice(score) for score in scores]},
         }
+        if (masks == masks.flat[0]).all():
+            everywhere = masks.flat[0] and f"gives every pixel of the test images the class {masks.flat[0]}"
+            result["remark"] = everywhere or "marks nothing in any test image"
         return result, [["image", "class", *next(iter(scores[0].values()))], *rows]
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
-        return {"class_names": list(dataset.image_classes)}
+        return {"class_names": list(dataset.mask_classes or dataset.image_classes)}
 
     def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
         """The first images with the predicted classes, and the outline of the truth in yellow."""
@@ -101,8 +122,7 @@ class Segmentation:
         dice = {stage.title: stage.row["per_image"]["dice"] for stage in same}
         order = np.argsort(dice[last.title], kind="stable")
         order = order[np.array([shown[i]["mask"].any() for i in order], bool)]  # an empty mask shows nothing
-        middle = len(order) // 2
-        ranked = {"best": order[::-1], "median": order[middle:], "worst": order}
+        ranked = ranks(order, [dice[last.title][i] for i in order])
         examples = [
             {
                 "name": shown[i]["name"],
@@ -113,10 +133,21 @@ class Segmentation:
                 "rank": rank,
             }
             for rank, chosen in ranked.items()
-            for i in map(int, chosen[:EXAMPLES])
+            for i in chosen
         ]
         student = students[-1].title if students and students[-1].role == "student" else ""
-        return {"Test images": examples_html(examples, student)} if examples else {}
+        shown_as = self.num_classes, last.dataset.mask_classes
+        return {"Test images": examples_html(examples, student, *shown_as)} if examples else {}
+
+
+def ranks(order: np.ndarray, values: Sequence[float]) -> dict[str, list[int]]:
+    """Examples by rank, none of them twice, of indices in the order of their rising `values`."""
+    if not len(order) or values[0] == values[-1]:
+        return {"all alike": order[:EXAMPLES].tolist()}
+    each = max(1, min(EXAMPLES, len(order) // 3))
+    middle = max(each, len(order) // 2)
+    median = order[middle : min(middle + each, len(order) - each)]
+    return {"best": order[::-1][:each].tolist(), "median": median.tolist(), "worst": order[:each].tolist()}
 
 
 def _dice(scores: metrics.Scores) -> float:
@@ -133,6 +164,6 @@ def classes(logits: Float[Array, "b h w k"], size: tuple[int, int]) -> UInt8[Arr
     """Logits, bilinearly resized to `size`, as class ids."""
     logits = logits.astype(jnp.float32)
     if logits.shape[1:3] != size:
-        logits = resize(logits, size)
+        logits = resize(logits, size, antialias=True)
     chosen = logits[..., 0] > 0 if logits.shape[-1] == 1 else logits.argmax(axis=-1)
     return chosen.astype(jnp.uint8)

@@ -7,14 +7,9 @@ of 0.8 covers that; the interpreter and its libraries, half a gigabyte, come on 
 """
 
 from collections.abc import Callable
-from typing import Any
-
-import jax
-from jax.sharding import NamedSharding
 
 from kdjax.config import ConfigError
-from kdjax.train import sharding
-from kdjax.train.setup import Learner, initial_shapes
+from kdjax.train.setup import Learner
 
 TRIES = 6  # sizes that are compiled at most
 
@@ -62,23 +57,8 @@ def step_bytes(learner: Learner) -> int:
     """What a training step takes on each device by the compiler's count: the state, the teachers, the batch, what lies
     between, and results that do not take the place of the old state. Nothing is computed, no array is made.
     """
-    key = jax.random.key(0)
-    state, frozen = jax.eval_shape(learner.begin, key, initial_shapes(learner.model))
-    teachers = {name: initial_shapes(network.model) for name, network in learner.teachers.items()}
-    dataset, mesh = learner.dataset, learner.mesh
-    batch = dataset.shapes(dataset.axis(learner.stage.data.batch_size))
-    split = NamedSharding(mesh, sharding.BATCH)
-    state, fixed = (_placed(tree, learner) for tree in (state, {"frozen": frozen, "teachers": teachers}))
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), batch)
-    out = jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)
-    step = jax.jit(learner.step.train, donate_argnums=0, out_shardings=out)
-    analysis = step.lower(state, fixed, learner.knobs, batch).compile().memory_analysis()
+    analysis = learner.train_fn.lower(*learner.arguments).compile().memory_analysis()
     if analysis is None:
         raise ConfigError("budget: this backend does not tell how many bytes a program takes; set data.batch_size")
     sizes = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes, analysis.output_size_in_bytes
     return sum(sizes) - analysis.alias_size_in_bytes
-
-
-def _placed(shapes: Any, learner: Learner) -> Any:
-    where = sharding.shardings(shapes, learner.mesh, learner.rules)
-    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, where)

@@ -20,7 +20,11 @@ def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[
     best = learner.place({"params": best["params"], "collections": best.get("collections", {})})
     variables = learner.whole_fn(best["params"], best["collections"], fixed["frozen"])
     calibrated = learner.task.calibrate(evaluate(learner, variables, "val")[1], learner.dataset)
-    about = {**safetensors.about(learner.stage.model), **{k: repr(v) for k, v in calibrated.items()}}
+    about = {
+        **safetensors.about(learner.stage.model),
+        **{k: repr(v) for k, v in calibrated.items()},
+        **classes(learner),
+    }
     keep(folder / "model.safetensors", variables, about)
     if jax.process_index() == 0:
         for name, keepsake in learner.dataset.keepsakes.items():
@@ -33,6 +37,12 @@ def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[
         "seconds": record.seconds,
         "parameters": count(variables["params"]),
     }
+
+
+def classes(learner: Learner) -> dict[str, str]:
+    """What a model's users must know of the classes of its data."""
+    names = getattr(learner.dataset, "mask_classes", ())
+    return {"num_classes": str(learner.stage.data.num_classes)} | ({"mask_classes": json.dumps(names)} if names else {})
 
 
 def keep(path: Path, variables: dict, metadata: dict[str, str] | None = None) -> None:

@@ -48,9 +48,6 @@ def train(
     state, record = resumed(folder, state, outside, ranked)
     numbers = knobs.measured(learner.knobs, record.measures) if record.epochs else learner.knobs
     step = begun = int(state.step)
-    placed = jax.tree.map(lambda x: x.sharding, state)
-    replicated = sharding.replicated(learner.mesh)
-    step_fn = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, replicated))
     norms_fn = jax.jit(learner.step.grad_norms)
     norms_every = stage.grad_norms_every * per_epoch
     batches = dealt(learner, step, record, ranked)
@@ -67,7 +64,7 @@ def train(
                 local = next(batches)
             batch = sharding.global_batch(local, learner.mesh)
             norms = norms_fn(state, fixed, numbers, batch) if norms_every and step % norms_every == 0 else {}
-            state, measures = step_fn(state, fixed, numbers, batch)
+            state, measures = learner.train_fn(state, fixed, numbers, batch)
             step += 1
             recorder.step(step, {**measures, **norms})
             if step % per_epoch == 0:
@@ -83,8 +80,11 @@ def train(
                 recorder.line(f"{stage.title or learner.name}: stopped at step {step}, saved in {checkpoints}")
                 raise Stopped(asked)
 
-    trained = {"wait": recorder.clock.waiting, "trained_parameters": count(state.params)}
-    return finish(learner, folder, record, fixed) | trained
+        if advice := what_to_try(learner, record):
+            recorder.line(f"warning  {advice}\n")
+
+    trained = {"wait": recorder.clock.waiting, "rate": recorder.clock.rate, "trained_parameters": count(state.params)}
+    return finish(learner, folder, record, fixed) | trained | ({"advice": advice} if advice else {})
 
 
 def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked | None) -> tuple[State, Record]:
@@ -140,10 +140,23 @@ def end_epoch(
         record.ratio = ranked.next_ratio(record.epochs, record.ratio, measures["confidence"])
     recorder.validation(step, measures, predictions)
     value = measures[learner.task.primary]
+    record.lowest = min(value, value if record.lowest is None else record.lowest)
     if record.improves(value, learner.stage.stop):
         record.best, record.best_epoch = value, record.epochs
         record.best_file = BEST.format(epoch=record.epochs, measure=learner.task.primary, value=value)
         keep(folder / record.best_file, {"params": eval_params(state), "collections": collections})
+
+
+def what_to_try(learner: Learner, record: Record) -> str:
+    """What to say of a stage whose validation stayed where it was; "" of one that moved."""
+    if not record.unmoved():
+        return ""
+    at, steps = f"--config.stages.{learner.name.removesuffix('_control')}", learner.steps_per_epoch
+    return (
+        f"{learner.stage.title or learner.name}: {learner.task.primary} stayed at {record.best:.3f} in all "
+        f"{record.epochs} epochs, of {steps} steps each. To try: more epochs ({at}.epochs), a higher learning rate "
+        f"({at}.optim.lr), smaller batches ({at}.data.batch_size); --mode=look shows whether the labels are right"
+    )
 
 
 def prune(folder: Path, best_file: str) -> None:

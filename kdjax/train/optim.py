@@ -175,6 +175,10 @@ def merge(trainable: Mapping, frozen: Mapping) -> dict[str, Any]:
     return unflatten_dict(flatten_dict(trainable) | flatten_dict(frozen))
 
 
-def ema(decay: float, old: Any, new: Any) -> Any:
-    """The average of the parameters one step on: `decay * old + (1 - decay) * new`."""
-    return optax.incremental_update(new, old, 1.0 - decay)
+def ema(decay: float, old: Any, new: Any, step: Any) -> Any:
+    """The average of the parameters one step on: `d * old + (1 - d) * new`.
+
+    d is (1 + step) / (10 + step) until that reaches `decay`: an average that begins with the untrained parameters
+    would else be made of them for as long as 1 / (1 - decay) steps, which is all that a small data set has.
+    """
+    return optax.incremental_update(new, old, 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step)))

@@ -16,6 +16,8 @@ from kdjax.train import checkpoint
 from kdjax.train.clock import Clock
 from kdjax.train.setup import Learner
 
+MOVES = 1e-3  # a measure that changes by a smaller part over all epochs of a stage has not moved
+
 
 class Diverged(RuntimeError):
     """A number became infinite or NaN."""
@@ -28,6 +30,7 @@ class Record:
     outside: dict[str, Any]  # what the run began with that is not in its config
     epochs: int = 0
     best: float | None = None  # of the task's primary measure on validation data
+    lowest: float | None = None
     best_epoch: int = 0
     best_file: str = ""
     seconds: float = 0.0
@@ -52,6 +55,12 @@ class Record:
 
     def improves(self, value: float, stop: Stop | None) -> bool:
         return self.best is None or value > self.best + (stop.min_delta if stop else 0.0)
+
+    def unmoved(self) -> bool:
+        """Whether no epoch of several brought anything, and there was something to learn."""
+        if self.best is None or self.lowest is None or self.epochs < 3:
+            return False
+        return self.best - self.lowest <= MOVES * abs(self.best) and self.best < 1 - MOVES
 
     def is_over(self, epochs: int, stop: Stop | None) -> bool:
         """Whether all epochs are done, or the last `patience` of them brought nothing."""

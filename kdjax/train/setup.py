@@ -2,7 +2,7 @@
 
 import zlib
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from kdjax.tasks.task import Acting, Task
 from kdjax.train import knobs, lora, optim, sharding
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
-from kdjax.train.step import State, Step, evaluate
+from kdjax.train.step import State, Step, Transform, as_floats, evaluate
 from kdjax.weights import safetensors
 
 
@@ -64,13 +64,14 @@ class Learner:
         `init`, by submodule with "" for all of the model, and `teachers` hold whole variables, as numpy arrays.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(self.name.encode()))
-        skip = self.stage.init_skip if self.stage.init and not self.stage.init.startswith("stage:") else ()
+        skip = self.stage.init_skip
         if "" in init and not skip:  # nothing fresh is left of the model
-            variables = jax.eval_shape(partial(initial, self.model), key)
+            variables = initial_shapes(self.model)
         else:
             variables = initialiser(self.model)(key)
         for part, given in init.items():
-            variables = with_part(variables, part, safetensors.overlay(part_of(variables, part), given, skip=skip))
+            own = safetensors.overlay(part_of(variables, part), given, skip=() if part else skip)
+            variables = with_part(variables, part, own)
         state, frozen = self.begin(key, variables)
         fixed = {"frozen": frozen, "teachers": teachers}
         outside = {"init": init, "teachers": teachers}
@@ -100,13 +101,29 @@ class Learner:
             model = lora.merge(model, params["lora"], self.stage.lora)
         return {"params": model, **collections}
 
-    def check(self) -> None:
-        """Goes through a whole step with the shapes of the data, so that no fault is left for training."""
-        key = jax.random.key(0)
-        state, frozen = jax.eval_shape(self.begin, key, initial_shapes(self.model))
+    @cached_property
+    def train_fn(self) -> Any:
+        """The compiled step; the new state takes the old one's place in memory."""
+        placed = jax.tree.map(lambda x: x.sharding, self.arguments[0])
+        return jax.jit(self.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(self.mesh)))
+
+    @cached_property
+    def arguments(self) -> tuple[State, dict, knobs.Knobs, dict]:
+        """What a step takes, as shapes in their places on the mesh."""
+        state, frozen = jax.eval_shape(self.begin, jax.random.key(0), initial_shapes(self.model))
         teachers = {name: initial_shapes(network.model) for name, network in self.teachers.items()}
         batch = self.dataset.shapes(self.dataset.axis(self.stage.data.batch_size))
-        jax.eval_shape(self.step.train, state, {"frozen": frozen, "teachers": teachers}, self.knobs, batch)
+        state, fixed = (
+            sharding.shapes(tree, sharding.shardings(tree, self.mesh, self.rules))
+            for tree in (state, {"frozen": frozen, "teachers": teachers})
+        )
+        split = jax.tree.map(lambda _: sharding.split(self.mesh), batch)
+        return state, fixed, self.knobs, sharding.shapes(batch, split)
+
+    def check(self) -> None:
+        """Goes through a whole step with the shapes of the data, so that no fault is left for training; the first step
+        starts from what was traced here."""
+        self.train_fn.trace(*self.arguments)
 
 
 def part_of(variables: dict, part: str) -> dict:
@@ -185,6 +202,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     """The terms of a stage, bound to its student and its sources by the shapes of its data."""
     terms = {k: term for k, term in {**task.terms(), **stage.terms}.items() if term.weight != 0}
     bound, faults = ([], []) if isinstance(task, Acting) else find_terms(terms)
+    bound = [term.told(dataset.fact) for term in bound]
     names = tuple(stage.inputs.items())
     student = Network(model, taps(bound, stage.teachers, "student"), partial(lora.active, stage.lora), names)
     variables = initial_shapes(model)
@@ -196,7 +214,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
-        batch = dataset.shapes(rows)
+        batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
         bound = bind(bound, outputs, sources, teachers, batch, faults)
@@ -211,18 +229,22 @@ def step_of(
     if isinstance(task, Acting):
         updates = steps * (stage.data.batch_size // task.agent.acts)
         return EpisodeStep(model, *optim.build(stage.optim, trainable, updates, stage.epochs), task)
-    transform = None
-    if stage.data.augment:
-        transform = partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
     return Step(
         objective,
         *optim.build(stage.optim, trainable, steps, stage.epochs),
-        transform,
+        augmentation(stage, dataset),
         steps_per_epoch=steps,
         pull=stage.optim.pull,
         accumulate=stage.optim.accumulate,
         ema=stage.optim.ema,
     )
+
+
+def augmentation(stage: Stage, dataset: Dataset) -> Transform | None:
+    """What a step does to each batch, given its key."""
+    if not stage.data.augment:
+        return None
+    return partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
 
 
 def task_of(stage: Stage) -> Task:
@@ -274,4 +296,4 @@ def initial(model: Any, key: jax.Array) -> dict:
 @cache
 def initial_shapes(model: Any) -> dict:
     """Fresh variables of a model, as shapes."""
-    return jax.eval_shape(partial(initial, model), jax.random.key(0))
+    return initialiser(model).eval_shape(jax.random.key(0))

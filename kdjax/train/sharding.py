@@ -83,6 +83,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def split(mesh: Mesh) -> NamedSharding:
+    """Of a batch."""
+    return NamedSharding(mesh, BATCH)
+
+
+def shapes(tree: Any, placement: Any) -> Any:
+    """Shapes in their places."""
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), tree, placement)
+
+
 def place(tree: Any, placement: Any) -> Any:
     """Host arrays onto the mesh; every process holds the whole value and keeps its shards."""
 
@@ -97,8 +107,7 @@ def place(tree: Any, placement: Any) -> Any:
 
 def global_batch(local: dict[str, Any], mesh: Mesh) -> dict[str, Any]:
     """This process's share of a batch as part of the global arrays."""
-    sharding = NamedSharding(mesh, BATCH)
-    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, value), local)
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(split(mesh), value), local)
 
 
 def to_host(tree: Any) -> Any:

@@ -77,7 +77,7 @@ class Step:
         )
         lr = knobs["lr"] * self.rate(state.step)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
-        ema = optim.ema(self.ema, state.ema, params) if self.ema else state.ema
+        ema = optim.ema(self.ema, state.ema, params, state.step) if self.ema else state.ema
         names = [term.name for term in self.objective.terms]
         measures: Measures = {f"terms/{name}": (totals[i], counts[i]) for i, name in enumerate(names)}
         numbers = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr * optim.plateau_scale(state.opt_state)}

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from kdjax import launch
 from kdjax.config import ConfigError, Task
@@ -65,8 +65,13 @@ def images(tmp_path_factory):
         "inside/deeper/small.jpeg": Image.fromarray(grey((5, 3))),
         "inside/large.tiff": Image.fromarray(grey((300, 200))),
     }
+    made |= {"web.webp": Image.fromarray(grey((23, 31))), "still.gif": Image.fromarray(grey((12, 45)))}
     for name, image in made.items():
         image.save(root / name)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    made["inside/turned.jpg"] = Image.fromarray(grey((20, 40)))
+    made["inside/turned.jpg"].transpose(Image.Transpose.ROTATE_90).save(root / "inside/turned.jpg", exif=exif)
     picture(root / "old_mask.png", 1)
     picture(root / "old_mask_1.png", 1)
     picture(root / "old_overlay.png", 1)
@@ -108,6 +113,7 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
     cut = picture(root / "cut.png", 1)
     cut.write_bytes(cut.read_bytes()[:60])
     (root / "text.jpg").write_text("no image")
+    (root / "telephone.heic").write_text("no image here")
     picture(root / "twice.png", 2)
     picture(root / "twice.bmp", 2)
     truth = picture(root / "fine_mask.png", 3)
@@ -116,11 +122,12 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
         on(run, "--mode=predict", f"--images={root}", f"--output={root}"),
         f"{root}/cut.png: expected an image, but it cannot be read",
         f"{root}/text.jpg: expected an image, but it cannot be read",
+        f"{root}/telephone.heic: expected an image, but it cannot be read",
         "would share one mask; rename one of them",
         f"{root}/fine_mask.png: a file that kdjax did not write; choose another --output",
     )
     assert truth.read_bytes() == before
-    assert len(list(root.iterdir())) == 6
+    assert len(list(root.iterdir())) == 7
 
 
 @pytest.mark.parametrize(
@@ -128,7 +135,7 @@ def test_everything_wrong_with_the_images_is_said_before_anything_is_written(run
     [
         ([], "--mode=predict needs --images=FOLDER"),
         (["--images=nowhere"], "nowhere: expected a folder of images, found no such folder"),
-        (["--images=kdjax"], "kdjax: expected images (.png, .jpg, .jpeg, .bmp, .tif, .tiff), found none"),
+        (["--images=kdjax"], "kdjax: expected images (.png, .jpg, .jpeg, .bmp, .tif, .tiff, .webp, .gif), found none"),
         (["--images=docs", "--stage=studnt"], "--stage=studnt: no such stage; did you mean 'student'"),
         (["--images=docs", "--stage=teacher"], "stage 'teacher' has left no "),
         (["--images=docs", "--weights=none.safetensors"], "none.safetensors: no such file of weights"),

@@ -91,6 +91,20 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def test_a_log_of_unknown_ids_alone_says_so(run, logs, tmp_path):
+    log, *_ = logs
+    known = Cutting.load(run[1] / "stages" / "gat" / KEEPSAKE).ids
+    assert set(known) & set(log.id.tolist())
+    other = write(tmp_path / "other.csv", plain(replace(log, id=log.id + 0x20000 + max(known))))
+    ended = on(run, f"--log={other}")
+    assert ended.code == 0, ended
+    said = f"none of the {len(set(log.id.tolist()))} ids of this log"
+    assert said in ended.out.splitlines()[-1]
+    assert f"is among the {len(known)} that training knew" in ended.out
+    assert ended.error.startswith(f"warning: {said}"), "before the log has ended"
+    assert "of this log" not in on(run, f"--log={logs[1]}").out
+
+
 def detector(run, stage="gat") -> tuple[Detector, Cutting]:
     name, of = predict.chosen(launch.load(str(run[0])), stage)
     kept = predict.load(of, run[1], name, "")

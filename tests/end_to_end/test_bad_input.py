@@ -59,7 +59,7 @@ def run(tmp_path):
         ("--wrkdir=3", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
         (
             "--mode=trian",
-            "flag --mode=trian: value should be one of <train|eval|predict|export|metrics|report|compare>",
+            "flag --mode=trian: value should be one of <train|look|eval|predict|export|metrics|report|compare>",
         ),
         ("more", "unexpected argument 'more'; flags are written --name=value"),
         ("--stage=studnt", "--stage=studnt: no such stage; did you mean 'student'"),

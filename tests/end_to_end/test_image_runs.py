@@ -8,6 +8,7 @@ from kdjax.config import Data, Experiment, Log, Mesh, Model, Optim, Stage, Teach
 from kdjax.data.images.arrays import Labelled
 from kdjax.data.images.digits import Digits
 from kdjax.experiment import run as running
+from kdjax.report import verdict
 
 pytestmark = pytest.mark.long
 
@@ -67,3 +68,22 @@ def test_the_report_shows_teacher_and_student_side_by_side(run):
     page = (run[0] / "report.html").read_text()
     for caption in ("confusions, of", "how often a model is right", "t-SNE of the embeddings"):
         assert caption in page
+
+
+def test_a_teacher_from_a_file_has_its_row(run, tmp_path):
+    """Its scores are those of the stage that left the file, and every model has its cost."""
+    workdir, before = run
+    alone = experiment()
+    weights = str(workdir / "stages/teacher/model.safetensors")
+    student = alone.stages["student"]
+    student.teachers = {"large": Teacher(model=alone.stages["teacher"].model, weights=weights)}
+    alone.stages = {"student": student}
+    summary = running.run(alone, tmp_path)
+    teacher, small = summary["rows"]
+    assert (teacher["title"], teacher["role"], small["role"]) == ("large (model.safetensors)", "teacher", "student")
+    assert teacher["metrics"] == before["rows"][0]["metrics"]
+    assert teacher["parameters"] == before["rows"][0]["parameters"]
+    assert all(row["ms_per_image"] > 0 and row["flops_per_image"] > 0 for row in summary["rows"])
+    assert small["peak_bytes"] > 2**20
+    assert verdict.cast(summary)[:2] == (small, teacher)
+    assert summary["data"][0].startswith("tests.end_to_end.test_image_runs:Few, ")

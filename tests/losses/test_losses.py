@@ -219,8 +219,6 @@ def test_arrays_that_do_not_belong_together():
     loss = partial(registry.get, "losses")
     one, four = jnp.ones((2, 3, 3, 1)), jnp.ones((2, 3, 3, 4))
     mask = jnp.zeros((2, 3, 3), int)
-    with pytest.raises(ValueError, match="'binary_kl' takes a single logit"):
-        loss("kl")(one, one)
     with pytest.raises(ConfigError, match="did you mean 'mean'"):
         loss("kl")(four, four, variant="meen")
     with pytest.raises(ValueError, match="'bce' takes a single logit"):
@@ -240,3 +238,25 @@ def test_of_two_classes_dkd_is_kl():
     for alpha in (1.0, 0.3):
         found = registry.get("losses", "dkd")(s, t, labels, temperature=2.0, alpha=alpha)
         np.testing.assert_allclose(found, alpha * registry.get("losses", "kl")(s, t, temperature=2.0), rtol=1e-4)
+
+
+def test_of_a_single_logit_kl_is_that_of_two_classes():
+    rng = np.random.default_rng(0)
+    s, t = (jnp.asarray(rng.normal(0, 3, (4, 5, 1)), jnp.float32) for _ in range(2))
+    found = registry.get("losses", "kl")(s, t, temperature=2.0)
+    np.testing.assert_array_equal(found, registry.get("losses", "binary_kl")(s, t, temperature=2.0))
+    two = [jnp.concatenate([jnp.zeros_like(z), z], -1) for z in (s, t)]
+    np.testing.assert_allclose(found, registry.get("losses", "kl")(*two, temperature=2.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "k"), [("ce", 3), ("bce", 1)])
+def test_class_weights_multiply_the_positions_of_a_class(name, k):
+    rng, loss = np.random.default_rng(0), registry.get("losses", name)
+    logits = jnp.asarray(rng.normal(size=(4, 6, k)), jnp.float32)
+    labels = rng.integers(0, max(k, 2), (4, 6))
+    weights = (0.5, 2.0, 3.0)[: max(k, 2)]
+    each = np.stack([loss(logits[:, i : i + 1], jnp.asarray(labels[:, i : i + 1])) for i in range(6)], 1)
+    expected = (each * np.asarray(weights)[labels]).mean(1)
+    np.testing.assert_allclose(loss(logits, jnp.asarray(labels), class_weights=weights), expected, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"class_weights: expected \d, one for each class, found 4"):
+        loss(logits, jnp.asarray(labels), class_weights=(1.0,) * 4)

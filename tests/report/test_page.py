@@ -3,8 +3,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from kdjax.report import page
+from kdjax.report import page, verdict
 from kdjax.report.figures.examples import examples_html
 
 VOID = {"meta", "img", "br", "link"}
@@ -64,8 +65,8 @@ def test_the_page_is_whole_and_needs_no_network(whole):
 def test_the_page_says_it_in_order(whole):
     text = " ".join(Outline(whole).text)
     said = [
-        "The student is 15× smaller than the teacher and keeps 97 % of its Dice. "
-        "Distillation added +0.031 Dice over the control.",
+        "The student is 15× smaller than the teacher and keeps 97 % of its Dice (0.884 of 0.912). "
+        "Distillation: +0.031 Dice over the control, one seed; no interval is known, so this may be chance.",
         "Results",
         "0.884 ± 0.034",
         "control: same budget, same labels",
@@ -114,7 +115,7 @@ def test_missing_rows_do_not_break_it(summary, curves, examples, missing):
     summary["rows"] = [row for row in summary["rows"] if missing not in (row["role"], "all")]
     text = " ".join(Outline(page.render(summary, curves, shown(examples), "{}")).text)
     expected = {
-        "teacher": "Distillation added +0.031 Dice over the control.",
+        "teacher": "Distillation: +0.031 Dice over the control, one seed",
         "student": "Trained without distillation: teacher (SAM, LoRA), student, no teacher.",
         "control": "There was no control run, so what distillation added is not known.",
         "all": "Nothing was trained.",
@@ -133,24 +134,51 @@ def with_dice(summary, student, control, per_image=None):
         row["metrics"]["dice"]["mean"] = float(np.mean(dice))
         if per_image:
             row["per_image"] = {"dice": dice}
-    return page.verdict(summary)
+    return verdict.verdict(summary)
 
 
-def test_it_says_plainly_when_distillation_did_not_help(summary):
-    headline, mood = with_dice(summary, 0.84, 0.853)
-    assert "Distillation did not help: -0.013 Dice against the control." in headline
-    assert mood == "bad"
-
-
-def test_a_difference_within_the_noise_of_the_images_is_called_that(summary):
+def of_images(mean):
     noise = np.random.default_rng(0).normal(size=96) * 0.05
-    control = list(np.linspace(0.6, 0.95, 96))
-    headline, mood = with_dice(summary, list(control + noise - noise.mean() + 0.002), control, per_image=True)
-    assert "made no difference that these 96 test images can show (+0.002 Dice)" in headline
+    control = np.linspace(0.6, 0.95, 96)
+    return list(control + noise - noise.mean() + mean), list(control)
+
+
+@pytest.mark.parametrize(
+    ("gain", "said", "mood"),
+    [
+        (-0.02, "Distillation hurt: -0.020 Dice over the control (95 % interval -0.030 to -0.010,", "bad"),
+        (0.002, "Distillation made no difference that can be told from chance: +0.002 Dice over the control", "plain"),
+        (0.02, "Distillation helped: +0.020 Dice over the control (95 % interval +0.010 to +0.030,", "good"),
+    ],
+)
+def test_the_interval_alone_says_whether_distillation_helped(summary, gain, said, mood):
+    headline, news = with_dice(summary, *of_images(gain), per_image=True)
+    assert said in headline
+    assert headline.endswith("96 test images, one seed).")
+    assert news == mood
+
+
+def test_without_values_of_images_nothing_is_claimed(summary):
+    headline, mood = with_dice(summary, 0.84, 0.853)
+    assert "Distillation: -0.013 Dice over the control, one seed; no interval is known" in headline
     assert mood == "plain"
-    headline, mood = with_dice(summary, list(control + noise - noise.mean() + 0.02), control, per_image=True)
-    assert "Distillation added +0.020 Dice" in headline
-    assert mood == "good"
+
+
+def test_the_interval_is_that_of_the_paired_t_test(summary):
+    ours, theirs = of_images(0.01)
+    with_dice(summary, ours, theirs, per_image=True)
+    low, high = verdict.interval(summary, *summary["rows"][1:])
+    expected = scipy.stats.ttest_rel(ours, theirs).confidence_interval(0.95)
+    np.testing.assert_allclose((low, high), expected, rtol=1e-12)
+
+
+def test_a_student_that_predicts_nothing_and_a_teacher_that_knows_nothing_come_first(summary):
+    summary["rows"][1]["remark"] = "marks nothing in any test image"
+    summary["rows"][0]["metrics"]["dice"]["mean"] = 0.055
+    headline, mood = with_dice(summary, *of_images(0.02), per_image=True)
+    assert headline.startswith("The student marks nothing in any test image.")
+    assert "The teacher is no better than the control (-0.720): it had little to teach." in headline
+    assert mood == "bad"
 
 
 def test_a_student_that_beats_its_teacher_and_one_that_is_as_large(summary):
@@ -160,7 +188,7 @@ def test_a_student_that_beats_its_teacher_and_one_that_is_as_large(summary):
 
 
 def test_a_share_just_below_one_is_not_rounded_up_to_it(summary):
-    assert "keeps 99.9 % of its Dice" in with_dice(summary, 0.9119, 0.85)[0]
+    assert "keeps 99.9 % of its Dice (0.912 of 0.912)" in with_dice(summary, 0.9119, 0.85)[0]
 
 
 def test_the_best_of_several_students_is_measured_against_its_own_control(summary, make_row):
@@ -168,9 +196,9 @@ def test_the_best_of_several_students_is_measured_against_its_own_control(summar
         make_row("wide", "student", "wide student", 800_000, 1.0, 0.9),
         make_row("wide_control", "control", "wide, no teacher", 800_000, 1.0, 0.88),
     ]
-    headline, _ = page.verdict(summary)
+    headline, _ = verdict.verdict(summary)
     assert "7.7× smaller" in headline
-    assert "added +0.020 Dice" in headline
+    assert "+0.020 Dice over the control" in headline
 
 
 def test_classes_have_their_table(summary, metrics_of):

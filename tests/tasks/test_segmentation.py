@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data
-from kdjax.tasks.segmentation import Segmentation, classes
+from kdjax.tasks.segmentation import Segmentation, classes, ranks
 
 
 def task(num_classes=2):
@@ -81,6 +81,15 @@ def test_supervised_terms_fit_the_classes(num_classes, loss):
     assert all(t.label == "mask" and not t.teacher for t in terms.values())
 
 
+def test_options_of_the_supervised_terms():
+    terms = Segmentation.of(Data("ultrasound", num_classes=3), weight=0.1, smooth=1.0, balanced=True).terms()
+    assert [term.weight for term in terms.values()] == [0.1, 0.1]
+    assert terms["dice"].args == {"smooth": 1.0}
+    assert terms["ce"].args == {"class_weights": None}, "which the data fill in"
+    with pytest.raises(ConfigError, match="segmentation has no option 'wieght'; did you mean 'weight'"):
+        Segmentation.of(Data("ultrasound"), wieght=0.1)
+
+
 @pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((2, 4, 4, 3))}, {"logits": np.zeros((2, 1))}])
 def test_a_model_without_the_right_logits_is_refused(outputs):
     with pytest.raises(
@@ -111,3 +120,13 @@ def test_sketches_lay_prediction_and_truth_over_the_first_images():
     assert all(image.dtype == np.uint8 and image.shape == (16, 16, 3) for image in shown.values())
     assert (shown["image_0"] != shown["image_1"]).any()
     assert {tuple(colour) for colour in shown["image_0"].reshape(-1, 3)} > {(240, 228, 66), (99, 99, 99)}
+
+
+def test_no_picture_has_two_ranks():
+    values = [0.1, 0.2, 0.5, 0.6, 0.9]
+    for n, expected in ((5, ([4], [2], [0])), (2, ([1], [], [0])), (3, ([2], [1], [0]))):
+        found = ranks(np.arange(n), values[:n])
+        assert (found["best"], found["median"], found["worst"]) == expected
+    found = ranks(np.arange(100), [i / 100 for i in range(100)])
+    assert found == {"best": [99, 98], "median": [50, 51], "worst": [0, 1]}
+    assert ranks(np.arange(4), [0.0] * 4) == {"all alike": [0, 1]}

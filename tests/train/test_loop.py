@@ -8,7 +8,7 @@ import pytest
 from kdjax.config import ConfigError, Log, Mesh, Stop, Teacher, Term
 from kdjax.train import checkpoint, loop
 from kdjax.train.evaluation import evaluate
-from kdjax.train.recording import Diverged
+from kdjax.train.recording import Diverged, Record
 from kdjax.train.signals import Signals, Stopped
 from kdjax.weights import safetensors
 from tests.support import tiny
@@ -93,6 +93,16 @@ def test_what_is_left_is_the_best_epoch(tmp_path):
     ]
     assert measured["dice"] == pytest.approx(np.mean(by_hand), rel=1e-5)
     assert told["parameters"] == sum(x.size for x in jax.tree.leaves(whole["params"]))
+
+
+def test_a_run_that_does_not_move_says_what_to_try(tmp_path, capsys):
+    told = train(learner(epochs=3, model=tiny.model(norm=False), optim=tiny.with_optim(lr=1e-9)), tmp_path)
+    assert "dice stayed at 0." in told["advice"]
+    assert "in all 3 epochs, of 2 steps each. To try: more epochs (--config.stages.student.epochs)" in told["advice"]
+    assert f"warning  {told['advice']}" in capsys.readouterr().out
+    moved = Record({}, epochs=3, best=0.5, lowest=0.4)
+    assert not moved.unmoved()
+    assert not Record({}, epochs=9, best=1.0, lowest=1.0).unmoved(), "nothing was left to learn"
 
 
 def test_it_stops_early_and_a_restart_does_not_go_on(tmp_path):

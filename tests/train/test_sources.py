@@ -123,7 +123,8 @@ def test_the_students_average_is_its_teacher():
         total, count = measures["terms/same"]
         assert count == 8, "unlabelled examples count"
         np.testing.assert_allclose(total / count, jnp.square(now - mean).mean(), rtol=1e-4, atol=1e-9)
-        average = jax.tree.map(lambda a, p: 0.6 * a + 0.4 * p, average, state.params)
+        decay = min(0.6, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
     assert total > 0
     assert not learner.teachers, "it has no variables of its own to load"
 

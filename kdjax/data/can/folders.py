@@ -168,6 +168,10 @@ def _build(log_files: list[LogFile], reading: dict, cutting: dict) -> tuple[dict
     short = [f"{log.path} ({len(log.messages)})" for log, part in zip(logs, parts, strict=True) if not len(part)]
     if short:
         notes.append(f"too few messages for a window: {', '.join(short)}")
+    known = np.array(mapping.ids, np.int64)
+    strange = [str(log.path) for log in logs if known.size and not np.isin(log.messages.id, known).any()]
+    if strange:
+        notes.append(f"no id of these logs is known from the training logs: {', '.join(strange)}")
     sets = {
         name: joined([part for file, part in zip(log_files, parts, strict=True) if file.set == name])
         for name in dict.fromkeys(file.set for file in log_files)

@@ -48,14 +48,16 @@ class NodeSet(Dataset):
     item = "node"
 
     def __init__(self, data: Data, source: NodeSource):
-        if (most := int(source.classes.max())) >= data.num_classes:
-            raise ConfigError(f"classes 0 to {most} do not fit num_classes={data.num_classes}; set {most + 1}")
+        most = int(source.classes.max())
+        num_classes = most + 1 if data.num_classes is None else data.num_classes
+        if most >= num_classes:
+            raise ConfigError(f"classes 0 to {most} do not fit num_classes={num_classes}; set {most + 1}")
         sizes = {split: len(nodes) for split, nodes in source.where.items()}
         super().__init__(sizes, np.ones(sizes["train"], bool), source.notes)
-        self.data, self.num_classes = data, data.num_classes
+        self.data, self.num_classes = data, num_classes
         self._where, self._classes = source.where, source.classes
         n, e = len(source.x), len(source.senders)
-        self.facts = {"features": source.x.shape[1], "num_classes": data.num_classes}
+        self.facts = {"features": source.x.shape[1], "num_classes": num_classes}
         graph = graphs_tuple(
             x=source.x,
             id=np.zeros(n, np.int32),

@@ -1,5 +1,6 @@
 """Images: `build` looks for all that is wrong with them, `Images` makes their batches."""
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from kdjax.data import splits, transforms
 from kdjax.data.dataset import Batch, Dataset
 from kdjax.data.fields import COMMON, LABELS, Field, known, with_flags
 from kdjax.data.images.examples import DECODED, Examples, squared
-from kdjax.data.images.files import CLASS, IMAGE, MASK
+from kdjax.data.images.files import CLASS, IMAGE, MASK, upright_size
 from kdjax.data.source import Facts, Source, complete, open_source
 
 SHOWN = 40  # faults that one message lists in full
@@ -24,7 +25,9 @@ SHOWN = 40  # faults that one message lists in full
 def build(data: Data, parts: int = 1) -> "Images":
     """Opens the data set and looks it over; raises one ConfigError with everything that is wrong with it."""
     try:
-        source = complete(open_source(data.source, data.options, num_classes=data.num_classes))
+        given = {"num_classes": data.num_classes, "mask_names": data.classes or None}
+        source = complete(open_source(data.source, data.options, **given))
+        data = counted(data, source)
     except ConfigError as error:
         _refuse(data, [str(error), *_field_faults(data, {"image": IMAGE, "class": CLASS})])
     faults = [*source.faults, *(_field_faults(data, source.fields) if source.fields else [])]
@@ -49,6 +52,19 @@ def build(data: Data, parts: int = 1) -> "Images":
     return Images(data, examples, facts, where, notes)
 
 
+def counted(data: Data, source: Source) -> Data:
+    """The data with their number of classes, which the source tells where the config does not."""
+    if data.num_classes is not None:
+        return data
+    told = copy.copy(data)
+    masked = any(field.kind == "mask" for field in source.fields.values())
+    of_source, of_images = getattr(source, "num_classes", None), 0 if masked else len(source.classes)
+    told.num_classes = of_images or of_source
+    if not told.num_classes and not source.faults:
+        raise ConfigError("num_classes: this reader does not tell how many classes there are; set it")
+    return told
+
+
 def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
     """What of the config does not fit data of these fields."""
     faults = transforms.faults(data.augment, fields)
@@ -57,7 +73,9 @@ def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
     if taken := sorted({*COMMON, *(known(name) for name in labels_of(fields))} & set(fields)):
         faults.append(f"fields {', '.join(taken)} have a meaning of their own in a batch; rename them in the reader")
     largest = 256 if any(field.kind == "mask" for field in fields.values()) else 1 << 24
-    if not 2 <= data.num_classes <= largest:
+    if data.classes and not any(field.kind == "mask" for field in fields.values()):
+        faults.append(f"classes: {', '.join(data.classes)} would name the classes of masks, and this data has none")
+    if data.num_classes is not None and not 2 <= data.num_classes <= largest:
         expected = "2 to 256, background included" if largest == 256 else "at least 2"
         faults.append(f"num_classes: expected {expected}, found {data.num_classes}")
     return faults
@@ -71,7 +89,8 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     stats = [
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
-    key = json.dumps([data.source, data.options, data.num_classes, data.image_size, data.workers, stats], default=str)
+    reading = [data.source, data.options, data.num_classes, data.classes, data.image_size, data.workers]
+    key = json.dumps([reading, stats], default=str)
     if key in _shared:
         examples, facts = _shared[key]
         return examples, facts, []
@@ -119,10 +138,29 @@ class Images(Dataset):
         self.facts = {"num_classes": data.num_classes}
         ids = range(1 + max((fact.label for fact in facts), default=0))
         self.image_classes = tuple(examples.source.classes) or tuple(map(str, ids))
+        self.mask_classes = _mask_classes(data, examples.source)
         written = transforms.writes(data.augment, examples.fields, data.num_classes)
         self.fields = {**with_flags({**examples.fields, **written}), **COMMON}
         self._mixes = "class" in examples.fields and "target" in written
         self._examples, self._facts, self._where = examples, facts, where
+
+    @property
+    def picture(self) -> str:
+        """The name of the image that is shown of an example."""
+        return next(name for name, field in self._examples.fields.items() if field.kind == "image")
+
+    def fact(self, name: str) -> Any:
+        return class_weights(self.class_counts("train")) if name == "class_weights" else super().fact(name)
+
+    def class_counts(self, split: str) -> Int[np.ndarray, " k"]:
+        """The pixels of each class in the masks of a split that may be used; of data without masks, its images."""
+        counts = np.zeros(self.num_classes, np.int64)
+        masks = [name for name, field in self._examples.fields.items() if field.kind == "mask"]
+        for i in self._where[split][self._labelled[split]]:
+            arrays = self._examples[int(i)]
+            for label in [arrays[name] for name in masks or ["class"] if name in arrays]:
+                counts += np.bincount(np.ravel(label), minlength=self.num_classes)[: self.num_classes]
+        return counts
 
     def example(self, split: str, i: int) -> dict[str, Any]:
         """The example as the source has it: images and masks at their original size."""
@@ -134,6 +172,17 @@ class Images(Dataset):
         at = int(self._where[split][i])
         arrays = {name: array.astype(self._examples.fields[name].dtype) for name, array in self._examples[at].items()}
         return {**arrays, "name": self._facts[at].name}
+
+    def labelled(self, split: str) -> Bool[np.ndarray, " n"]:
+        """Which examples have a label that may be used."""
+        return self._labelled[split]
+
+    def original_sizes(self, split: str, most: int) -> list[tuple[int, int]]:
+        """(height, width) of the images in their files; of what is not in files so many examples are looked at."""
+        where, stored = self._where[split], self._examples.source.files
+        if not stored:
+            return [self._examples.source[int(i)][self.picture].shape[:2] for i in where[:most]]
+        return [upright_size(stored[int(i)][0]) for i in where]
 
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return np.array([self._facts[i].label for i in self._where[split]], np.int64)
@@ -156,6 +205,26 @@ class Images(Dataset):
             one_hot = batch["class"][:, None] == np.arange(self.num_classes)
             batch |= {"target": one_hot.astype(np.float32), known("target"): batch[known("class")].copy()}
         return {**batch, "valid": valid, "index": indices.astype(np.int32), "view": np.zeros(len(indices), np.int32)}
+
+
+def _mask_classes(data: Data, source: Source) -> tuple[str, ...]:
+    """The names of the mask's classes, background first; () where nobody has said them."""
+    values = tuple(getattr(source, "values", ()))
+    if data.classes:
+        return ("background", *data.classes)
+    named = [f"value {value}" for value in values[1:]]
+    return ("background", *named) if len(values) > 2 and values != tuple(range(len(values))) else ()
+
+
+def class_weights(counts: Int[np.ndarray, " k"]) -> tuple[float, ...]:
+    """A weight for each class, one over the root of its share, with mean 1 over all that was counted.
+
+    One over the share itself would make a pixel in ten thousand outweigh all others. A class that does not occur has 1.
+    """
+    shares = counts / max(counts.sum(), 1)
+    weights = 1 / np.sqrt(np.where(shares > 0, shares, 1.0))
+    mean = (weights * shares).sum() or 1.0
+    return tuple(round(float(w / mean), 4) if share > 0 else 1.0 for w, share in zip(weights, shares, strict=True))
 
 
 def labels_of(fields: Mapping[str, Field]) -> list[str]:

@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import LABELS, Field
+from kdjax.data.images.resize import resize
 from kdjax.data.source import Facts, Source
 
 CACHE_BYTES = 1 << 30
@@ -86,8 +85,7 @@ class Examples:
                 remedy = "convert it to 8 bits and three channels" if layout[0] == 3 else "store class ids as uint8"
                 raise ConfigError(self._fault(i, example, name, f"{array.dtype} {list(array.shape)}", remedy))
             if layout:
-                nearest = field.kind == "mask"
-                array = resize(array, self.size, Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR)
+                array = resize(array, (self.size, self.size), nearest=field.kind == "mask")
             elif array.shape != field.shape:
                 raise ConfigError(self._fault(i, example, name, str(list(array.shape)), "pad or cut it"))
             arrays[name] = array.astype(_stored(field), copy=False)
@@ -133,9 +131,3 @@ def squared(field: Field, size: int) -> Field:
 def _stored(field: Field) -> np.dtype:
     """A mask takes four times less memory than in a batch."""
     return np.dtype("uint8" if field.kind == "mask" else field.dtype)
-
-
-def resize(array: UInt8[np.ndarray, "h w *c"], size: int, how: Image.Resampling) -> UInt8[np.ndarray, "s s *c"]:
-    if array.shape[:2] == (size, size):
-        return array
-    return np.asarray(Image.fromarray(array).resize((size, size), how))

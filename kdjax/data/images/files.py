@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +12,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import Field
+from kdjax.data.images import masks
 from kdjax.data.source import Facts, own_splits
 
 IMAGE, MASK = Field((0, 0, 3), "uint8", "image"), Field((0, 0), "int32", "mask")  # of any size in a file
 CLASS = Field((), "int32", "class", -1)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-BINARY = 2
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+# Pictures that may not be readable here. They are found with the others, so that reading one says so by its name.
+PICTURES = (*SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl", ".dcm")
+TURNING = (5, 6, 7, 8)  # orientations in EXIF that lay a picture on its side
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,9 @@ class Entry:
 class Images:
     """A source of files; a reader finds the entries and may say by `decode` what a mask file means.
 
-    A mask of another size than its image is refused, or with `stretch_masks` brought to that size.
+    A mask of another size than its image is refused, or with `stretch_masks` brought to that size. Where `num_classes`
+    is None, or the classes of the mask have names, `mask_names`, the values in the masks are looked for, and `values`
+    has the value of each class.
     """
 
     fields: ClassVar[dict[str, Field]] = {"image": IMAGE, "mask": MASK, "class": CLASS}
@@ -47,14 +54,20 @@ class Images:
         self,
         entries: Iterable[Entry],
         classes: Sequence[str],
-        num_classes: int,
+        num_classes: int | None,
         faults: Sequence[str] = (),
         notes: Sequence[str] = (),
         stretch_masks: bool = False,
+        mask_names: Sequence[str] = (),
     ):
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
-        self.classes, self.num_classes, self.stretch_masks = tuple(classes), num_classes, stretch_masks
-        self.faults, self.notes = list(faults), list(notes)
+        self.classes, self.stretch_masks = tuple(classes), stretch_masks
+        self.faults, self.notes, self.values = list(faults), list(notes), ()
+        if num_classes is None or mask_names:
+            planes = [path for entry in self.entries for path in entry.masks]
+            self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
+            self.faults += unclear
+        self.num_classes = len(self.values) if num_classes is None else num_classes
         self.allowed, split_notes = own_splits([e.split for e in self.entries])
         self.notes += split_notes
 
@@ -76,7 +89,9 @@ class Images:
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
         """The mask of class ids, and the class of the image."""
-        return ids(planes[0], self.num_classes, entry.masks[0]), entry.label
+        if self.values:
+            return masks.numbered(planes[0], self.values, entry.masks[0]), entry.label
+        return masks.ids(planes[0], self.num_classes, entry.masks[0]), entry.label
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
         entry = self.entries[i]
@@ -84,7 +99,7 @@ class Images:
             example = self[i]
             content = hashlib.blake2b(example["image"].tobytes(), digest_size=16, salt=b"%d" % len(example["image"]))
             return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
-        size = _header(entry.image)
+        size = _header(entry.image, upright=True)
         for path in entry.masks:
             if (mask_size := _header(path)) != size and not self.stretch_masks:
                 raise ConfigError(_another_size(path, mask_size, entry.image, size))
@@ -126,20 +141,43 @@ def missing(root: str | Path, expected: str) -> str:
 
 
 def listing(where: Path) -> list[Path]:
-    """The image files of a folder."""
-    return sorted(p for p in where.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The pictures in a folder, at any depth and behind links; what is hidden is left out."""
+    paths = []
+    for top, folders, names in os.walk(where, followlinks=True):
+        real = Path(top).resolve()
+        folders[:] = [f for f in folders if not f.startswith(".") and not real.is_relative_to(Path(top, f).resolve())]
+        paths += [Path(top, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.suffix.lower() in PICTURES)
+
+
+def title(path: Path, top: Path) -> str:
+    """The name of a picture: its path below `top` without the suffix, whichever way an accent is written."""
+    return unicodedata.normalize("NFC", path.relative_to(top).with_suffix("").as_posix())
+
+
+def flat(where: Path) -> tuple[list[Path], list[str]]:
+    """The pictures of a folder that has none inside, and the fault where some lie deeper."""
+    paths = listing(where)
+    direct = [path for path in paths if path.parent == where]
+    deeper = [str(path.relative_to(where)) for path in paths if path.parent != where]
+    fault = (
+        f"{where}: expected images in this folder itself, found {len(deeper)} in folders inside it "
+        f"({', '.join(deeper[:3])}{', ...' if deeper[3:] else ''}); move them up, or remove them"
+    )
+    return direct, [fault] if deeper else []
 
 
 def pair(
-    images: Iterable[Path], masks: Iterable[Path], key: str = r"(.+)", of: str = r"(.+)"
+    images: Iterable[Path], masks: Iterable[Path], tops: tuple[Path, Path], key: str = r"(.+)", of: str = r"(.+)"
 ) -> tuple[list[tuple[Path, list[Path]]], list[str]]:
-    """Images with their masks: those where the first group of `key` in the image's stem equals that of `of` in theirs.
+    """Images with their masks: those where the first group of `key` in the image's title equals that of `of` in theirs;
+    their titles begin in the folders `tops`.
 
     An image may come without masks; a mask without an image is a fault, and so are two images that claim one name.
     """
     faults, pairs = [], {}
     for path in images:
-        match = re.fullmatch(key, path.stem)
+        match = re.fullmatch(key, title(path, tops[0]))
         if not match:
             faults.append(f"{path}: expected a name like {key!r}, found {path.stem!r}; rename or remove it")
         elif match[1] in pairs:
@@ -147,7 +185,7 @@ def pair(
         else:
             pairs[match[1]] = (path, [])
     for path in masks:
-        match = re.fullmatch(of, path.stem)
+        match = re.fullmatch(of, title(path, tops[1]))
         if match and match[1] in pairs:
             pairs[match[1]][1].append(path)
         else:
@@ -163,58 +201,56 @@ def unmasked(path: Path, expected: str) -> str:
 
 
 def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The image in a file, or in `content`, which `path` then only names."""
-    image = _open(path, content)
-    if image.mode.startswith("I"):  # 16 bits a pixel
+    """The image in a file, or in `content`, which `path` then only names: upright as its EXIF says, 8 bits, RGB.
+
+    Of 16 bits a pixel the upper eight count, or the value itself where none of the image is above 255. Grey becomes
+    three equal channels; transparency is left out; what is partly transparent has its own colour.
+    """
+    image = _open(path, content, upright=True)
+    if image.mode == "F" or image.mode.startswith("I"):
         wide = np.asarray(image)
+        if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
+            kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
+            raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; scale it to 0 to 255 and save it")
         grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
         return np.stack([grey] * 3, -1)
     return np.asarray(image.convert("RGB"))
 
 
 def read_plane(path: str) -> np.ndarray:
-    """A mask as it is stored: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
+    """A mask as it is stored, not turned by EXIF: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
     image = _open(path)
     if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
         return np.asarray(image).astype(np.int32)
     return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")).astype(np.int32)
 
 
-def ids(plane: np.ndarray, num_classes: int, path: str) -> UInt8[np.ndarray, "h w"]:
-    """Class ids from a stored mask: ids as they are, or for two classes also black and white (0 and 255)."""
-    if plane.ndim == 3:
-        if (plane != plane[..., :1]).any():
-            raise ConfigError(
-                f"{path}: expected a mask of class ids, found colours; "
-                f"store one number per pixel, 0 to {num_classes - 1}"
-            )
-        plane = plane[..., 0]
-    largest = int(plane.max(initial=0))
-    if num_classes == BINARY and largest > 127:  # between black and white there may be a soft edge
-        return (plane > 127).astype(np.uint8)
-    if largest >= num_classes:
-        hint = "use num_classes=2 for black and white masks" if largest == 255 else f"set num_classes={largest + 1}"
-        raise ConfigError(
-            f"{path}: expected class ids 0 to {num_classes - 1}, found {largest}; mend the mask or {hint}"
-        )
-    return plane.astype(np.uint8)
-
-
-def _open(path: str, content: bytes | None = None) -> Image.Image:
+def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose second frame is a preview
+                raise ConfigError(f"it holds {image.n_frames} pictures, expected one")
             image.load()
-            return image
+            return ImageOps.exif_transpose(image) if upright else image
     except Exception as error:  # each decoder of PIL fails in its own way
         raise ConfigError(_unreadable(path, error)) from error
 
 
-def _header(path: str) -> tuple[int, int]:
+def _header(path: str, upright: bool = False) -> tuple[int, int]:
+    """(width, height), of an image `upright` as its EXIF says."""
     try:
         with Image.open(path) as image:
-            return image.size
+            exif = Image.Exif()
+            if upright and image.format != "TIFF":  # which Pillow turns by itself, and says so in its size
+                exif.load(image.info.get("exif", b""))  # image.getexif() would decode a whole PNG
+            return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in TURNING else image.size
     except Exception as error:
         raise ConfigError(_unreadable(path, error)) from error
+
+
+def upright_size(path: str) -> tuple[int, int]:
+    """(height, width) of an image, without decoding it."""
+    return _header(path, upright=True)[::-1]
 
 
 def _unreadable(path: str, error: Exception) -> str:

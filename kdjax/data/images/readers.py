@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,8 @@ from jaxtyping import UInt8
 from kdjax.config import ConfigError
 from kdjax.data.fields import LABELS, Field
 from kdjax.data.images import files
-from kdjax.data.images.files import BINARY, Entry, Images
+from kdjax.data.images.files import Entry, Images
+from kdjax.data.images.masks import BINARY, ids
 from kdjax.data.source import Facts, complete, open_source
 
 IMAGE_FOLDERS = ("img", "image", "images", "imgs")
@@ -28,7 +30,7 @@ class Lesions(Images):
     """Masks that show where a lesion is; with three classes its kind (benign 1, malignant 2) comes from the image."""
 
     def decode(self, entry: Entry, planes: list[np.ndarray]) -> tuple[UInt8[np.ndarray, "h w"], int]:
-        masks = [files.ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
+        masks = [ids(plane, BINARY, path) for plane, path in zip(planes, entry.masks, strict=True)]
         value = 1 if self.num_classes == BINARY else entry.label + 1
         return np.maximum.reduce(masks) * np.uint8(value), entry.label
 
@@ -45,14 +47,16 @@ class Busi(Lesions):
         entries, faults = [], _at_most_three(num_classes)
         for label, name in enumerate(LESIONS):
             where = files.folder(top, name)
-            if where is None or not (paths := files.listing(where)):
+            paths, deeper = files.flat(where) if where else ([], [])
+            faults += deeper
+            if not paths:
                 if name != "normal":
                     faults.append(
                         files.missing(where or top, f"images in a folder {name!r} (of benign, malignant, normal)")
                     )
                 continue
             masks = [p for p in paths if re.search(r"_mask(_\d+)?$", p.stem)]
-            pairs, unpaired = files.pair(set(paths) - set(masks), masks, of=r"(.+?)_mask(?:_\d+)?")
+            pairs, unpaired = files.pair(set(paths) - set(masks), masks, (where, where), of=r"(.+?)_mask(?:_\d+)?")
             faults += unpaired
             for image, own in pairs:
                 if not own and name != "normal":
@@ -81,8 +85,9 @@ class BusBra(Lesions):
         if images is None or masks is None:
             faults.append(files.missing(top, "the folders Images and Masks"))
         else:
-            pairs, unpaired = files.pair(files.listing(images), files.listing(masks), r"bus_(.+)", r"mask_(.+)")
-            faults += unpaired
+            (paths, deeper), (own_masks, too) = files.flat(images), files.flat(masks)
+            pairs, unpaired = files.pair(paths, own_masks, (images, masks), r"bus_(.+)", r"mask_(.+)")
+            faults += [*deeper, *too, *unpaired]
             if not pairs:
                 faults.append(files.missing(images, "images bus_*.png"))
             for image, own in pairs:
@@ -145,22 +150,31 @@ class BusUclm(Images):
 class Layout(Images):
     """`{train,val,test}/{img,label}/` with the same file names in img and label, and its usual other spellings.
 
-    Masks are black and white for two classes, else class ids.
+    Masks are black and white for two classes, else class ids. Without `num_classes`, or where classes have names, each
+    value in the masks is a class.
     """
 
-    def __init__(self, root: str, stretch_masks: bool = False, num_classes: int = 2):
+    def __init__(
+        self,
+        root: str,
+        stretch_masks: bool = False,
+        num_classes: int | None = None,
+        mask_names: Sequence[str] = (),
+    ):
         entries, faults, notes = _split_folders(Path(root).expanduser())
         if not entries and not faults:
             faults = [files.missing(root, "folders train, val and test, with img and label in each")]
-        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks=stretch_masks)
+        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks, mask_names)
 
 
 class Folder(Images):
-    """Any folder of images and masks.
+    """Any folder of images and masks, and the folders inside it.
 
     Either `images` and `masks` name two folders, or `root` holds two such folders (images and masks, img and label), or
-    `root` holds all files together. A mask has its image's name, or that with _mask, _seg, _label or _gt behind it.
-    `group` is a pattern over names whose first group tells the patient: r"(\\d+)_.*".
+    `root` holds all files together. A mask lies at the same place in its folder as the image in its own, and has the
+    image's name, or that with _mask, _seg, _label or _gt behind it. `group` is a pattern over file names, or over
+    paths in the folder, whose first group tells the patient: r"(\\d+)_.*", r"(\\d+)/.*". Without `num_classes`, or
+    where classes have names, each value in the masks is a class.
     """
 
     def __init__(
@@ -170,7 +184,8 @@ class Folder(Images):
         masks: str = "",
         group: str = "",
         stretch_masks: bool = False,
-        num_classes: int = 2,
+        num_classes: int | None = None,
+        mask_names: Sequence[str] = (),
     ):
         entries: list[Entry] = []
         if bool(root) == bool(images and masks):
@@ -179,9 +194,10 @@ class Folder(Images):
             entries, faults = _one_folder(Path(root).expanduser(), group)
         elif root:
             entries, faults = _two_folders(Path(root).expanduser(), group)
+            faults += _elsewhere(Path(root).expanduser())
         else:
             entries, faults = _paired(Path(images).expanduser(), Path(masks).expanduser(), "", group)
-        super().__init__(entries, ("image",), num_classes, faults, stretch_masks=stretch_masks)
+        super().__init__(entries, ("image",), num_classes, faults, (), stretch_masks, mask_names)
 
 
 class Classes(Images):
@@ -203,13 +219,13 @@ class Classes(Images):
         if not names:
             faults.append(files.missing(top, "a folder for each class, or train, val and test with such folders"))
         for split, where in tops.items():
-            if loose := files.listing(where) if where.is_dir() else []:
+            if loose := [path for path in files.listing(where) if path.parent == where]:
                 faults.append(f"{where}: expected images in a folder for each class, found {loose[0].name} beside them")
             present = {folder.name: folder for folder in inside[split]}
             if absent := [name for name in names if name not in present and split in ("", "train")]:
                 faults.append(f"{where}: no folder for the classes {', '.join(absent)}, which val or test has; add it")
             for name, folder in present.items():
-                images = sorted(path for path in folder.rglob("*") if _is_image(path, folder))
+                images = files.listing(folder)
                 if not images and split in ("", "train"):
                     faults.append(files.missing(folder, f"images of the class {name!r}"))
                 for path in images:
@@ -228,6 +244,7 @@ class Union:
     """
 
     def __init__(self, sources: list[dict[str, Any]], num_classes: int = 2):
+        self.num_classes = num_classes
         self.members, self.names, self.faults, self.notes = [], [], [], []
         for options in sources:
             options = dict(options)
@@ -310,16 +327,25 @@ def _visible_folders(top: Path) -> list[Path]:
     return sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith(".")) if top.is_dir() else []
 
 
-def _is_image(path: Path, top: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(top).parts)
-    return path.suffix.lower() in files.SUFFIXES and not hidden and path.is_file()
-
-
 def _two_folders(top: Path, patient: str = "", split: str = "") -> tuple[list[Entry], list[str]]:
     images, masks = files.folder(top, *IMAGE_FOLDERS), files.folder(top, *MASK_FOLDERS)
     if images is None or masks is None:
         return [], [files.missing(top, "a folder of images (images, img) and one of masks (masks, label)")]
     return _paired(images, masks, split, patient)
+
+
+def _elsewhere(root: Path) -> list[str]:
+    """The fault of pictures in `root` that lie in neither its folder of images nor that of masks."""
+    taken = [files.folder(root, *names) for names in (IMAGE_FOLDERS, MASK_FOLDERS)]
+    loose = [path for path in files.listing(root) if not any(where in path.parents for where in taken if where)]
+    if not loose or None in taken:
+        return []
+    images, masks = (where.name for where in taken if where)
+    return [
+        f"{root}: {len(loose)} pictures lie neither in {images} nor in {masks} "
+        f"({loose[0].relative_to(root)}{', ...' if loose[1:] else ''}); move them, or name the two folders with "
+        "images= and masks= in place of root="
+    ]
 
 
 def _paired(images: Path, masks: Path, split: str, patient: str) -> tuple[list[Entry], list[str]]:
@@ -330,10 +356,10 @@ def _paired(images: Path, masks: Path, split: str, patient: str) -> tuple[list[E
     if not paths:
         return [], [files.missing(images, "images")]
     own, behind = files.listing(masks), r"(.+?)(?:_mask|_seg|_label|_gt)?"
-    if {p.stem for p in own} & {p.stem for p in paths}:
+    if {files.title(p, masks) for p in own} & {files.title(p, images) for p in paths}:
         behind = r"(.+)"
-    pairs, faults = files.pair(paths, own, of=behind)
-    return _entries(pairs, faults, split, patient)
+    pairs, faults = files.pair(paths, own, (images, masks), of=behind)
+    return _entries(pairs, faults, images, split, patient)
 
 
 def _one_folder(root: Path, patient: str) -> tuple[list[Entry], list[str]]:
@@ -341,12 +367,13 @@ def _one_folder(root: Path, patient: str) -> tuple[list[Entry], list[str]]:
     masks = [p for p in paths if re.search(r"_(mask|seg|label|gt)$", p.stem)]
     if not paths:
         return [], [files.missing(root, "images and masks")]
-    pairs, faults = files.pair(sorted(set(paths) - set(masks)), masks, of=r"(.+?)_(?:mask|seg|label|gt)")
-    return _entries(pairs, faults, "", patient)
+    images = sorted(set(paths) - set(masks))
+    pairs, faults = files.pair(images, masks, (root, root), of=r"(.+?)_(?:mask|seg|label|gt)")
+    return _entries(pairs, faults, root, "", patient)
 
 
 def _entries(
-    pairs: list[tuple[Path, list[Path]]], faults: list[str], split: str, patient: str
+    pairs: list[tuple[Path, list[Path]]], faults: list[str], top: Path, split: str, patient: str
 ) -> tuple[list[Entry], list[str]]:
     entries = []
     for image, masks in pairs:
@@ -357,11 +384,12 @@ def _entries(
                 else (f"{image}: expected one mask, found {', '.join(m.name for m in masks)}; keep one")
             )
             faults.append(what)
-        match = re.fullmatch(patient, image.stem) if patient else None
+        name = files.title(image, top)
+        match = (re.fullmatch(patient, image.stem) or re.fullmatch(patient, name)) if patient else None
         if patient and not match:
             faults.append(f"{image}: its name does not fit the pattern of patients {patient!r}; mend either")
         group = match[1] if match else ""
-        entries.append(Entry(str(image), tuple(map(str, masks)), image.stem, group=group, split=split))
+        entries.append(Entry(str(image), tuple(map(str, masks)), name, group=group, split=split))
     return entries, faults
 
 

@@ -46,6 +46,13 @@ figure{margin:0;min-width:0}
 img{display:block;width:100%;height:auto;border-radius:6px;background:#000}
 .panels figcaption{margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);overflow-wrap:anywhere}
 figcaption b{display:block;color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
+.looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:18px 14px;margin-top:16px}
+.looks.pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.pairs figure{display:grid;grid-template-columns:1fr 1fr;gap:4px;align-content:start}
+.looks figcaption{grid-column:1/-1;margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);
+overflow-wrap:anywhere}
+td.none{color:var(--bad);font-weight:600}
+th i{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border-radius:3px;border:1px solid #8888}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:20px}
 .curves figcaption,.wide figcaption{margin-bottom:4px;color:var(--soft);font-size:.85rem}
 .curves figure{max-width:620px}
@@ -61,5 +68,11 @@ pre{margin:14px 0 0;padding:16px;max-height:32em;overflow:auto;background:var(--
 .panels{grid-template-columns:repeat(2,1fr)}.tiles{grid-template-columns:1fr 1fr}.tiles dd{font-size:1.35rem}
 .tiles div{padding:12px 14px}th,td{padding:9px 7px;font-size:.82rem}th:first-child{white-space:normal;min-width:8.5em}
 .facts div{grid-template-columns:1fr;gap:0}}
-@media print{section{break-inside:avoid;border:0;padding:12px 0}}
+@page{size:A4;margin:12mm}
+@media print{:root{color-scheme:light;--bg:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#bbb;--good:#00795a;
+--bad:#b34700;--accent:#0072b2;--mark:#eef4f9}
+main{max-width:none;padding:0}section{border:0;padding:10px 0}.scroll{overflow:visible;background:none}
+tr,figure,.tiles div,.panels{break-inside:avoid}h2,h3{break-after:avoid}
+th,td{padding:5px 4px;font-size:.68rem;white-space:normal;overflow-wrap:anywhere}td{min-width:3.2em}
+pre{max-height:none;overflow:visible;white-space:pre-wrap}.tiles{grid-template-columns:repeat(4,1fr)}}
 """

@@ -125,11 +125,11 @@ def compare_folders(
 ) -> dict[str, Any]:
     """Compares masks of the same name, writes a CSV and returns {"images", "metrics", "per_class"} (`summarise`).
 
-    Files pair by their name without extension and without "_mask" or "_pred"; "x.png" beside "x_mask.png" is taken for
-    the image itself, and "*_overlay" is passed over. Pixels are class ids, or 0 and 255 for two classes. The CSV has a
-    line per image (for several classes: one per class and one, "all", for their mean) and ends with the mean, the
-    standard deviation and the number of values. Raises one ConfigError that lists everything that is wrong, and then
-    writes nothing.
+    Files pair by their place in their folder and their name without extension and without "_mask" or "_pred"; "x.png"
+    beside "x_mask.png" is taken for the image itself, and "*_overlay" is passed over. Pixels are class ids, or 0 and
+    255 for two classes. The CSV has a line per image (for several classes: one per class and one, "all", for their
+    mean) and ends with the mean, the standard deviation and the number of values. Raises one ConfigError that lists
+    everything that is wrong, and then writes nothing.
     """
     _check_empty(empty)
     faults: list[str] = []
@@ -166,14 +166,15 @@ def _mask_files(folder: pathlib.Path, faults: list[str]) -> dict[str, pathlib.Pa
         faults.append(f"{folder}: expected a folder of masks, found {'a file' if folder.exists() else 'nothing'}")
         return {}
     candidates: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in MASK_FILES and not path.stem.endswith("_overlay"):
-            candidates.setdefault(_image_name(path), []).append(path)
+            name = path.relative_to(folder).with_name(_image_name(path)).as_posix()
+            candidates.setdefault(name, []).append(path)
     if not candidates:
         faults.append(f"{folder}: expected masks ({', '.join(MASK_FILES)}), found none")
     chosen = {}
     for name, paths in candidates.items():
-        named = [p for p in paths if p.stem != name] or paths
+        named = [p for p in paths if _image_name(p) != p.stem] or paths
         if len(named) > 1:
             faults.append(f"{folder}: expected one mask for {name!r}, found {', '.join(p.name for p in named)}")
         chosen[name] = named[0]

@@ -49,12 +49,15 @@ def tested(scores: np.ndarray, dataset: Any, limit: float) -> tuple[dict, list[l
     for name in dict.fromkeys(dataset.groups):
         chosen = (groups == name) & (labels >= 0)
         measures[name] = detection.measure(scores[chosen], labels[chosen], limit)
-    result = {
+    result: dict[str, Any] = {
         "metrics": detection.summarise(measures),
         "per_class": {name: detection.as_statistics(values) for name, values in measures.items()},
         "per_image": {"f1": [values["f1"] for values in measures.values()]},
         "threshold": limit,
     }
+    alarms = scores[labels >= 0] > limit
+    if len(alarms) and alarms.all() == alarms.any():
+        result["remark"] = f"raises {'an alarm at every' if alarms.any() else 'no alarm at any'} test window"
     lines = zip(groups, dataset.begins("test"), labels, scores, strict=True)
     rows = [[name, f"{begin:.6f}", int(label), float(score), int(score > limit)] for name, begin, label, score in lines]
     return result, [["set", "begin", "label", "score", "alarm"], *rows]

@@ -248,3 +248,11 @@ def test_where_graphs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     Can(root, window=20)
     assert len(list((tmp_path / "home" / ".cache" / "kdjax" / "graphs").iterdir())) == 1
+
+
+def test_logs_of_unknown_ids_alone_are_named(tmp_path):
+    root = lay(tmp_path)
+    log = can_logs.messages(7, 101)
+    path = tmp_path / "test_02_unknown_vehicle_known_attack" / "other.csv"
+    can_logs.write(path, can_logs.plain(dataclasses.replace(log, id=log.id + 0x10000)))
+    assert Can(root, **SETTINGS).notes[-1] == f"no id of these logs is known from the training logs: {path}"

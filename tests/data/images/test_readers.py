@@ -1,11 +1,13 @@
+import unicodedata
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageFilter
 
 from kdjax import registry
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
-from kdjax.data.images import examples
+from kdjax.data.images import examples, files, masks
 from kdjax.data.images.readers import BusBra, Busi, BusUclm, Folder, Layout, Union
 from tests.support import folders
 
@@ -227,6 +229,122 @@ def test_sixteen_bit_and_palette_files(tmp_path):
     example = by_name(Folder(**options))["case0"]
     np.testing.assert_array_equal(example["image"][..., 1], wide // 257)
     np.testing.assert_array_equal(example["mask"], np.indices((20, 24)).sum(0) % 2)
+
+
+# -- pictures as people have them -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (3, 2), (6, 3), (8, 1)])
+def test_an_image_is_upright_as_its_exif_says(tmp_path, suffix, orientation, turns):
+    """Stored on its side or upside down, with the orientation that sets it right."""
+    stored = np.zeros((16, 24, 3), np.uint8)
+    stored[:4, :, 0] = 250
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = str(tmp_path / f"x.{suffix}")
+    Image.fromarray(stored).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    upright = files.read_image(path)
+    assert upright.shape[:2] == files._header(path, upright=True)[::-1]
+    np.testing.assert_allclose(upright.astype(int), np.rot90(stored, turns), atol=60)
+    if suffix != "tif":  # which Pillow turns whoever asks
+        assert files.read_plane(path).shape[:2] == (16, 24), "a mask is taken as it is"
+
+
+def test_a_mask_that_was_drawn_on_the_image_as_stored_is_refused(tmp_path):
+    options, exif = folders.folder(tmp_path), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(tmp_path / "case0.png").save(tmp_path / "case0.png", exif=exif)
+    assert "case0_mask.png: expected 20 x 24 pixels" in faults("folder", **options)
+
+
+def test_kinds_of_pictures_have_a_rule(tmp_path):
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    colour = np.stack([grey, grey + 100, 255 - grey], -1)
+    kinds = {
+        "grey": (Image.fromarray(grey), np.stack([grey] * 3, -1)),
+        "alpha": (Image.fromarray(np.concatenate([colour, grey[..., None]], -1)), colour),
+        "wide": (Image.fromarray(grey.astype(np.uint16) * 1000), np.stack([grey.astype(int) * 1000 // 257] * 3, -1)),
+        "low": (Image.fromarray(grey.astype(np.uint16)), np.stack([grey] * 3, -1)),
+    }
+    for name, (picture, expected) in kinds.items():
+        picture.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(files.read_image(str(tmp_path / f"{name}.png")), expected, err_msg=name)
+    Image.fromarray(grey / np.float32(64)).save(tmp_path / "floats.tif")
+    with pytest.raises(ConfigError, match=r"floats.tif: expected 8 or 16 bits a pixel, found floats"):
+        files.read_image(str(tmp_path / "floats.tif"))
+    frames = [Image.fromarray(grey), Image.fromarray(grey.T)]
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ConfigError, match=r"moves.gif: .*it holds 2 pictures, expected one"):
+        files.read_image(str(tmp_path / "moves.gif"))
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_folder_reads_what_lies_deeper_and_keeps_the_path(tmp_path, together):
+    names = ["x", "a/x", "a/b/ü", ".hidden/x"]
+    for i, name in enumerate(names):
+        folders.picture(tmp_path / ("" if together else "images") / f"{name}.png", i)
+        mask = unicodedata.normalize("NFD", name)  # as a Mac writes it
+        folders.blob(tmp_path / (f"{mask}_mask.png" if together else f"masks/{mask}.png"))
+    found = by_name(Folder(root=str(tmp_path)))
+    assert set(found) == {"x", "a/x", "a/b/ü"}
+    assert all(example["mask"].sum() == 36 for example in found.values())
+    assert len({example["image"].tobytes() for example in found.values()}) == 3
+
+
+def test_folder_tells_patients_by_their_folders(tmp_path):
+    for i in range(12):
+        folders.picture(tmp_path / f"p{i % 4}" / f"{i}.png", i)
+        folders.blob(tmp_path / f"p{i % 4}" / f"{i}_mask.png")
+    entries = Folder(root=str(tmp_path), group=r"(p\d)/.*").entries
+    assert {(entry.name, entry.group) for entry in entries} == {(f"p{i % 4}/{i}", f"p{i % 4}") for i in range(12)}
+
+
+def test_links_are_followed_and_do_not_go_round(tmp_path):
+    folders.picture(tmp_path / "elsewhere" / "x.png", 0)
+    (tmp_path / "root" / "a").mkdir(parents=True)
+    (tmp_path / "root" / "there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "a" / "round").symlink_to(tmp_path / "root")
+    assert files.listing(tmp_path / "root") == [tmp_path / "root" / "there" / "x.png"]
+
+
+def test_pictures_that_would_be_left_out_are_refused(tmp_path):
+    busi = folders.busi(tmp_path / "busi")
+    folders.picture(tmp_path / "busi" / "benign" / "day 2" / "x.png", 99)
+    told = faults("busi", **busi)
+    assert "benign: expected images in this folder itself, found 1 in folders inside it (day 2/x.png)" in told
+    for i in range(8):
+        folders.picture(tmp_path / "two" / "images" / f"{i}.png", i)
+        folders.blob(tmp_path / "two" / "masks" / f"{i}.png")
+    folders.picture(tmp_path / "two" / "images 2" / "x.png", 99)
+    told = faults("folder", root=str(tmp_path / "two"))
+    assert "1 pictures lie neither in images nor in masks (images 2/x.png); move them, or name" in told
+    (tmp_path / "two" / "images" / "9.heic").write_bytes(b"as a telephone writes it")
+    told = faults("folder", images=str(tmp_path / "two" / "images"), masks=str(tmp_path / "two" / "masks"))
+    assert "9.heic: expected an image, but it cannot be read" in told
+
+
+def test_a_third_value_of_a_mask_is_no_background(tmp_path):
+    options, plane = folders.folder(tmp_path), np.zeros((20, 24), np.uint8)
+    plane[2:9, 3:9], plane[12:17, 12:20] = 127, 255
+    Image.fromarray(plane).save(tmp_path / "case3_mask.png")
+    told = faults("folder", num_classes=2, **options)
+    assert "case3_mask.png: expected two values, 0 and 255 or 0 and 1, found 0, 127, 255; mend the mask" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["blurred", "jpeg", "supersampled", "hard"])
+def test_a_soft_edge_is_no_third_value(tmp_path, kind):
+    y, x = np.mgrid[:96, :96]
+    disc = np.hypot(y - 47.5, x - 40.2) < 30
+    if kind == "supersampled":
+        disc = disc.reshape(24, 4, 24, 4).mean((1, 3))
+    picture = Image.fromarray((disc * 255).astype(np.uint8))
+    picture = picture.filter(ImageFilter.GaussianBlur(4)) if kind == "blurred" else picture
+    path = tmp_path / f"mask.{'jpg' if kind == 'jpeg' else 'png'}"
+    picture.save(path)
+    plane = files.read_plane(str(path))
+    np.testing.assert_array_equal(masks.ids(plane, 2, str(path)), plane > 127)
 
 
 # -- what can be wrong -----------------------------------------------------------------------------------------------
