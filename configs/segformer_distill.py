@@ -4,6 +4,7 @@
     python -m kdjax.launch --config=configs/segformer_distill.py:smoke          the same, tiny
     python -m kdjax.launch --config=configs/segformer_distill.py:busi=DIR       BUSI: benign, malignant, normal
     python -m kdjax.launch --config=configs/segformer_distill.py:busi_b4=DIR    B4 as published into B0, for a GPU
+    python -m kdjax.launch --config=configs/segformer_distill.py:folder=DIR     your own images, as in `sam_distill.py`
 
 The story is that of `sam_distill.py`: few labels where it matters, many images without. The teacher of `busi_b4` starts
 from `weights/segformer_b4.safetensors`, a converted checkpoint of Hugging Face's names, whatever its classes. Elsewhere
@@ -18,7 +19,7 @@ from typing import Any
 
 from kdjax.config import ConfigError, Data, Experiment, Gate, Model, Optim, Stage, Task, Teacher, Term, nearest
 
-VARIANTS = ("", "smoke", "busi", "busi_b4")
+VARIANTS = ("", "smoke", "busi", "busi_b4", "folder")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
 SMALL = {"dims": (16, 32, 64, 96), "depths": (1, 1, 1, 1), "heads": (1, 2, 4, 6), "decoder_dim": 64}
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "decoder_dim": 16}
@@ -28,30 +29,29 @@ def get_config(variant: str = "") -> Experiment:
     variant, _, folder = variant.partition("=")
     if variant not in VARIANTS:
         raise ConfigError(f"configs/segformer_distill.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
-    smoke, small_set, published = variant == "smoke", variant.startswith("busi"), variant == "busi_b4"
-    size = {"": 64, "smoke": 48, "busi": 96, "busi_b4": 512}[variant]
+    smoke, own, published = variant == "smoke", variant == "folder", variant == "busi_b4"
+    small_set = own or variant.startswith("busi")
+    size = {"": 64, "smoke": 48, "busi": 96, "busi_b4": 512, "folder": 96}[variant]
     teacher_model, student_model = models(size, smoke, published)
     target, other = images(size, variant, folder or "data/busi")
 
     pretrained = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.5),
         title="SegFormer, pretraining",
         auxiliary=True,  # not run where the teacher starts from a file, or from nothing, to be done sooner
         data=other,
         model=teacher_model,
-        terms=labels(0.5),
         optim=Optim("adamw", lr=1e-3, warmup=0.5, weight_decay=0.01, clip=1.0, ema=0.98),
         epochs=1 if smoke else 5,
         grad_norms_every=0,
     )
     teacher = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.5),
         title="teacher (SegFormer)",
         data=target,
         model=teacher_model,
         init="weights/segformer_b4.safetensors" if published else "" if smoke else "stage:pretrained",
-        init_skip=("params/decode_head/classifier/.*",) if published else (),
-        terms=labels(0.5),
+        init_skip=("params/decode_head/classifier/.*",) if published or own else (),
         optim=Optim("adamw", lr=1e-4, warmup=0.5, weight_decay=0.01, clip=1.0, ema=0.98),
         epochs=1 if smoke else 20 if small_set else 3,
         gate=Gate(0.0 if smoke else 0.3 if small_set else 0.6),
@@ -59,14 +59,13 @@ def get_config(variant: str = "") -> Experiment:
         dtype="bfloat16" if published else "float32",
     )
     student = Stage(
-        task=Task("segmentation"),
+        task=supervised(0.1),
         title="student, distilled",
         data=target,
         model=student_model,
         teachers={"large": Teacher(stage="teacher")},
         terms={
-            **labels(0.1),
-            "kl": Term("binary_kl", teacher="large:logits", weight=1.0, args={"temperature": 2.0}),
+            "kl": Term("kl", teacher="large:logits", weight=1.0, args={"temperature": 2.0}),
             "feature": Term("mse", "fused", "large:fused", adapter="conv_bn_relu", weight=0.1),
         },
         optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0, ema=0.98),
@@ -77,12 +76,9 @@ def get_config(variant: str = "") -> Experiment:
     return Experiment(name="segformer_distill", stages=stages, quick_compile=smoke)
 
 
-def labels(weight: float) -> dict[str, Term]:
-    """Half cross-entropy, half soft Dice; smooth=1 so that an image without a lesion asks for an empty mask."""
-    return {
-        "bce": Term("bce", label="mask", weight=weight),
-        "dice": Term("dice", label="mask", weight=weight, args={"smooth": 1.0}),
-    }
+def supervised(weight: float) -> Task:
+    """Cross-entropy and soft Dice; smooth=1 so that an image without a lesion asks for an empty mask."""
+    return Task("segmentation", weight=weight, smooth=1.0, balanced=False)
 
 
 def models(size: int, smoke: bool, published: bool) -> tuple[Model, Model]:
@@ -104,6 +100,8 @@ def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
         common |= {"size": size, "train": 64, "val": 16, "test": 16}
         return Data("ultrasound", labelled=0.5, **common), Data("ultrasound", seed=1, **common)
     other = Data("ultrasound", size=size, seed=1, train=2400, val=96, test=96, **common)
+    if variant == "folder":
+        return Data("folder", root=folder or "data/folder", num_classes=None, **common), other
     if variant:
         return Data("busi", root=folder, labelled=0.25, **common), other
     here = Data("ultrasound", size=size, domain="linear", train=1200, val=96, test=128, labelled=0.02, **common)

@@ -51,7 +51,7 @@ class Model:
 
     name: a registered model (`--list=models`), or one's own, "package.module:symbol"
     options: what it is built with. Those set to None are filled in from the file of weights that the stage starts from,
-        else from the data
+        else from the data, and so is `num_classes` where it is left out
     """
 
     name: str
@@ -133,6 +133,13 @@ class Data:
         self.image_size, self.batch_size = image_size, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
         self.augment, self.views, self.workers = dict(augment or {}), views, workers
+
+    @property
+    def class_count(self) -> int:
+        """`num_classes`, of data that have been opened, or that say it."""
+        if self.num_classes is None:
+            raise ConfigError("data.num_classes=None is found when the data are opened, and they were not; say it")
+        return self.num_classes
 
 
 @word

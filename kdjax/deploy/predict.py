@@ -113,7 +113,7 @@ def predict(
     targets = plan(images, output)
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
-    swatches = legend.colours(data.num_classes, names) if names or data.num_classes > 2 else {}
+    swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
         image = files.read_image(str(path))
         mask = classes(logits, (image.shape[0], image.shape[1]))
@@ -242,8 +242,10 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     alone = images.is_file()
     if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    paths = [images] if alone else files.listing(images)
-    paths = [path for path in paths if alone or not MADE.fullmatch(path.stem)]
+    if alone:
+        paths = [images] if images.suffix.lower() in files.PICTURES else []
+    else:
+        paths = [path for path in files.listing(images) if not MADE.fullmatch(path.stem)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}

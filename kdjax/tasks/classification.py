@@ -30,7 +30,7 @@ class Classification:
 
     @classmethod
     def of(cls, data: Data) -> "Classification":
-        return cls(data.num_classes, any(data.augment.get(name) for name in MIXING))
+        return cls(data.class_count, any(data.augment.get(name) for name in MIXING))
 
     def terms(self) -> dict[str, Term]:
         return {"ce": Term("soft_ce", label="target") if self.mixed else Term("ce", label="class")}

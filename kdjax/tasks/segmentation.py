@@ -41,8 +41,7 @@ class Segmentation:
         known = [f.name for f in dataclasses.fields(cls) if f.name != "num_classes"]
         if unknown := [name for name in options if name not in known]:
             raise ConfigError(f"segmentation has no option {unknown[0]!r}; {nearest(unknown[0], known)}")
-        assert data.num_classes is not None
-        return cls(data.num_classes, **options)
+        return cls(data.class_count, **options)
 
     def terms(self) -> dict[str, Term]:
         pixel = "bce" if self.num_classes == 2 else "ce"

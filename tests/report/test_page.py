@@ -207,3 +207,8 @@ def test_classes_have_their_table(summary, metrics_of):
     summary["class_names"] = ["background", "benign", "malignant"]
     text = " ".join(Outline(page.render(summary, {}, {}, "{}")).text)
     assert text.index("Dice of each class") < text.index("malignant") < text.index("0.700 ± 0.034")
+
+
+def test_a_stage_that_did_not_move_says_so(summary, curves):
+    summary["rows"][1]["advice"] = "student: dice stayed at 0.100 in all 30 epochs"
+    assert "stayed at 0.100 in all 30 epochs" in " ".join(Outline(page.render(summary, curves, {}, "{}")).text)

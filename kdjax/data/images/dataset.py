@@ -94,7 +94,8 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     if key in _shared:
         examples, facts = _shared[key]
         return examples, facts, []
-    examples = Examples(source, data.image_size, cache=data.workers == 0, num_classes=data.num_classes)
+    most = 256 if source.faults or data.num_classes is None else data.num_classes  # what is wrong is said once
+    examples = Examples(source, data.image_size, cache=data.workers == 0, num_classes=most)
     facts, faults = examples.inspect()
     if not faults:
         while len(_shared) > 1:
@@ -134,12 +135,12 @@ class Images(Dataset):
             workers=data.workers,
         )
         self.data, self.views = data, data.views
-        self.num_classes = data.num_classes
-        self.facts = {"num_classes": data.num_classes}
+        self.num_classes = data.class_count
+        self.facts = {"num_classes": self.num_classes}
         ids = range(1 + max((fact.label for fact in facts), default=0))
         self.image_classes = tuple(examples.source.classes) or tuple(map(str, ids))
         self.mask_classes = _mask_classes(data, examples.source)
-        written = transforms.writes(data.augment, examples.fields, data.num_classes)
+        written = transforms.writes(data.augment, examples.fields, self.num_classes)
         self.fields = {**with_flags({**examples.fields, **written}), **COMMON}
         self._mixes = "class" in examples.fields and "target" in written
         self._examples, self._facts, self._where = examples, facts, where
@@ -249,7 +250,7 @@ def _class_faults(data: Data, source: Source, facts: list[Facts]) -> list[str]:
             f"({', '.join(source.classes[:4])}{', ...' if len(source.classes) > 4 else ''}), found {data.num_classes}; "
             f"set num_classes={len(source.classes)}"
         ]
-    if largest >= data.num_classes:
+    if largest >= data.class_count:
         return [f"num_classes: expected more than the largest class, {largest}, found {data.num_classes}"]
     return []
 

@@ -228,8 +228,8 @@ def read_plane(path: str) -> np.ndarray:
 def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:
     try:
         with Image.open(path if content is None else io.BytesIO(content)) as image:
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # whose second frame is a preview
-                raise ConfigError(f"it holds {image.n_frames} pictures, expected one")
+            if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # its others are previews
+                raise ConfigError(f"it holds {frames} pictures, expected one")
             image.load()
             return ImageOps.exif_transpose(image) if upright else image
     except Exception as error:  # each decoder of PIL fails in its own way
@@ -243,14 +243,16 @@ def _header(path: str, upright: bool = False) -> tuple[int, int]:
             exif = Image.Exif()
             if upright and image.format != "TIFF":  # which Pillow turns by itself, and says so in its size
                 exif.load(image.info.get("exif", b""))  # image.getexif() would decode a whole PNG
-            return image.size[::-1] if exif.get(ExifTags.Base.Orientation) in TURNING else image.size
+            width, height = image.size
+            return (height, width) if exif.get(ExifTags.Base.Orientation) in TURNING else (width, height)
     except Exception as error:
         raise ConfigError(_unreadable(path, error)) from error
 
 
 def upright_size(path: str) -> tuple[int, int]:
     """(height, width) of an image, without decoding it."""
-    return _header(path, upright=True)[::-1]
+    width, height = _header(path, upright=True)
+    return height, width
 
 
 def _unreadable(path: str, error: Exception) -> str:

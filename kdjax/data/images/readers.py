@@ -49,7 +49,7 @@ class Busi(Lesions):
             where = files.folder(top, name)
             paths, deeper = files.flat(where) if where else ([], [])
             faults += deeper
-            if not paths:
+            if where is None or not paths:
                 if name != "normal":
                     faults.append(
                         files.missing(where or top, f"images in a folder {name!r} (of benign, malignant, normal)")

@@ -18,7 +18,8 @@ def resize(
     if array.shape[:2] == size:
         return array
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
+    height, width = size
     if array.dtype == np.uint8:
-        return np.asarray(Image.fromarray(array).resize(size[::-1], how))
-    planes = [Image.fromarray(plane).resize(size[::-1], how) for plane in np.moveaxis(array, -1, 0)]
+        return np.asarray(Image.fromarray(array).resize((width, height), how))
+    planes = [Image.fromarray(plane).resize((width, height), how) for plane in np.moveaxis(array, -1, 0)]
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
