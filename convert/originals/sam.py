@@ -41,7 +41,7 @@ def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
             num_heads=o.heads,
             mlp_ratio=o.mlp_ratio,
             out_chans=o.embed_dim,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(torch.nn.LayerNorm, eps=o.norm_eps),
             use_rel_pos=True,
             window_size=o.window,
             global_attn_indexes=o.global_blocks,
@@ -56,6 +56,9 @@ def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
         pixel_mean=[255 * x for x in MEAN],
         pixel_std=[255 * x for x in STD],
     ).eval()
+    for layer in whole.mask_decoder.transformer.layers:
+        for norm in (layer.norm1, layer.norm2, layer.norm3, layer.norm4):
+            norm.eps = o.decoder_norm_eps
     if o.grid[0] != o.grid[1]:  # the original builds squares only, but computes with whatever its tables are
         encoder = whole.image_encoder
         encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, *o.grid, o.dim))

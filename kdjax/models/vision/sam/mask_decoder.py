@@ -84,7 +84,7 @@ class TwoWayBlock(nn.Module):
         o = self.options
 
         def norm(name: str, x):
-            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=o.dtype, name=name)(x)
+            return nn.LayerNorm(epsilon=o.decoder_norm_eps, use_fast_variance=False, dtype=o.dtype, name=name)(x)
 
         attend = CrossAttention(o, downsample=1, name="self_attn")
         if self.first:
