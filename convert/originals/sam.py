@@ -72,8 +72,7 @@ def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]
     """The endpoints of our models for a normalised image [1, h, w, 3] without prompts, channels last."""
     embeddings = module.image_encoder(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
     sparse, dense = module.prompt_encoder(None, None, None)
-    module.prompt_encoder.pe_layer.float()  # it makes its grid in float32, also of a model in float64
-    positions = module.prompt_encoder.get_dense_pe().to(embeddings.dtype)
+    positions = dense_positions(module.prompt_encoder)
     masks, iou = module.mask_decoder.predict_masks(embeddings, positions, sparse, dense)
     count = masks.shape[1]
     keep = slice(1, 4) if count == 4 else slice(0, 1) if count == 2 else slice(None)
@@ -83,3 +82,11 @@ def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]
         "low_res_logits": last(masks[:, keep]),
         "iou_predictions": iou[:, keep].numpy(),
     }
+
+
+def dense_positions(prompts: torch.nn.Module) -> torch.Tensor:
+    """As `get_dense_pe`, whose grid is in float32, also of a model in float64."""
+    matrix = prompts.pe_layer.positional_encoding_gaussian_matrix
+    rows, columns = ((torch.arange(n, dtype=matrix.dtype) + 0.5) / n for n in prompts.image_embedding_size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return prompts.pe_layer._pe_encoding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]

@@ -112,9 +112,7 @@ class Encoder(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + self.first, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation) for rate in rates)
         setattr(self, "fc_norm" if pool == "fc_norm" else "norm", nn.LayerNorm(dim, eps=eps))
         if num_classes:
             self.head = nn.Linear(dim, num_classes)

@@ -18,6 +18,7 @@ from kdjax.models.layers.activation import ACTIVATIONS, activation_faults
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.droppath import drop_path
+from kdjax.models.layers.precision import at_least_float32
 from kdjax.models.options import options_of
 
 POOLS = ("token", "mean", "fc_norm")
@@ -217,7 +218,7 @@ class Mlp(nn.Module):
 
 def _gelu(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
     """The exact GELU, written out: its slope is kept, not computed anew, which at this width is the faster way."""
-    wide = x.astype(jnp.float32)
+    wide = at_least_float32(x)
     return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
