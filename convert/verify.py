@@ -20,10 +20,10 @@ from convert.family import Converted, ConvertError, Family, build
 from kdjax.config import Model
 
 TOLERANCE = 1e-5  # in float32, relative to the largest value of an endpoint
-EXACT = 1e-10  # the same in float64
-LOSS = 1e-6  # what float64 may lose of what float32 loses; its rounding is 2e-9 times as large
+EXACT = 1e-11  # the same in float64
+LOSS = 1e-7  # what float64 may lose of what float32 loses; its rounding is 2e-9 times as large
 NUDGES = 4
-MARGIN = 3  # so many times as far apart as the original is from itself, nudged
+MARGIN = 10  # so many times as far apart as the original is from itself, nudged or in float64: it has a heavy tail
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def allowed(self) -> float:
-        return max(TOLERANCE, MARGIN * self.spread)
+        return max(TOLERANCE, MARGIN * max(self.spread, self.rounding))
 
     @property
     def allowed_exact(self) -> float:
@@ -217,6 +217,7 @@ def _compared(name: str, found: np.ndarray, expected: np.ndarray) -> tuple[float
         raise ConvertError(f"endpoint {name}: ours is {list(found.shape)}, the original's {list(expected.shape)}")
     strange = ~np.isfinite(expected) & ((found == expected) | (np.isnan(found) & np.isnan(expected)))
     numbers = ~strange
-    absolute = float(np.abs(found - expected, where=numbers, out=np.zeros(found.shape)).max(initial=0.0))
+    with np.errstate(invalid="ignore"):  # infinite on one side alone
+        absolute = float(np.abs(found[numbers] - expected[numbers]).max(initial=0.0))
     largest = float(np.abs(expected[numbers]).max(initial=0.0))
     return absolute, absolute / largest if largest else absolute, int(strange.sum())
