@@ -18,9 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from convert import families
 from convert.describe import describe
-from convert.export import export_file, load
+from convert.export import export_file, load, loading
 from convert.family import ConvertError, Family, fit, prove, tensors, told, write
 from convert.notes import LIKE, assumption, nearest, notes, record
 from convert.onto import check_written, options_of, put_on, random_base, read
@@ -39,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments().print_help()
         return 2
     try:
-        return args.run(args)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told
+            return args.run(args)
     except (ConvertError, SourceError, ConfigError, safetensors.WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -175,8 +178,9 @@ def run_export(args: argparse.Namespace) -> int:
     family, dst = families.get(args.family), Path(args.dst)
     refuse_existing(dst, args.overwrite)
     model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
-    count = export_file(family, model, variables, dst, safetensors.views(Path(args.weights))[1])
-    print(f"{count} tensors of {told(model)}: {dst}")
+    metadata = safetensors.views(Path(args.weights))[1]
+    count = export_file(family, model, variables, dst, metadata)
+    print(f"{count} tensors of {told(model)}: {dst}\n{loading(family, dst, metadata)}")
     return 0
 
 

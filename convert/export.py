@@ -47,7 +47,7 @@ def export_file(family: Family, model: Model, variables: Mapping, path: Path, me
     if path.suffix not in SUFFIXES:
         raise ConvertError(f"{path}: expected a name that ends in {', '.join(SUFFIXES)}")
     arrays = dict(tensors(family, model, variables)) | counters(family, model, metadata)
-    if path.suffix != ".safetensors" and family.in_modules and transformers_version() >= 5:
+    if family.in_modules and path.suffix != ".safetensors" and transformers_version() >= 5:
         arrays = {family.in_modules(model, name): x for name, x in arrays.items()}
     kept = {name: _value(metadata[name]) for name in family.kept if name in metadata}
     partial = path.with_name(f".{path.stem}-{os.getpid()}.partial{path.suffix}")
@@ -63,6 +63,15 @@ def export_file(family: Family, model: Model, variables: Mapping, path: Path, me
     finally:
         partial.unlink(missing_ok=True)
     return len(arrays)
+
+
+def loading(family: Family, path: Path, metadata: Mapping[str, str]) -> str:
+    """How PyTorch reads an exported file."""
+    if path.suffix == ".safetensors":
+        return "from_pretrained, with the original's config.json beside it" if family.in_modules else "load_state_dict"
+    entry = "['state_dict']" if any(name in metadata for name in family.kept) else ""
+    whose = f" of transformers {transformers_version()}" if family.in_modules else ""
+    return f"load_state_dict(torch.load(PATH){entry}, strict=True){whose}"
 
 
 def family_of(families: Mapping[str, Family], model: Model) -> Family | None:

@@ -55,6 +55,7 @@ class Family:
     configured: Callable[[Config, Shapes], dict[str, Any]] | None = None
     # Options that no tensor's shape tells, and that change the answer: they are the variant's, unless they are given.
     untold: Callable[[Model], tuple[str, ...]] = lambda model: ()
+    hint: Callable[[Shapes], str] = lambda shapes: ""  # of files whose shapes leave an option open
 
     def known(self, model: Model) -> re.Pattern:
         dropped = [pattern for pattern, _ in self.dropped]
@@ -144,8 +145,10 @@ def fit(
         raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
     model = Model(model.name, **{**model.options, **configured, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
-        given = " ".join(f"{name}=..." for name in untold)
-        raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}")
+        given, hint = " ".join(f"{name}=..." for name in untold), family.hint(shapes)
+        raise ConvertError(
+            f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{family.hint(shapes)}"
+        )
     expected = family.held(model, shapes) if family.held else leaves(model)
     converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
     ours = build(model).options
@@ -158,8 +161,8 @@ def config_of(family: Family, source: Any) -> Config | None:
     config = beside(source.path) if family.model_types and hasattr(source, "path") else None
     if config and (kind := config.get("model_type", "")) not in family.model_types:
         raise ConvertError(
-            f"{config.path} says model_type {kind!r}, expected {' or '.join(map(repr, family.model_types))}; "
-            "use another family, or where the file belongs to other weights move it away"
+            f"{config.path} says model_type {kind!r}, expected {' or '.join(map(repr, family.model_types))}; use the "
+            "family of that model if there is one (python -m convert --list), or move a config of other weights away"
         )
     return config
 

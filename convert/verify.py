@@ -20,7 +20,7 @@ from convert.family import Converted, ConvertError, Family, build
 from kdjax.config import Model
 
 TOLERANCE = 1e-5  # in float32, relative to the largest value of an endpoint
-EXACT = 1e-11  # the same in float64
+EXACT = 1e-12  # the same in float64
 LOSS = 1e-7  # what float64 may lose of what float32 loses; its rounding is 2e-9 times as large
 NUDGES = 4
 MARGIN = 10  # so many times as far apart as the original is from itself, nudged or in float64: it has a heavy tail

@@ -35,6 +35,7 @@ def segmenter_rows() -> tuple[Row, ...]:
 def model_of(shapes: Shapes) -> Model:
     name, further = kind_of("tinyusfm", shapes)
     at = "backbone." if name == "tinyusfm_seg" else ""
+    vit.refuse_others({name.removeprefix(at): shape for name, shape in shapes.items()})
     options = dimensions(shapes, at) | further
     # A ViT with a norm and a head reads the class token.
     options["pool"] = pool(shapes, "mean", at)
@@ -73,6 +74,7 @@ FAMILY = Family(
     original="convert.originals.tinyusfm",
     stacks=stacks("backbone/", "model/", ""),
     resizing=vit.FAMILY.resizing,
+    hint=vit.hint,
     untold=lambda model: (*untold(model), *(("pool",) if model.name == "tinyusfm_seg" else ())),
     dropped=(
         (r"(backbone\.)?(fc_)?norm\..*", "the original has both norms and reads one of them"),

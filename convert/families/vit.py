@@ -89,10 +89,42 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 
 
 def model_of(shapes: Shapes) -> Model:
+    refuse_others(shapes)
     options = dimensions(shapes) | {"distilled": "dist_token" in shapes, "pool": pool(shapes, "token")}
     patches = shapes["pos_embed"][1] - (2 if options["distilled"] else 1)
     options |= {"image_size": side(patches, options["patch_size"]), "num_classes": shapes.get("head.weight", (0,))[0]}
     return model_with("vit", VARIANTS, options)
+
+
+# Names of tensors that other transformers have: (pattern, what kdjax's ViT does without, whose it is).
+BEYOND = (
+    (r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])|.*layer_scale[12]\.lambda1", "LayerScale", "DINOv2 and DeiT-3"),
+    (r"(.*\.)?(reg_token|register_tokens)", "register tokens", "DINOv2"),
+    (r"norm_pre\..*", "a norm before the blocks", "CLIP"),
+    (r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys", "a ViT of 22 billion parameters"),
+)
+ELSE = "no option changes that; plain ViTs and DeiTs come in, see python -m convert --list"
+
+
+def refuse_others(shapes: Shapes) -> None:
+    """Transformers that have ViT's names and others beside them."""
+    for pattern, what, whose in BEYOND:
+        if found := next((name for name in shapes if re.fullmatch(pattern, name)), None):
+            raise ConvertError(f"it has {what}, as {whose} have, and kdjax's ViT has not: {found}; {ELSE}")
+
+
+def hint(shapes: Shapes) -> str:
+    """Where no image size can be told."""
+    name = next((name for name in shapes if name.endswith(("pos_embed", "position_embeddings"))), "")
+    if not name or not _is_square(count := shapes[name][1]):
+        return ""
+    return (
+        f"; or, since {count} positions are a square, the class token has none, as in FlexiViT and DeiT-3: then {ELSE}"
+    )
+
+
+def _is_square(n: int) -> bool:
+    return n > 0 and math.isqrt(n) ** 2 == n
 
 
 def dimensions(shapes: Shapes, at: str = "") -> dict[str, Any]:
@@ -141,7 +173,7 @@ def model_with(name: str, variants: Mapping[str, Mapping[str, Any]], options: Ma
     variant = max(variants, key=lambda v: like(variants[v]))
     own = build(Model(name, variant=variant))
     if options["dim"] != own.options.dim:
-        options = {"heads": None, **options}
+        options = {**options, "heads": options.get("heads")}
     if options["depth"] != own.options.depth:
         quarters = {(i * options["depth"] + 3) // 4 - 1 for i in (1, 2, 3, 4)}
         options = {**options, "taps": None if name.endswith("_seg") else tuple(sorted(quarters))}
@@ -167,5 +199,6 @@ FAMILY = Family(
     stacks=(("params/blocks/{rest}", "params/blocks_{i}/{rest}"),),
     resizing="bicubic and antialiased, as timm does",
     untold=untold,
+    hint=hint,
     dropped=((r"head(_dist)?\..*", "features alone were asked for, --set num_classes=0"),),
 )

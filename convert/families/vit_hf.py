@@ -81,6 +81,7 @@ def model_of(shapes: Shapes) -> Model:
             "it has a distillation token and one head (DeiTForImageClassification), and kdjax's DeiT has a head for "
             "each token (DeiTForImageClassificationWithTeacher); for the features alone, save its `deit` module"
         )
+    vit.refuse_others(shapes)
     return model_with("vit", VARIANTS, told(shapes) | {"norm_eps": 1e-12})
 
 
@@ -138,6 +139,7 @@ FAMILY = Family(
     model_types=("vit", "deit"),
     configured=configured,
     untold=vit.untold,
+    hint=vit.hint,
     dropped=(
         (r"(vit\.|deit\.)?pooler\.dense\..*", "no classifier reads it"),
         (r"(vit\.|deit\.)?embeddings\.mask_token", "stands for hidden patches in pretraining alone"),

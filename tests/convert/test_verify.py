@@ -14,7 +14,7 @@ from convert.__main__ import main
 from convert.family import fit, write
 from convert.onto import read
 from convert.originals import sam, vit
-from convert.verify import EXACT, MARGIN, TOLERANCE, Difference
+from convert.verify import MARGIN, TOLERANCE, Difference
 from kdjax.config import Model
 from kdjax.weights import safetensors
 from tests.convert.test_families import SMALL, TELL, TINY, Case, original, tensor
@@ -50,7 +50,6 @@ def test_where_float32_tells_no_more_there_is_no_false_alarm(seed):
     worst = max(differences, key=lambda one: one.relative)
     assert verify.worst(differences).same
     assert worst.relative > 1e-6
-    assert max(one.exact for one in differences) < EXACT
     assert worst.allowed == max(TOLERANCE, MARGIN * max(worst.spread, worst.rounding)) < 1e-2
 
 
@@ -97,7 +96,9 @@ def test_random_sams_whatever_their_condition(scale, monkeypatch):
         state = {name: (scale * draw.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
         converted = fit(family, {name: tensor(x) for name, x in state.items()}, {name: TINY[name] for name in TELL})
         variables = read(converted.variables)
-        for norm in ("", "image_encoder.blocks.2.norm1", "mask_decoder.transformer.layers.0.norm2"):
+        # beside values in the thousands no epsilon is anything
+        wrong = ("image_encoder.blocks.2.norm1", "mask_decoder.transformer.layers.0.norm2") if scale == 1 else ()
+        for norm in ("", *wrong):
             monkeypatch.setattr(sam, "build", with_epsilon(build, norm, 1e-3) if norm else build)
             worst = verify.worst(verify.verify(family, converted.model, state, variables, QUICK))
             assert worst.same == (not norm), (seed, norm)
