@@ -146,9 +146,7 @@ def fit(
     model = Model(model.name, **{**model.options, **configured, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
         given, hint = " ".join(f"{name}=..." for name in untold), family.hint(shapes)
-        raise ConvertError(
-            f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{family.hint(shapes)}"
-        )
+        raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{hint}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
     ours = build(model).options
