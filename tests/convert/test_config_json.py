@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 import transformers
 
-from convert import families, verify
+from convert import config_json, families, verify
 from convert.__main__ import main
 from convert.family import Converted, ConvertError, build, fit
 from convert.onto import read
 from convert.sources import SourceError, open_source
 from kdjax.config import Model
+from kdjax.models.layers.activation import ACTIVATIONS
 from tests.support.quick import QUICK
 
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 48}
@@ -96,6 +99,14 @@ def test_the_original_is_built_by_the_config_and_not_by_our_guess(folders, name,
 
     assert compared(found.model).same
     assert not compared(converted(name, folders[name], **wrong).model).same
+
+
+@pytest.mark.parametrize("name", config_json.ACTIVATIONS)
+def test_activations_are_those_of_transformers(name):
+    x = np.linspace(-6, 6, 101, dtype=np.float32)
+    expected = transformers.activations.ACT2FN[name](torch.from_numpy(x)).numpy()
+    found = ACTIVATIONS[config_json.ACTIVATIONS[name]](jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_without_a_config_what_no_tensor_tells_is_assumed(folders, tmp_path):

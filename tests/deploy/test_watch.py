@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 
+from convert.sources import open_source
 from kdjax import launch
 from kdjax.data import pipeline
 from kdjax.data.can import log as can_log
