@@ -228,7 +228,8 @@ def test_goes_out_as_it_was(made, name, tmp_path):
     for suffix in (".pth", ".safetensors"):
         path = tmp_path / f"back{suffix}"
         assert export_file(it.family, model, variables, path) == len(state)
-        back = {key.removeprefix(prefix): torch.from_numpy(np.array(x.read())) for key, x in open_source(path).items()}
+        named = it.family.prepared({key.removeprefix(prefix): x for key, x in open_source(path).items()})
+        back = {key: torch.from_numpy(np.array(x.read())) for key, x in named.items()}  # under the names of files
         importlib.import_module(it.family.original).build(model).load_state_dict(back, strict=True)
         for key, tensor in back.items():
             assert tensor.dtype == state[key].dtype
