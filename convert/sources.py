@@ -9,6 +9,7 @@ import pickletools
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ def open_source(path: str | Path, entry: str = "") -> Source:
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise SourceError(f"{path}: no such file; check the path")
+        raise SourceError(f"{path}: {safetensors.no_file(path)}")
     with open(path, "rb") as file:
         head = file.read(8)
     index = head[:1] == b"{" and int.from_bytes(head, "little") > HEADER
@@ -160,6 +161,25 @@ def _check_archive(path: Path) -> bool:
         raise SourceError(f"{path}: a zip archive that is not of torch.save, it holds {_few(names)}; unpack it first")
     # torch would map packed bytes as if they were the numbers
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
+
+
+def check_sums(path: Path) -> None:
+    """Compares every entry of a zip archive, or of each that an index of shards names, with the checksum beside it,
+    which PyTorch does not."""
+    paths = [path]
+    if path.name.endswith(".index.json"):
+        paths = sorted({path.parent / name for name in json.loads(path.read_bytes())["weight_map"].values()})
+    for one in filter(zipfile.is_zipfile, paths):
+        with zipfile.ZipFile(one) as archive:
+            try:
+                broken = archive.testzip()
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                broken = _line(error)
+        if broken:
+            raise SourceError(
+                f"{one}: damaged, the checksum of {plain(broken)} is another; {AGAIN}. If it was saved without "
+                "checksums (torch.serialization.set_crc32_options), save it again with them"
+            )
 
 
 def _load_torch(path: Path, mapped: bool) -> dict:
@@ -303,6 +323,7 @@ def _from_hub(name: str) -> Path:
     folder = Path()
     try:
         for patterns in wanted:
+            patterns = [*patterns, "config.json", "preprocessor_config.json"]
             folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
             if any(path.suffix in SUFFIXES for path in folder.glob("*")):
                 break

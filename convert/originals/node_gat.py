@@ -31,7 +31,9 @@ class Layer(nn.Module):
         scores = F.leaky_relu(source[senders] + target[receivers], 0.2)
         weights = (scores - scores.max()).exp()
         total = torch.zeros_like(source).index_add(0, receivers, weights)
-        weights = weights / (total[receivers] + 1e-16)
+        # Against empty sums; float32 does not show it, and nor shall float64, in which 1e-16 would be seen.
+        guard = 1e-16 if total.dtype == torch.float32 else 1e-200
+        weights = weights / (total[receivers] + guard)
         out = torch.zeros_like(values).index_add(0, receivers, values[senders] * weights[:, :, None])
         return (out.flatten(1) if self.concat else out.mean(1)) + self.bias
 

@@ -1,6 +1,5 @@
 """The flags of the command line, and how its words become flags."""
 
-import sys
 from itertools import takewhile
 from pathlib import Path
 
@@ -48,13 +47,20 @@ PROCESSES = flags.DEFINE_integer("processes", None, "Several processes: how many
 PROCESS = flags.DEFINE_integer("process", None, "Several processes: which one this is, from 0.", 0)
 
 
+ARGV: list[str] = []  # the command as flags alone, once it is parsed: its overrides are read from here
+
+
 def _read(spec: str) -> Experiment:
-    return make_room(configs.load(spec), sys.argv)
+    return make_room(configs.load(spec), ARGV)
 
 
 NONE = Experiment(name="", stages={})
 CONFIG = config_flags.DEFINE_config_dataclass(
-    "config", NONE, "The experiment: a recipe or a file, or one of its variants, NAME:VARIANT.", parse_fn=_read
+    "config",
+    NONE,
+    "The experiment: a recipe or a file, or one of its variants, NAME:VARIANT.",
+    parse_fn=_read,
+    sys_argv=ARGV,
 )
 flags.FLAGS.set_gnu_getopt()  # so that words may stand between flags
 
@@ -68,7 +74,7 @@ def parse(argv: list[str]) -> list[str]:
 
     Returns what is left of the words, the command's name first.
     """
-    argv = completed(spelt_out(argv))
+    ARGV[:] = argv = completed(spelt_out(argv))
     spec = value_of("config", argv)
     if spec:
         if wrong := faults(configs.load(spec), argv):

@@ -32,37 +32,45 @@ def check_owner(folder: Path, experiment: Experiment) -> None:
             f"{folder} belongs to another config (there, and now):\n  {shown}\n"
             "Choose another --workdir, or give the config it was made with."
         )
-    stages = with_controls(experiment)
-    earlier = with_controls(before)
-    if faults := [fault for name in stages for fault in extension_faults(folder, name, earlier[name], stages)]:
+    faults = extension_faults(folder, with_controls(before), with_controls(experiment))
+    if faults:
         raise ConfigError(f"{folder} cannot be gone on with:\n  " + "\n  ".join(faults))
 
 
-def extension_faults(folder: Path, name: str, before: Stage, stages: dict[str, Stage]) -> list[str]:
-    """What keeps a stage that has begun from training as long as it is asked to now."""
+def extension_faults(folder: Path, before: dict[str, Stage], stages: dict[str, Stage]) -> list[str]:
+    """What keeps stages that have begun from training as long as they are asked to now, once for a student and its
+    control."""
+    faults: dict[str, str] = {}
+    for name, stage in stages.items():
+        place = stage_folder(folder, name, stage)
+        if has_begun(place) and (reason := longer_fault(folder, name, before[name], stages)):
+            field = name.removesuffix("_control")
+            finished = (place / "result.json").exists()
+            start = (
+                f", and start from what is trained: --config.stages.{field}.init={folder}:{name}" if finished else ""
+            )
+            faults.setdefault(field, f"stages.{field}: {reason}; choose another --workdir{start}")
+    return list(faults.values())
+
+
+def longer_fault(folder: Path, name: str, before: Stage, stages: dict[str, Stage]) -> str:
+    """What keeps a stage that has begun from training longer."""
     stage, place = stages[name], stage_folder(folder, name, stages[name])
-    if not has_begun(place):
-        return []
-    faults, at, result = [], f"stages.{name}.epochs", result_of(place)
-    change = f"{at}: {before.epochs} and now {stage.epochs}"
+    change = f"epochs: {before.epochs} and now {stage.epochs}"
     if stage.epochs < before.epochs:
-        faults.append(f"{change}: a stage that has begun can be made longer alone; choose another --workdir")
+        return f"{change}: a stage that has begun can be made longer alone"
     if stage.epochs > before.epochs and stage.optim.schedule in SPREAD:
-        faults.append(
-            f"{change}: optim.schedule={stage.optim.schedule!r} spreads the learning rate over all epochs, so those "
-            "that are done would have been other ones. Start from what is trained, in another --workdir: "
-            f"--config.stages.{name}.init={folder}:{name}"
+        return (
+            f"{change}: optim.schedule={stage.optim.schedule!r} spreads the learning rate over all epochs, and those "
+            "that are done would have been other ones"
         )
-    if result and not is_finished(result, stage):
-        if not any((place / "checkpoints").glob("*")):
-            faults.append(f"{change}: the checkpoint to go on from is gone from {place}; choose another --workdir")
-        for other in stages:
-            if name in references(stages[other]) and has_begun(stage_folder(folder, other, stages[other])):
-                faults.append(
-                    f"stages.{name}: stage {other!r} has already used what it was; choose another --workdir, with "
-                    f"--config.stages.{name}.init={folder}:{name}"
-                )
-    return faults
+    result = result_of(place)
+    if result is None or is_finished(result, stage):
+        return ""
+    if not any((place / "checkpoints").glob("*")):
+        return f"{change}: the checkpoint to go on from is gone from {place}"
+    users = [k for k, s in stages.items() if name in references(s) and has_begun(stage_folder(folder, k, s))]
+    return f"{change}: stage {users[0]!r} has already used what it was" if users else ""
 
 
 def has_begun(place: Path) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from kdjax.config import ConfigError, Experiment, Gate
 from kdjax.experiment import plan
@@ -39,6 +40,8 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
         if jax.process_index() == 0:
             print(overview(opened), flush=True)
         skipped = run_stages(opened, signals)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("results")  # the first process wrote them, and all read them
         measure_costs(opened)
         summary = summarise(opened, skipped)
         if jax.process_index() == 0:

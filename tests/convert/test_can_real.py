@@ -1,6 +1,7 @@
 """The graph checkpoints that people have, on the data that they were trained for: what their authors measured."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_a_threshold_goes_with_the_weights(converted, capsys):
     assert float(safetensors.load(path)[1]["threshold"]) == 0.05220048129558563
     capsys.readouterr()
     assert main(["inspect", str(path)]) == 0
-    assert "threshold  0.05220048129558563" in capsys.readouterr().out
+    assert re.search(r"^threshold +0\.05220048129558563$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", CAN)
@@ -152,7 +153,7 @@ def test_the_files_are_the_published_models(reference, converted, name, tmp_path
     before, after = open_source(src), open_source(back)
     assert before.keys() == after.keys()
     for key, x in before.items():
-        assert np.array_equal(x.read(), after[key].read()) or key.endswith("num_batches_tracked"), key
+        assert np.array_equal(x.read(), after[key].read()), key
 
 
 def test_cora(reference, tmp_path):

@@ -99,6 +99,16 @@ def test_fields_that_are_none_take_values(tmp_path):
     assert stage.terms["kl"].schedule.until == 4.0
 
 
+def test_a_process_of_its_own_reads_overrides_of_words_and_of_a_working_directory(tmp_path):
+    """Flags are defined while modules are imported, when the command has not been spelt out yet."""
+    (tmp_path / "config.json").write_text(to_json(parsed(f"--config={tiny(tmp_path)}")))
+    code = "import sys; sys.argv[0] = 'kdjax'; from kdjax.launch import run; run()"
+    for subject in ("tiny.py", "."):
+        words = ["report", subject, "--config.stages.student.stop.patience=soon"]
+        ended = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+        assert ended.stderr == "\nerror: --config.stages.student.stop.patience: expected int, found 'soon'\n"
+
+
 def test_options_that_are_none_take_values():
     name = "--config.stages.student.model.options.num_classes"
     assert parsed("--config=classify_distill:smoke", f"{name}=12").stages["student"].model.options["num_classes"] == 12

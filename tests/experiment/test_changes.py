@@ -58,7 +58,7 @@ def begun(folder, made: Experiment, **results) -> None:
             {"teacher": 1},
             "warmup_cosine",
             {"epochs": 40},
-            r"teacher.epochs: 1 and now 40: optim.schedule='warmup_c",
+            r"stages.teacher: epochs: 1 and now 40: optim.schedule='warmup_c",
         ),
         ({"teacher": 1}, "warmup_poly", {"epochs": 2}, r"--config.stages.teacher.init=.*run:teacher"),
         ({"teacher": 1, "student": 1}, "constant", {"epochs": 2}, "stage 'student' has already used what it was"),
