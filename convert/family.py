@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert.example import example
+from convert.example import shapes as example_shapes
 from convert.sources import PREFIXES
-from convert.table import Row, Slot, known, slots
+from convert.table import Row, Slot, known, ranks, slots
 from kdjax import registry
 from kdjax.config import Model
 from kdjax.weights import safetensors
@@ -50,6 +50,15 @@ class Family:
         dropped = [pattern for pattern, _ in self.dropped]
         return re.compile("|".join([known(self.rows(model)).pattern, *dropped]))
 
+    @cached_property
+    def ranks(self) -> dict[re.Pattern, set[int]]:
+        """How many axes a tensor of a name has, in whichever of its models."""
+        found: dict[re.Pattern, set[int]] = {}
+        for model in self.variants.values():
+            for pattern, rank in ranks(self.rows(model)):
+                found.setdefault(pattern, set()).add(rank)
+        return found
+
     def likeness(self, names: list[str]) -> float:
         """The share of the names that this family knows."""
         names = list(self.prepared(dict.fromkeys(names)))
@@ -82,6 +91,11 @@ class Converted:
     dropped: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> int:
+        """How many tensors come back as they were, which `prove` sees to."""
+        return len({name for slot in self.slots for name in slot.tensors} - set(self.resized))
 
     def leaf(self, slot: Slot) -> np.ndarray:
         return slot.together(lambda name: self.tensors[name].read())
@@ -123,6 +137,7 @@ def fit(
     try:
         tensors = family.prepared({name.removeprefix(prefix): tensor for name, tensor in source.items()})
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        _refuse_misshapen(family, shapes)
         model = model or family.model_of(shapes)
     except (KeyError, IndexError, ConvertError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
@@ -133,6 +148,19 @@ def fit(
         raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
+
+
+def _refuse_misshapen(family: Family, shapes: Shapes) -> None:
+    """What a tensor is called tells how many axes it has; a family's `model_of` may rely on that, and on no axis of
+    length 0."""
+    wrong = []
+    for name, shape in shapes.items():
+        expected = {rank for pattern, several in family.ranks.items() if pattern.fullmatch(name) for rank in several}
+        if expected and (len(shape) not in expected or 0 in shape):
+            axes = " or ".join(map(str, sorted(expected)))
+            wrong.append(f"shape of {name}: expected {axes} axes, none of length 0, found {list(shape)}")
+    if wrong:
+        raise ConvertError("\n  ".join([f"{len(wrong)} tensors have shapes that they cannot have:", *wrong]))
 
 
 def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
@@ -185,11 +213,21 @@ def leaves(model: Model) -> dict[str, Any]:
 
 @cache
 def _leaves(module: Any) -> dict[str, Any]:
-    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *example(module)), sep="/")
+    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *example_shapes(module)), sep="/")
 
 
 def build(model: Model) -> Any:
-    return registry.get("models", model.name)(**model.options)
+    return registry.build("models", model.name, model.options)
+
+
+def refuse_other(family: Family, model: Model, families: Mapping[str, Family]) -> None:
+    """Refuses a registered model that is not one of the family's."""
+    if model.name in registry.names("models") and model.name not in _models(family):
+        others = [other.name for other in families.values() if model.name in _models(other)]
+        hint = f"use {' or '.join(others)}" if others else "no family has one"
+        raise ConvertError(
+            f"expected weights of {', '.join(_models(family))}, as {family.name} has them, found {model.name}; {hint}"
+        )
 
 
 def nearest(name: str, variants: Iterable[str], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,22 +250,20 @@ def told(model: Model) -> str:
 
 
 def write(converted: Converted, path: Path, about: Mapping[str, str]) -> None:
-    """The kdjax file; says in itself which model it is for."""
-    safetensors.save(path, converted.variables, {**safetensors.about(converted.model), **about})
+    """The kdjax file, which says in itself which model it is for; proved before it gets its name."""
+    metadata = {**safetensors.about(converted.model), **about}
+    safetensors.save(path, converted.variables, metadata, lambda written: prove(converted, written))
 
 
-def prove(converted: Converted, path: Path) -> int:
-    """Reads the written file back, takes it apart and compares it with the source, bit for bit; how many tensors."""
-    resized, same = set(converted.resized), 0
+def prove(converted: Converted, path: Path) -> None:
+    """Reads the written file back, takes it apart and compares it with the source, bit for bit."""
+    resized, written = set(converted.resized), safetensors.stored(path)[0]
     for slot in converted.slots:
-        written = safetensors.views(path)[0][slot.target]  # mapped anew: what has been compared leaves the memory
-        for name, found in slot.apart(written).items():
+        for name, found in slot.apart(written[slot.target].read()).items():
             if name not in resized:
                 expected = converted.tensors[name].read().astype(slot.leaf.dtype, copy=False)
                 if not np.array_equal(found, expected, equal_nan=True):
                     raise ConvertError(f"{path}: {name} did not survive the way in and out; this is a fault of kdjax")
-                same += 1
-    return same
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
@@ -245,11 +281,13 @@ def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[
     prefix, module = family.prefix(model), build(model)
     for slot in slots(rows, expected, family.stacks):
         if not slot.parts:
-            raise ConvertError(f"{family.name} has no name for {slot.target}; its models are {_models(family)}")
+            raise ConvertError(
+                f"{family.name} has no name for {slot.target}; its models are {', '.join(_models(family))}"
+            )
         made = slot.apart(np.asarray(flat[slot.target]))
         for name, tensor in (made | slot.further(made, module)).items():
             yield prefix + name, tensor
 
 
-def _models(family: Family) -> str:
-    return ", ".join(sorted({model.name for model in family.variants.values()}))
+def _models(family: Family) -> list[str]:
+    return sorted({model.name for model in family.variants.values()})

@@ -6,10 +6,11 @@ name that comes from a file (metadata of weights, a working directory's config.j
 """
 
 import importlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kdjax.config import ConfigError, nearest
+from kdjax.config import ConfigError, nearest, type_faults
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
@@ -105,6 +106,20 @@ def get(kind: str, name: str) -> Any:
     if name not in TABLES[kind]:
         refuse_untrusted([name])
     return getattr(importlib.import_module(module), symbol)
+
+
+def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What `get` gives, called with these options. Of what is registered their types are checked first, since they may
+    come from a file."""
+    make = get(kind, name)
+    if name in TABLES[kind]:
+        takes = inspect.signature(make).parameters
+        faults = [fault for k, x in options.items() if k in takes for fault in type_faults(takes[k].annotation, x, k)]
+        if not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            faults += [f"no option {option!r}; {nearest(option, takes)}" for option in options if option not in takes]
+        if faults:
+            raise ConfigError(f"{name} cannot be built:\n  " + "\n  ".join(faults))
+    return make(**options)
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:
