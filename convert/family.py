@@ -15,7 +15,7 @@ from convert.example import shapes as example_shapes
 from convert.sources import PREFIXES
 from convert.table import Row, Slot, known, ranks, slots
 from kdjax import registry
-from kdjax.config import Model
+from kdjax.config import ConfigError, Model
 from kdjax.weights import safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -134,37 +134,42 @@ def fit(
     over its own.
     """
     prefix = family.without_prefix(list(source))
+    misshapen: dict[str, str] = {}
     try:
         tensors = family.prepared({name.removeprefix(prefix): tensor for name, tensor in source.items()})
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        _refuse_misshapen(family, shapes)
+        misshapen = _misshapen(family, shapes)
+        shapes = {name: shape for name, shape in shapes.items() if name not in misshapen}
         model = model or family.model_of(shapes)
-    except (KeyError, IndexError, ConvertError) as error:
+    except (KeyError, IndexError, ConvertError, ConfigError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        if misshapen:
+            why = "\n  ".join([f"{len(misshapen)} tensors have shapes that they cannot have:", *misshapen.values()])
         raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
     model = Model(model.name, **{**model.options, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
         given = " ".join(f"{name}=..." for name in untold)
         raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}")
     expected = family.held(model, shapes) if family.held else leaves(model)
-    return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
+    return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
 
 
-def _refuse_misshapen(family: Family, shapes: Shapes) -> None:
-    """What a tensor is called tells how many axes it has; a family's `model_of` may rely on that, and on no axis of
-    length 0."""
-    wrong = []
+def _misshapen(family: Family, shapes: Shapes) -> dict[str, str]:
+    """Name -> what is wrong with a shape, whichever model of the family it is of: a name tells how many axes there are,
+    and none is empty. `model_of` relies on that, and gets the others alone."""
+    found = {}
     for name, shape in shapes.items():
         expected = {rank for pattern, several in family.ranks.items() if pattern.fullmatch(name) for rank in several}
         if expected and (len(shape) not in expected or 0 in shape):
             axes = " or ".join(map(str, sorted(expected)))
-            wrong.append(f"shape of {name}: expected {axes} axes, none of length 0, found {list(shape)}")
-    if wrong:
-        raise ConvertError("\n  ".join([f"{len(wrong)} tensors have shapes that they cannot have:", *wrong]))
+            found[name] = f"shape of {name}: expected {axes} axes, none of length 0, found {list(shape)}"
+    return found
 
 
-def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
-    wrong: list[str] = []
+def _checked(
+    family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot], misshapen: Mapping[str, str]
+) -> Converted:
+    wrong: list[str] = list(misshapen.values())
     used: dict[str, str] = {}
     resized, cast = [], []
     for slot in found:
@@ -181,7 +186,7 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
             shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
             if part.row.resize and shape != expected[name] and len(shape) == len(expected[name]):
                 resized.append(name)
-            elif shape != expected[name]:
+            elif shape != expected[name] and name not in misshapen:
                 wrong.append(f"shape of {name}: expected {list(expected[name])}, found {list(shape)}")
             if fault := getattr(tensors[name], "fault", ""):
                 wrong.append(f"kind of {name}: expected a dense tensor of real numbers, found {fault}")
@@ -197,7 +202,7 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
     dropped = {
         n for n in tensors if n in beside or (n not in used and any(re.fullmatch(p, n) for p, _ in family.dropped))
     }
-    unused = sorted(set(tensors) - set(used) - dropped)
+    unused = sorted(set(tensors) - set(used) - dropped - set(misshapen))
     wrong += [f"unused: {name} {tensors[name].dtype}{list(tensors[name].shape)}" for name in unused]
     if wrong:
         raise ConvertError(

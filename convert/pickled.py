@@ -1,12 +1,11 @@
 """What a pickle says, as plain data: its program is followed by hand; nothing that it names is imported or called."""
 
-import itertools
 import pickletools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-OPERATIONS = 1_000_000  # at most; a tensor takes some 40, so that there is room for 25,000 tensors
+OPERATIONS = 300_000  # at most; a tensor takes some 30, so that there is room for 10,000 tensors
 DIGITS = 4096  # binary ones of a number
 MARK = object()
 SCALARS = (str, int, float, bool, type(None))
@@ -16,10 +15,12 @@ PUSHED = {
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": MARK}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict, "EMPTY_SET": list}
 TO_MARK = {"LIST": list, "TUPLE": tuple, "FROZENSET": list, "DICT": lambda parts: put({}, parts)}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+KEEP, FETCH = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+FILL = {"APPEND": 1, "SETITEM": 2, "APPENDS": 0, "ADDITEMS": 0, "SETITEMS": 0}  # with so many; 0: with all to the mark
 NOTHING = {"PROTO", "FRAME", "STOP", "READONLY_BUFFER"}
 
 
@@ -53,33 +54,38 @@ class Pickle:
         self.left = OPERATIONS
 
     def load(self) -> Any:
-        """What the next pickle says. Sets are lists; a dictionary keeps what is under scalars."""
+        """What the next pickle says. Sets are lists, and a dictionary keeps what is under scalars."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         for name, argument in self._operations():
-            self._step(name, argument)
-        return self._pop()
-
-    def _operations(self) -> Iterator[tuple[str, Any]]:
-        operations = pickletools.genops(self.stream)
-        for _ in itertools.count():
-            try:
-                operation, argument, _ = next(operations)
-            except StopIteration:
-                return
-            except ValueError as error:  # of pickletools, where the bytes are no pickle
-                raise PickleFault(str(error)) from error
             self.left -= 1
             if self.left < 0:
                 raise PickleFault(f"expected at most {OPERATIONS:,} steps to build what is in it, found more")
-            if isinstance(argument, int) and argument.bit_length() > DIGITS:
-                raise PickleFault(f"a number of {argument.bit_length():,} binary digits")
-            yield operation.name, argument
+            if name in PUSHED:
+                if type(argument) is int and argument.bit_length() > DIGITS:
+                    raise PickleFault(f"a number of {argument.bit_length():,} binary digits")
+                self.stack.append(argument)
+            else:
+                self._step(name, argument)
+        return self._pop()
+
+    def _operations(self) -> Iterator[tuple[str, Any]]:
+        try:
+            for operation, argument, _ in pickletools.genops(self.stream):
+                yield operation.name, argument
+        except ValueError as error:  # of pickletools, where the bytes are no pickle
+            raise PickleFault(str(error)) from error
 
     def _step(self, name: str, argument: Any) -> None:
         push = self.stack.append
-        if name in PUSHED:
-            push(argument)
+        if name in KEEP:
+            self.memo[argument] = self._top()
+        elif name in FETCH:
+            if argument not in self.memo:
+                raise PickleFault(f"asks for thing {argument}, which it never made")
+            push(self.memo[argument])
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self._top()
         elif name in CONSTANTS:
             push(CONSTANTS[name])
         elif name in EMPTY:
@@ -87,16 +93,11 @@ class Pickle:
         elif name in TO_MARK:
             push(TO_MARK[name](self._to_mark()))
         elif name in TUPLES:
-            parts = [self._pop() for _ in range(TUPLES[name])]
-            push(tuple(reversed(parts)))
-        elif name == "MARK":
-            push(MARK)
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self._top()
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            if argument not in self.memo:
-                raise PickleFault(f"asks for thing {argument}, which it never made")
-            push(self.memo[argument])
+            push(tuple(self._several(TUPLES[name])))
+        elif name in FILL:
+            self._fill(self._several(FILL[name]) if FILL[name] else self._to_mark(), name.startswith("SET"))
+        elif name in ("BINPERSID", "PERSID"):
+            push(self.persistent(self._pop() if name == "BINPERSID" else argument))
         elif name == "POP":
             self._require(bool(self.stack))
             self.stack.pop()
@@ -104,22 +105,14 @@ class Pickle:
             self._to_mark()
         elif name == "DUP":
             push(self._top())
-        elif name in ("APPEND", "APPENDS", "ADDITEMS", "SETITEM", "SETITEMS"):
-            self._fill(name)
-        elif name in ("BINPERSID", "PERSID"):
-            push(self.persistent(self._pop() if name == "BINPERSID" else argument))
         elif name not in NOTHING:
             self._foreign(name, argument)
 
-    def _fill(self, name: str) -> None:
-        if name in ("APPENDS", "ADDITEMS", "SETITEMS"):
-            parts = self._to_mark()
-        else:
-            parts = [self._pop() for _ in range(2 if name == "SETITEM" else 1)][::-1]
+    def _fill(self, parts: list[Any], items: bool) -> None:
         into = self._top()
-        if name.startswith("SETITEM") and isinstance(into, dict):
+        if items and isinstance(into, dict):
             put(into, parts)
-        elif isinstance(into, list) and not name.startswith("SETITEM"):
+        elif not items and isinstance(into, list):
             into.extend(parts)
         elif not isinstance(into, Strange):
             raise PickleFault(f"fills a {type(into).__name__} as if it were something else")
@@ -160,6 +153,9 @@ class Pickle:
         top = self._top()
         self.stack.pop()
         return top
+
+    def _several(self, count: int) -> list[Any]:
+        return [self._pop() for _ in range(count)][::-1]
 
     def _top(self) -> Any:
         self._require(bool(self.stack) and self.stack[-1] is not MARK)

@@ -137,7 +137,8 @@ def read_legacy(path: Path) -> dict:
                 if not isinstance(key, str) or key not in storages or key in found:
                     raise PickleFault(f"announces numbers {key!r}, which no tensor has")
                 count, size = storages[key].count, storages[key].count * storages[key].itemsize
-                if at + 8 + size > file.size or int.from_bytes(file.read(at, 8).tobytes(), "little") != count:
+                stream.seek(at)
+                if at + 8 + size > file.size or int.from_bytes(stream.read(8), "little") != count:
                     raise PickleFault(f"expected {count:,} numbers at byte {at:,}, found fewer or others")
                 found[key] = Record(size, lambda offset, n, at=at + 8: file.read(at + offset, n))
                 at += 8 + size
@@ -188,12 +189,18 @@ def _contents(path: Path, entries: list[zipfile.ZipInfo]) -> list[bytes]:
 
 def _stored(path: Path, file: SteadyFile, entry: zipfile.ZipInfo) -> Record:
     """Of what lies in the archive as it is; its name, there once more, lies before it."""
-    head = file.read(entry.header_offset, 30).tobytes() if entry.header_offset + 30 <= file.size else b""
-    name, extra = struct.unpack("<HH", head[26:]) if head[:4] == b"PK\3\4" else (0, 0)
-    at = entry.header_offset + 30 + name + extra
-    if not name or at + entry.file_size > file.size or entry.compress_size != entry.file_size:
-        raise SourceError(f"{path}: no whole zip archive ({entry.filename} is not where its directory says); {AGAIN}")
-    return Record(entry.file_size, lambda offset, n: file.read(at + offset, n))
+    misplaced = f"{path}: no whole zip archive ({entry.filename} is not where its directory says); {AGAIN}"
+    if entry.header_offset + 30 + entry.file_size > file.size or entry.compress_size != entry.file_size:
+        raise SourceError(misplaced)
+
+    def read(offset: int, n: int) -> np.ndarray:
+        head = file.read(entry.header_offset, 30).tobytes()
+        at = entry.header_offset + 30 + sum(struct.unpack("<HH", head[26:]))
+        if head[:4] != b"PK\3\4" or at + entry.file_size > file.size:
+            raise SourceError(misplaced)
+        return file.read(at + offset, n)
+
+    return Record(entry.file_size, read)
 
 
 # -- the pickle ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FOLDER_FILES = (  # in this order; safetensors first, since they need no torch
 )
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
 MOST = 10_000  # tensors of a model
+HEAD = 1 << 24  # bytes at most that say where they are
 HEADER = 100_000_000  # bytes at most of the header of a safetensors file, whose length is its first eight bytes
 
 
@@ -97,7 +98,8 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
         raise SourceError(f"{path}: the file is empty; fetch it again")
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         kind, tree = "PyTorch zip archive", pytorch.read_archive(path)
-    elif int.from_bytes(head[:8], "little") <= HEADER:
+    elif (length := int.from_bytes(head[:8], "little")) <= HEADER:
+        _refuse_head(path, length)
         try:
             stored, metadata = safetensors.stored(path)
         except safetensors.WeightsError as error:
@@ -119,14 +121,9 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
 
 def _read_shards(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     """What the shards of a Hugging Face index hold together, if that is what the index says."""
-    try:
-        index = json.loads(path.read_bytes())
-        where: dict[str, str] = index["weight_map"]
-        files = sorted(set(where.values()))
-        strange = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path}: JSON, but no index of shards with a weight_map; name the weights") from error
-    if strange:
+    where, metadata = _index(path)
+    files = sorted(set(where.values()))
+    if strange := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
         raise SourceError(f"{path}: refused, since it names files outside its folder: {few(strange)}")
     if missing := [name for name in files if not (path.parent / name).is_file()]:
         raise SourceError(f"{path}: {len(missing)} of {len(files)} shards are missing: {few(missing)}; fetch them")
@@ -139,8 +136,26 @@ def _read_shards(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     wrong += [f"{key} is not in {name}" for key, name in where.items() if found.get(key) != name]
     if wrong:
         raise SourceError(f"{path}: index and shards differ: {few(wrong)}; fetch them again, all of one revision")
-    metadata = {str(k): str(v) for k, v in (index.get("metadata") or {}).items()}
     return f"sharded {'safetensors' if kind == 'safetensors' else 'PyTorch'} folder", tree, metadata, size
+
+
+def _refuse_head(path: Path, length: int) -> None:
+    if length > HEAD:
+        raise SourceError(f"{path}: {length:,} bytes that say what is in it, expected at most {HEAD:,}; fetch it anew")
+
+
+def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(in which file each tensor is, the metadata) of an index of shards."""
+    _refuse_head(path, path.stat().st_size)
+    try:
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        index = None
+    where = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise SourceError(f"{path}: JSON, but no index of shards with a weight_map; name the weights")
+    metadata = index.get("metadata")
+    return where, {k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
 def _in_folder(folder: Path) -> Path:

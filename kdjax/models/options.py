@@ -11,7 +11,7 @@ from kdjax.config import ConfigError, nearest, type_faults
 
 T = TypeVar("T")
 
-LAYERS = 100  # at most, of one kind: more take minutes to trace
+LAYERS = 64  # at most, of one kind: more take minutes to trace
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 # Option -> the least and the greatest that it may be, or each of its numbers; the first that matches counts. What a
 # family asks for beyond that, it checks itself.

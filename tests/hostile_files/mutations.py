@@ -192,7 +192,7 @@ BOMBS: tuple[bytes, ...] = (
     b"]" * 100_000 + b"a" * 99_999,
     b"cbuiltins\nbytearray\n\x8a\x05" + struct.pack("<Q", 10**10)[:5] + b"\x85R",
     b"\x8b" + struct.pack("<I", 4_000_000) + b"\x7f" * 4_000_000,
-    b"N" + b"0N" * 2_000_000,
+    b"N" + b"0N" * 300_000,
     b"X" + struct.pack("<I", 2**31 - 1) + b"x",
     b"cos\nsystem\n(X\x01\x00\x00\x00:tR",
     b"(X\x01\x00\x00\x00:ios\nsystem\n",
