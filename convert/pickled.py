@@ -25,7 +25,11 @@ NOTHING = {"PROTO", "FRAME", "STOP", "READONLY_BUFFER"}
 
 
 class PickleFault(ValueError):
-    """A pickle that is damaged, or too much."""
+    """A pickle that is damaged."""
+
+
+class TooMuch(PickleFault):
+    """A pickle that says more than there can be in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,10 +64,10 @@ class Pickle:
         for name, argument in self._operations():
             self.left -= 1
             if self.left < 0:
-                raise PickleFault(f"expected at most {OPERATIONS:,} steps to build what is in it, found more")
+                raise TooMuch(f"expected at most {OPERATIONS:,} steps to build what is in it, found more")
             if name in PUSHED:
                 if type(argument) is int and argument.bit_length() > DIGITS:
-                    raise PickleFault(f"a number of {argument.bit_length():,} binary digits")
+                    raise TooMuch(f"expected numbers, found one of {argument.bit_length():,} binary digits")
                 self.stack.append(argument)
             else:
                 self._step(name, argument)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.pickled import Global, Pickle, PickleFault, Strange, put
+from convert.pickled import Global, Pickle, PickleFault, Strange, TooMuch, put
 from convert.tensor import SourceError, Tensor, dtype_of, fault_of, few, line
 from kdjax.weights.files import SteadyFile
 
@@ -41,7 +41,8 @@ SIZES = {"qint8": 1, "quint8": 1, "qint32": 4}
 HARMLESS = (
     r"collections\.(OrderedDict|Counter|defaultdict)|(builtins|__builtin__)\.(set|frozenset|bytearray|complex)"
     r"|_codecs\.encode|torch\._utils\._rebuild_\w+|torch\.(storage\.)?\w*Storage|torch\.(Size|Tensor|device)"
-    r"|torch\.[a-z]+\d*\w*|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
+    r"|torch\.([a-z]+\d+\w*|bool|strided|sparse_\w+|per_\w+|\w+_format)"
+    r"|torch\.nn\.parameter\.Parameter|torch\.serialization\._get_layout"
 )
 
 Span = Callable[[int, int], np.ndarray]  # (offset, bytes) -> these
@@ -217,6 +218,8 @@ def _told(
     except PickleFault as error:
         if asked := _foreign(pickle.names):
             raise SourceError(f"{path}: refused, since reading it would run {few(asked)}; {RESAVE}") from error
+        if isinstance(error, TooMuch):
+            raise SourceError(f"{path}: {line(error)}; {RESAVE}") from error
         raise SourceError(f"{path}: no whole PyTorch file ({line(error)}); {AGAIN}") from error
     if isinstance(tree, Tensor):
         raise SourceError(f"{path}: expected a dictionary of tensors, found a single tensor; {RESAVE}")
@@ -246,6 +249,8 @@ def _made(function: str, arguments: tuple) -> Any:
             return put({}, [part for pair in pairs if isinstance(pair, list | tuple) for part in pair[:2]])
         case "torch.Size", (list() | tuple() as sizes,):
             return tuple(sizes)
+        case "tensor_v2", (Storage() as storage, _, shape, _, _, _, dict(bits)) if any(bits.values()):
+            return _faulty(storage.kind, shape, f"one of {storage.kind} that is turned round when it is read")
         case "tensor" | "tensor_v2", (Storage() as storage, offset, shape, strides, *_):
             return _view(storage.kind, shape, storage, offset, strides)
         case "tensor_v3", (Storage() as storage, offset, shape, strides, _, _, Global(kind), *_):
@@ -270,7 +275,7 @@ def _made(function: str, arguments: tuple) -> Any:
 def _view(kind: str, shape: Any, storage: Storage, offset: Any, strides: Any) -> View:
     if not _natural(shape) or not _natural(strides) or len(shape) != len(strides) or not _natural((offset,)):
         raise PickleFault("a tensor whose shape is none")
-    return View(kind, tuple(shape), storage, offset, tuple(strides), fault_of(dtype_of(kind)) and f"one of {kind}")
+    return View(kind, tuple(shape), storage, offset, tuple(strides), fault_of(dtype_of(kind), shape, kind))
 
 
 def _faulty(kind: str, shape: Any, fault: str) -> View:
@@ -278,7 +283,7 @@ def _faulty(kind: str, shape: Any, fault: str) -> View:
 
 
 def _natural(numbers: Any) -> bool:
-    whole = isinstance(numbers, list | tuple) and all(type(n) is int and n >= 0 for n in numbers)
+    whole = isinstance(numbers, list | tuple) and all(type(n) is int and 0 <= n < 1 << 48 for n in numbers)
     return whole and len(numbers) <= RANK
 
 
@@ -296,7 +301,7 @@ class Tree:
     def of(self, value: Any, name: str = "", depth: int = 0) -> Any:
         self.left -= 1
         if self.left < 0 or depth > DEPTH:
-            raise PickleFault(f"expected at most {THINGS:,} things, {DEPTH} deep, found more")
+            raise TooMuch(f"expected at most {THINGS:,} things in it, {DEPTH} deep, found more")
         if isinstance(value, View):
             return self._tensor(name, value)
         if isinstance(value, dict):
@@ -317,7 +322,7 @@ class Tree:
             raise PickleFault(f"{name}: its numbers are not where the file says")
         self.bytes_left -= math.prod(view.shape) * dtype.itemsize
         if self.bytes_left < 0:
-            raise PickleFault(f"its tensors, together, are said to be more than {TOGETHER[0]} times the file")
+            raise TooMuch(f"expected tensors of at most {TOGETHER[0]} times the file's bytes together, found more")
         strides = tuple(stride * dtype.itemsize for stride in view.strides)
 
         def get() -> np.ndarray:

@@ -83,10 +83,10 @@ def open_source(path: str | Path, entry: str = "") -> Source:
         head = file.read(8)
     index = head[:1] == b"{" and int.from_bytes(head, "little") > HEADER
     kind, tree, metadata, size = _read_shards(path) if index else _read_file(path)
-    tensors, *rest = _choose(path, tree, entry)
+    tensors, wrappers, others, extras = _choose(path, tree, entry)
     if len(tensors) > MOST:
         raise SourceError(f"{path}: {len(tensors):,} tensors, expected at most {MOST:,}; name a file of one model")
-    return Source(path, kind, size, tensors, *rest, metadata)
+    return Source(path, kind, size, tensors, wrappers, others, extras, metadata)
 
 
 def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
@@ -104,7 +104,7 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
             stored, metadata = safetensors.stored(path)
         except safetensors.WeightsError as error:
             raise SourceError(str(error)) from error
-        tree = {name: Tensor(name, x.shape, x.dtype, x.read, fault_of(x.dtype)) for name, x in stored.items()}
+        tree = {name: Tensor(name, x.shape, x.dtype, x.read, fault_of(x.dtype, x.shape)) for name, x in stored.items()}
         return "safetensors", tree, metadata, size
     elif head[:1] == b"\x80" or re.match(rb"\(?c[\w.]+\n[\w.]+\n", head):
         kind, tree = "PyTorch legacy pickle", pytorch.read_legacy(path)
@@ -150,11 +150,11 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
     try:
         index = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        index = None
-    where = index.get("weight_map") if isinstance(index, dict) else None
+        index = {}
+    index = index if isinstance(index, dict) else {}
+    where, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
         raise SourceError(f"{path}: JSON, but no index of shards with a weight_map; name the weights")
-    metadata = index.get("metadata")
     return where, {k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 

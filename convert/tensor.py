@@ -1,7 +1,8 @@
 """A tensor of a foreign checkpoint, read when it is asked for, and how names of foreign origin are told."""
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,8 +41,11 @@ def dtype_of(kind: str) -> np.dtype:
         return np.dtype(object)
 
 
-def fault_of(dtype: np.dtype) -> str:
-    return "" if re.fullmatch(r"bool|bfloat16|(u?int|float)(8|16|32|64)", dtype.name) else f"one of {dtype.name}"
+def fault_of(dtype: np.dtype, shape: Sequence[int], kind: str = "") -> str:
+    """Why there can be no array of these, as `Tensor.fault`; `kind` is the dtype's name in the file."""
+    if not re.fullmatch(r"bool|bfloat16|(u?int|float)(8|16|32|64)", dtype.name):
+        return f"one of {kind or dtype.name}"
+    return "" if math.prod(n or 1 for n in shape) < 1 << 48 and len(shape) <= 32 else f"one of shape {list(shape)}"
 
 
 def few(names: list[str], most: int = 6) -> str:

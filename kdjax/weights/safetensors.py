@@ -90,10 +90,10 @@ def save(
         partial.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+def load(path: str | os.PathLike, *, mapped: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
     """(variables, metadata): the nested dict of read-only NumPy arrays, views of the mapped file: a byte is read when
-    it is first used."""
-    flat, metadata = views(path)
+    it is first used. Not mapped, all are read at once, and the file may be cut off afterwards."""
+    flat, metadata = views(path) if mapped else _read(path)
     parents = {"/".join(parts[:i]) for key in flat for parts in [key.split("/")] for i in range(1, len(parts))}
     if clash := sorted(parents & flat.keys()):
         raise WeightsError(f"{path}: {clash[0]!r} is both an array and a group of arrays; kdjax cannot have made it")
@@ -111,6 +111,11 @@ def views(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str
         return array if array.flags.aligned else array.copy()
 
     return {name: view(entry) for name, entry in entries.items()}, metadata
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    entries, metadata = stored(path)
+    return {name: entry.read() for name, entry in entries.items()}, metadata
 
 
 def stored(path: str | os.PathLike) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -66,13 +66,13 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
     random = Random(f"{seed} {number}")
     case = list(VALID.values())[number % len(VALID)]
     kinds = {"tensors": 34, "contents": 10, "pickle": 10, "zip bomb": 3, "bytes": 14, "header": 8, "index": 5}
-    kinds |= {"--set": 8, "metadata": 5, "another family": 2, "none": 1}
+    kinds |= {"--set": 8, "weights": 5, "another family": 2, "none": 1}
     what = random.choices(list(kinds), list(kinds.values()))[0]
     usual = {"contents": ("zip", "packed zip", "legacy", "Lightning"), "pickle": ("zip",), "zip bomb": ("zip",)}
-    usual |= {"header": ("safetensors", "shards"), "index": ("shards", "PyTorch shards"), "metadata": ("safetensors",)}
+    usual |= {"header": ("safetensors", "shards"), "index": ("shards", "PyTorch shards"), "weights": ("safetensors",)}
     container = random.choice(usual.get(what, tuple(CONTAINERS)))
     content: Any = dict(case.state)
-    if what == "metadata":
+    if what == "weights":
         return _weights(random, case, folder)
     if what == "tensors":
         content = mutations.tensors(random, content)
@@ -103,7 +103,7 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
 
 
 def _weights(random: Random, case: Any, folder: Path) -> Attempt:
-    """A converted file that says something else of its model, to be exported or verified."""
+    """A converted file that says something else of its model, or is damaged, to be exported or verified."""
     from convert import families
     from convert.family import fit
     from convert.onto import read
@@ -114,14 +114,17 @@ def _weights(random: Random, case: Any, folder: Path) -> Attempt:
     state = {name: tensor(x.numpy()) for name, x in case.state.items()}
     given = {name: value for name, value in case.model.options.items() if name in " ".join(case.words)}
     converted = fit(families.get(case.family), state, given)
-    told = mutations.metadata(random, safetensors.about(converted.model))
-    safetensors.save(folder / "weights.safetensors", read(converted.variables), told)
-    weights = ["--weights", str(folder / "weights.safetensors")]
+    told, path = safetensors.about(converted.model), folder / "weights.safetensors"
+    ways = (mutations.header, *mutations.BYTES) if random.random() < 0.3 else ()
+    safetensors.save(path, read(converted.variables), told if ways else mutations.metadata(random, told))
+    if ways:
+        random.choice(ways)(random, path)
+    weights = ["--weights", str(path)]
     if random.random() < 0.2:
-        return Attempt("metadata", case.family, "kdjax", ["verify", case.family, *weights])
+        return Attempt("weights", case.family, "kdjax", ["verify", case.family, *weights])
     out = folder / "out" / f"back{random.choice(['.pth', '.safetensors'])}"
     command = ["export", case.family, *weights, "--dst", str(out), *_overwriting(random, out)]
-    return Attempt("metadata", case.family, "kdjax", command, destination=out)
+    return Attempt("weights", case.family, "kdjax", command, destination=out)
 
 
 def _overwriting(random: Random, out: Path) -> list[str]:
