@@ -420,6 +420,7 @@ def test_tensors_of_a_wrong_kind_may_be_dropped_and_not_read(tmp_path):
             "csr": (torch.eye(3).to_sparse_csr(), "sparse"),
             "quantised": (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised one of qint8"),
             "freqs_cis": (torch.ones(3, dtype=torch.complex64), "complex64"),
+            "negated": (torch.ones(3, dtype=torch.complex64).conj().imag, "turned round"),
             "meta": (torch.ones(3, device="meta"), "without data"),
             "float8": (torch.ones(3).to(torch.float8_e4m3fn), "float8_e4m3fn"),
             "nested": (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
