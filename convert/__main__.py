@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from convert import families
 from convert.describe import describe
-from convert.export import export_file, load
+from convert.export import export_file, load, loading
 from convert.family import ConvertError, Family, fit, refuse_other, tensors, told, write
+from convert.notes import LIKE, assumption, nearest, notes, record
 from convert.onto import check_written, options_of, put_on, random_base, read
-from convert.sources import SourceError, open_source
+from convert.sources import SourceError, check_sums, open_source
 from kdjax import registry
 from kdjax.config import ConfigError
 from kdjax.weights import safetensors
@@ -40,7 +42,8 @@ def main(argv: list[str] | None = None) -> int:
         arguments().print_help()
         return 2
     try:
-        return args.run(args)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is told
+            return args.run(args)
     except (ConvertError, SourceError, ConfigError, safetensors.WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -99,22 +102,22 @@ def show_families() -> int:
 def run_inspect(args: argparse.Namespace) -> int:
     source = open_source(args.src)
     print(describe(source))
-    likeness = {name: family.likeness_of(source) for name, family in families.all().items()}
-    best = max(likeness, key=lambda name: likeness[name])
-    if likeness[best] < 0.5:
-        print(f"\nno family that kdjax knows; the nearest, {best}, has {likeness[best]:.0%} of these names")
-        return 0
-    alike = [resemblance(families.get(name), source) for name, share in likeness.items() if share == likeness[best]]
-    for text in [text for text, fits in alike if fits] or [text for text, _ in alike]:  # ViTs are of several families
+    alike = [resemblance(family, source) for family in nearest(source).values()]
+    texts = [text for text, fits in alike if fits] or [text for text, _ in alike]
+    for text in texts or ["no family that kdjax knows: none has half of these names"]:
         print(f"\n{text}")
+    if len(texts) > 1:  # ViTs are of several families
+        print("\nThese families fit equally; no tensor tells which. Where the file comes from does.")
     return 0
 
 
 def resemblance(family: Family, source: Any) -> tuple[str, bool]:
     """What to say of a file with this family's names, and whether all of it fits."""
     try:
-        return f"looks like {family.name}: {told(fit(family, source).model)}, every tensor in its place", True
-    except ConvertError as error:
+        converted = fit(family, source)
+        known = f"looks like {family.name}: {told(converted.model)}, every tensor in its place"
+        return "\n".join([known, *assumption(converted)]), True
+    except (ConvertError, SourceError, ConfigError) as error:
         first, *faults = str(error).splitlines()
         more = [f"  and {len(faults) - 5} more"] if len(faults) > 5 else []
         share = family.likeness_of(source)
@@ -127,11 +130,13 @@ def run_convert(args: argparse.Namespace) -> int:
     begin, family, dst = time.monotonic(), families.get(args.command), Path(args.dst)
     check_destination(dst, args.overwrite)
     source = open_source(args.src, args.entry)
+    check_sums(source.path)
     about = {"family": family.name, "source": source.path.name}
     about |= {name: str(source.extras[name]) for name in family.kept if name in source.extras}
     if getattr(args, "base", ""):
         base = load(Path(args.base), options(args.set))
         converted = matched(family, source, options_of(base[0]))
+        about |= record(converted)
         model, _, whole = put_on(family, (converted.model, read(converted.variables)), base)
         about |= {**safetensors.about(model), "base": Path(args.base).name}
         safetensors.save(dst, whole, about, lambda written: check_written(written, whole))
@@ -139,16 +144,11 @@ def run_convert(args: argparse.Namespace) -> int:
     else:
         converted = matched(family, source, options(args.set))
         model = converted.model
-        write(converted, dst, about)
+        write(converted, dst, about | record(converted))
         proof = f"compared with the source: {converted.compared} tensors"
     print(f"{told(model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes")
-    for what, names in (
-        ("resized", converted.resized),
-        ("cast to float32", converted.cast),
-        ("left out", converted.dropped),
-    ):
-        if names:
-            print(f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
+    for note in notes(converted, source):
+        print(note)
     print(f"read back and {proof}, bit for bit")
     print(f"{dst} in {time.monotonic() - begin:.1f} s")
     return 0
@@ -158,14 +158,15 @@ def run_verify(args: argparse.Namespace) -> int:
     from convert import verify
 
     family = families.get(args.family)
-    model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
+    weights = Path(args.weights)
+    model, variables = load(weights, options(args.set), pairs=bool(family.base))
     refuse_other(family, model, families.all())
-    part = (model, variables)
+    part, config = (model, variables), None
     if args.src:
         converted = matched(
             family, open_source(args.src, args.entry), options_of(model) if family.base else model.options
         )
-        arrays = verify.original_tensors(converted)
+        arrays, config = verify.original_tensors(converted), converted.config
         part = (model, read(converted.variables)) if family.base else part
     else:
         arrays = dict(tensors(family, model, variables))
@@ -174,19 +175,11 @@ def run_verify(args: argparse.Namespace) -> int:
         model, plain, whole = put_on(family, part, base)
         arrays = dict(tensors(families.get(family.base), model, plain)) | arrays
         variables = whole if "lora" in variables else variables
-    found = verify.verify(family, model, arrays, variables)
-    print(f"{told(model)}\n{'endpoint':24} {'shape':22} {'max abs':>12} {'relative':>12}")
-    print(*found, sep="\n")
-    if found[0].rounding:
-        print(
-            f"With these weights float32 does not tell more: the original is {found[0].rounding:.1e} from its float64."
-        )
-    worst = verify.worst(found)
-    if not worst.same:
-        raise ConvertError(
-            f"{worst.endpoint} differs by {worst.relative:.1e}, allowed is {worst.allowed:.0e}: not the same weights"
-        )
-    print(f"the same, within {worst.allowed:.0e}")
+    found = verify.verify(family, model, arrays, variables, config=config)
+    print(told(model), verify.HEADINGS, *found, sep="\n")
+    if not (worst := verify.worst(found)).same:
+        raise ConvertError(f"{worst.fault}: not the same weights, or not computed in the same way")
+    print(*verify.remarks(found, config, safetensors.stored(weights)[1].get("assumed", "")), sep="\n")
     return 0
 
 
@@ -195,8 +188,9 @@ def run_export(args: argparse.Namespace) -> int:
     check_destination(dst, args.overwrite)
     model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
     refuse_other(family, model, families.all())
-    count = export_file(family, model, variables, dst)
-    print(f"{count} tensors of {told(model)}: {dst}")
+    metadata = safetensors.stored(Path(args.weights))[1]
+    count = export_file(family, model, variables, dst, metadata)
+    print(f"{count} tensors of {told(model)}: {dst}\n{loading(family, dst, metadata)}")
     return 0
 
 
@@ -207,9 +201,8 @@ def matched(family: Family, source: Any, given: Mapping[str, Any]) -> Any:
     except ConvertError as error:
         likeness = {name: other.likeness_of(source) for name, other in families.all().items()}
         best = max(likeness, key=lambda name: likeness[name])
-        hint = (
-            f"; it looks like {best}, use `python -m convert {best}`" if likeness[best] > likeness[family.name] else ""
-        )
+        better = likeness[best] > likeness[family.name] and likeness[best] >= LIKE
+        hint = f"; it looks like {best}, use `python -m convert {best}`" if better else ""
         raise ConvertError(f"{source.path}: {error}{hint}") from error
 
 

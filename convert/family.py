@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from convert.config_json import Config, beside
 from convert.example import shapes as example_shapes
 from convert.sources import PREFIXES
 from convert.table import Row, Slot, known, ranks, slots
@@ -42,9 +43,19 @@ class Family:
     base: str = ""
     held: Callable[[Model, Shapes], dict[str, Any]] | None = None
     onto: Callable[[Model, Mapping, Model, Mapping], tuple[Model, dict]] | None = None
+    resizing: str = ""  # how tensors come to another image size
     # Names that an exported file gets before them, where the usual ones have such a prefix.
     prefix: Callable[[Model], str] = lambda model: ""
+    # A tensor's name in files -> in a module of transformers 5 in memory.
+    in_modules: Callable[[Model, str], str] | None = None
     kept: tuple[str, ...] = ()  # numbers and texts beside the weights that go into the written file's metadata
+    # Of transformers' models: the `model_type` of their config.json, and the options that it tells, checked against the
+    # tensors' shapes.
+    model_types: tuple[str, ...] = ()
+    configured: Callable[[Config, Shapes], dict[str, Any]] | None = None
+    # Options that no tensor's shape tells, and that change the answer: they are the variant's, unless they are given.
+    untold: Callable[[Model], tuple[str, ...]] = lambda model: ()
+    hint: Callable[[Shapes], str] = lambda shapes: ""  # of files whose shapes leave an option open
 
     def known(self, model: Model) -> re.Pattern:
         dropped = [pattern for pattern, _ in self.dropped]
@@ -91,6 +102,9 @@ class Converted:
     dropped: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    config: Config | None = None  # the source's own
+    configured: Mapping[str, Any] = field(default_factory=dict)  # options that it told
+    assumed: Mapping[str, Any] = field(default_factory=dict)  # options that nothing told
 
     @property
     def compared(self) -> int:
@@ -130,8 +144,8 @@ def fit(
 ) -> Converted:
     """Where each tensor goes; one error with everything that has no place, or another shape or kind.
 
-    The tensors' shapes tell the model where none is given, None where they tell nothing of an option; `options` are put
-    over its own.
+    The tensors' shapes tell the model where none is given, None where they tell nothing of an option; over its options
+    are put those of the source's config.json, and over these `options`.
     """
     prefix = family.without_prefix(list(source))
     misshapen: dict[str, str] = {}
@@ -140,18 +154,36 @@ def fit(
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         misshapen = _misshapen(family, shapes)
         shapes = {name: shape for name, shape in shapes.items() if name not in misshapen}
+        config = None if model else config_of(family, source)
         model = model or family.model_of(shapes)
+        configured = family.configured(config, shapes) if config and family.configured else {}
     except (KeyError, IndexError, ConvertError, ConfigError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         if misshapen:
             why = "\n  ".join([f"{len(misshapen)} tensors have shapes that they cannot have:", *misshapen.values()])
         raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
-    model = Model(model.name, **{**model.options, **options})
+    model = Model(model.name, **{**model.options, **configured, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
         given = " ".join(f"{name}=..." for name in untold)
-        raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}")
+        raise ConvertError(
+            f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{family.hint(shapes)}"
+        )
     expected = family.held(model, shapes) if family.held else leaves(model)
-    return _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
+    converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
+    ours = build(model).options
+    assumed = {name: getattr(ours, name) for name in family.untold(model) if name not in configured | dict(options)}
+    return replace(converted, config=config, configured=configured, assumed=assumed)
+
+
+def config_of(family: Family, source: Any) -> Config | None:
+    """The config.json beside the weights, where the family has such; one of another model is refused."""
+    config = beside(source.path) if family.model_types and hasattr(source, "path") else None
+    if config and (kind := config.get("model_type", "")) not in family.model_types:
+        raise ConvertError(
+            f"{config.path} says model_type {kind!r}, expected {' or '.join(map(repr, family.model_types))}; use the "
+            "family of that model if there is one (python -m convert --list), or move a config of other weights away"
+        )
+    return config
 
 
 def _misshapen(family: Family, shapes: Shapes) -> dict[str, str]:
@@ -249,6 +281,11 @@ def nearest(name: str, variants: Iterable[str], told: Mapping[str, Any]) -> dict
 def told(model: Model) -> str:
     """ "sam (variant vit_b, image_size 512)" """
     return f"{model.name} ({', '.join(f'{k} {v}' for k, v in model.options.items())})"
+
+
+def settings(options: Mapping[str, Any]) -> str:
+    """As `--set` takes them: "heads=3 mean=(0.5,0.5,0.5)"."""
+    return " ".join(f"{name}={value}".replace(", ", ",") for name, value in options.items())
 
 
 # -- in, and the proof -----------------------------------------------------------------------------------------------

@@ -4,13 +4,16 @@ import importlib
 import json
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from convert import pytorch
-from convert.tensor import SourceError, Tensor, fault_of, few, line
+from convert.pytorch import AGAIN
+from convert.tensor import SourceError, Tensor, fault_of, few, line, plain
 from kdjax.weights import safetensors
 
 # Where several dictionaries of tensors lie side by side, the first of these holds the weights that were trained; an
@@ -78,7 +81,7 @@ def open_source(path: str | Path, entry: str = "") -> Source:
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise SourceError(f"{path}: no such file; check the path")
+        raise SourceError(f"{path}: {safetensors.no_file(path)}")
     with open(path, "rb") as file:
         head = file.read(8)
     index = head[:1] == b"{" and int.from_bytes(head, "little") > HEADER
@@ -117,6 +120,25 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     if "pytorch-lightning_version" in tree:
         kind = "Lightning checkpoint"
     return kind, tree, {}, size
+
+
+def check_sums(path: Path) -> None:
+    """Compares every entry of a zip archive, or of each that an index of shards names, with the checksum beside it,
+    which PyTorch does not."""
+    paths = [path]
+    if path.name.endswith(".index.json"):
+        paths = sorted({path.parent / name for name in json.loads(path.read_bytes())["weight_map"].values()})
+    for one in filter(zipfile.is_zipfile, paths):
+        with zipfile.ZipFile(one) as archive:
+            try:
+                broken = archive.testzip()
+            except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+                broken = line(error)
+        if broken:
+            raise SourceError(
+                f"{one}: damaged, the checksum of {plain(broken)} is another; {AGAIN}. If it was saved without "
+                "checksums (torch.serialization.set_crc32_options), save it again with them"
+            )
 
 
 def _read_shards(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
@@ -185,6 +207,7 @@ def _from_hub(name: str) -> Path:
     folder = Path()
     try:
         for patterns in wanted:
+            patterns = [*patterns, "config.json", "preprocessor_config.json"]
             folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
             if any(path.suffix in SUFFIXES for path in folder.glob("*")):
                 break

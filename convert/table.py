@@ -196,7 +196,7 @@ def slots(rows: tuple[Row, ...], leaves: Mapping[str, Any], stacks: tuple[tuple[
     `stacks` are pairs ("params/blocks/{rest}", "params/blocks_{i}/{rest}"): a leaf of the first name holds those of the
     second along its first axis. With a {j} in the first, i = n * period + j.
     """
-    compiled = [(re.compile(_pattern(row.target)), row) for row in rows]
+    compiled = [(re.compile(pattern(row.target)), row) for row in rows]
 
     def found(name: str) -> list[Part]:
         for pattern, row in compiled:
@@ -218,16 +218,16 @@ def slots(rows: tuple[Row, ...], leaves: Mapping[str, Any], stacks: tuple[tuple[
 def _unstacked(target: str, shape: tuple[int, ...], leaves: Mapping, stacks: tuple[tuple[str, str], ...]) -> list[str]:
     """The names of the leaves that are stacked in this one, in order."""
     for stacked, single in stacks:
-        if match := re.fullmatch(_pattern(stacked), target):
+        if match := re.fullmatch(pattern(stacked), target):
             given = match.groupdict()
-            others = [m["j"] for name in leaves if "{j}" in stacked and (m := re.fullmatch(_pattern(stacked), name))]
+            others = [m["j"] for name in leaves if "{j}" in stacked and (m := re.fullmatch(pattern(stacked), name))]
             period = 1 + max(map(int, others), default=0)
             first = int(given.get("j", 0))
             return [single.format(i=n * period + first, rest=given["rest"]) for n in range(shape[0])]
     return []
 
 
-def _pattern(template: str) -> str:
+def pattern(template: str) -> str:
     """A template as a regular expression with named groups: {rest} is anything, any other name a number."""
     parts = re.split(r"\{(\w+)\}", template)
     groups = [f"(?P<{name}>{'.+' if name == 'rest' else '[0-9]+'})" for name in parts[1::2]]
@@ -238,10 +238,10 @@ def ranks(rows: tuple[Row, ...]) -> Iterator[tuple[re.Pattern, int]]:
     """(pattern of names, how many axes these tensors have)"""
     for row in rows:
         for name in (*row.sources, *row.tied):
-            yield re.compile(re.sub(r"\?P<\w+>", "", _pattern(name))), row.rank or row.how.rank
+            yield re.compile(re.sub(r"\?P<\w+>", "", pattern(name))), row.rank or row.how.rank
 
 
 def known(rows: tuple[Row, ...]) -> re.Pattern:
     """Every name of a tensor that the rows speak of."""
     names = {name for row in rows for name in (*row.sources, *row.beside, *row.tied)}
-    return re.compile("|".join(re.sub(r"\?P<\w+>", "", _pattern(name)) for name in sorted(names)) or r"(?!)")
+    return re.compile("|".join(re.sub(r"\?P<\w+>", "", pattern(name)) for name in sorted(names)) or r"(?!)")

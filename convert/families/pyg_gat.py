@@ -107,5 +107,6 @@ FAMILY = Family(
     model_of=model_of,
     original="convert.originals.node_gat",
     prepared=prepared,
+    untold=lambda model: ("self_loops",) if geometric(model) else (),
     kept=("dataset_name", "test_acc"),
 )

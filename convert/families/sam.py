@@ -113,5 +113,7 @@ FAMILY = Family(
     rows=rows,
     model_of=model_of,
     original="convert.originals.sam",
+    resizing="bilinear, not antialiased, as SAMed does",
+    untold=lambda model: ("norm_eps", "decoder_heads", "decoder_norm_eps"),
     stacks=(("params/image_encoder/periods/blocks_{j}/{rest}", "params/image_encoder/blocks_{i}/{rest}"),),
 )

@@ -97,6 +97,7 @@ FAMILY = Family(
     model_of=model_of,
     original="convert.originals.samed_lora",
     stacks=(("lora/image_encoder/periods/blocks_{j}/{rest}", "lora/image_encoder/blocks_{i}/{rest}"),),
+    untold=lambda model: ("image_size", *sam.FAMILY.untold(model)),
     base="sam",
     held=held,
     onto=onto,

@@ -8,26 +8,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from convert.config_json import Config
 from convert.family import Family, Shapes, nearest
-from convert.table import Row, batch_norm, conv, linear, norm
+from convert.table import Row, batch_norm, conv, linear, norm, pattern
 from kdjax.config import Model
-from kdjax.models.vision.segformer import STAGES, VARIANTS
+from kdjax.models.vision.segformer import PATCHES, STAGES, VARIANTS
 
 ENCODER, HEAD = "segformer.encoder", "decode_head"
 # Names of version 5's modules, and those that its files, as all older ones, have for them.
 NEWER = (
-    (r"stages\.(\d+)\.blocks\.(\d+)", r"encoder.block.\1.\2"),
-    (r"stages\.(\d+)\.(patch_embeddings|layer_norm)", r"encoder.\2.\1"),
-    (r"attention\.q_proj", "attention.self.query"),
-    (r"attention\.k_proj", "attention.self.key"),
-    (r"attention\.v_proj", "attention.self.value"),
-    (r"attention\.o_proj", "attention.output.dense"),
-    (r"attention\.sequence_reduction\.sequence_reduction", "attention.self.sr"),
-    (r"attention\.sequence_reduction\.layer_norm", "attention.self.layer_norm"),
-    (r"layernorm_before", "layer_norm_1"),
-    (r"layernorm_after", "layer_norm_2"),
-    (r"mlp\.fc(\d)", r"mlp.dense\1"),
-    (r"linear_projections", "linear_c"),
+    ("stages.{i}.blocks.{j}", "encoder.block.{i}.{j}"),
+    ("stages.{i}.patch_embeddings", "encoder.patch_embeddings.{i}"),
+    ("stages.{i}.layer_norm", "encoder.layer_norm.{i}"),
+    ("attention.q_proj", "attention.self.query"),
+    ("attention.k_proj", "attention.self.key"),
+    ("attention.v_proj", "attention.self.value"),
+    ("attention.o_proj", "attention.output.dense"),
+    ("attention.sequence_reduction.sequence_reduction", "attention.self.sr"),
+    ("attention.sequence_reduction.layer_norm", "attention.self.layer_norm"),
+    ("layernorm_before", "layer_norm_1"),
+    ("layernorm_after", "layer_norm_2"),
+    ("mlp.fc{i}", "mlp.dense{i}"),
+    ("linear_projections", "linear_c"),
 )
 
 
@@ -56,8 +58,18 @@ def in_files(name: str) -> str:
     """A version 5 module's tensor under the name that it has in files."""
     if not re.match(r"(segformer\.)?stages\.\d+\.|decode_head\.linear_projections\.", name):
         return name
-    for newer, older in NEWER:
-        name = re.sub(rf"\b{newer}\b", older, name)
+    return _renamed(name, NEWER)
+
+
+def in_modules(model: Model, name: str) -> str:
+    """The inverse; an encoder alone has no `segformer.` before its names."""
+    name = name.removeprefix("segformer.") if model.name == "segformer_encoder" else name
+    return _renamed(name, tuple((older, newer) for newer, older in NEWER))
+
+
+def _renamed(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for old, new in pairs:
+        name = re.sub(rf"\b{pattern(old)}\b", lambda match, new=new: new.format(**match.groupdict()), name)
     return name
 
 
@@ -91,6 +103,30 @@ def options_of(shapes: Shapes) -> dict[str, Any]:
     return told
 
 
+def configured(config: Config, shapes: Shapes) -> dict[str, Any]:
+    """Its layer norms have the epsilon of PyTorch in transformers, whatever `layer_norm_eps` says, and its `image_size`
+    is none that images were resized to."""
+    tensors = options_of(shapes)
+    config.only("num_encoder_blocks", STAGES)
+    config.agrees("hidden_sizes", (32, 64, 160, 256), tensors["dims"])
+    config.agrees("depths", (2, 2, 2, 2), tensors["depths"])
+    config.agrees("sr_ratios", (8, 4, 2, 1), tensors["reductions"])
+    config.agrees("mlp_ratios", (4, 4, 4, 4), (tensors["mlp_ratio"],) * STAGES)
+    config.only("patch_sizes", tuple(side for side, _ in PATCHES))
+    config.only("strides", tuple(stride for _, stride in PATCHES))
+    config.only("num_channels", 3)
+    if labels := shapes.get(f"{HEAD}.classifier.weight"):
+        config.classes(labels[0])
+    if "decoder_dim" in tensors:
+        config.agrees("decoder_hidden_size", 256, tensors["decoder_dim"])
+    options = {
+        "heads": config.get("num_attention_heads", (1, 2, 5, 8)),
+        "activation": config.activation("hidden_act", "gelu"),
+    }
+    config.check()
+    return options
+
+
 PUBLISHED = {name: Model("segformer", variant=name, num_classes=150) for name in VARIANTS}
 FAMILY = Family(
     name="segformer",
@@ -101,4 +137,8 @@ FAMILY = Family(
     original="convert.originals.segformer",
     dropped=((r"classifier\.(weight|bias)", "what the encoder was pretrained with: the 1000 classes of ImageNet"),),
     prepared=prepared,
+    in_modules=in_modules,
+    model_types=("segformer",),
+    configured=configured,
+    untold=lambda model: ("heads", "activation"),
 )

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from convert.families.vit import dimensions, encoder_rows, model_with, pool, side
+from convert.families import vit
+from convert.families.vit import dimensions, encoder_rows, model_with, pool, side, untold
 from convert.family import Family, Shapes
 from convert.table import Row, batch_norm, conv, linear
 from kdjax.config import Model
@@ -34,6 +35,7 @@ def segmenter_rows() -> tuple[Row, ...]:
 def model_of(shapes: Shapes) -> Model:
     name, further = kind_of("tinyusfm", shapes)
     at = "backbone." if name == "tinyusfm_seg" else ""
+    vit.refuse_others({name.removeprefix(at): shape for name, shape in shapes.items()})
     options = dimensions(shapes, at) | further
     # A ViT with a norm and a head reads the class token.
     options["pool"] = pool(shapes, "mean", at)
@@ -71,6 +73,9 @@ FAMILY = Family(
     model_of=model_of,
     original="convert.originals.tinyusfm",
     stacks=stacks("backbone/", "model/", ""),
+    resizing=vit.FAMILY.resizing,
+    hint=vit.hint,
+    untold=lambda model: (*untold(model), *(("pool",) if model.name == "tinyusfm_seg" else ())),
     dropped=(
         (r"(backbone\.)?(fc_)?norm\..*", "the original has both norms and reads one of them"),
         (r"(dist_norm|head_dist)\..*", "the original never reads it"),

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.interpolate import make_interp_spline
 
 from convert.families.tinyusfm import kind_of, segmenter_rows, stacks
-from convert.families.vit import depth, dimensions, model_with, trunk_rows
+from convert.families.vit import depth, dimensions, model_with, trunk_rows, untold
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Resize, Row, linear, same
 from kdjax.config import Model
@@ -90,7 +90,8 @@ def model_of(shapes: Shapes) -> Model:
     scaled = any(re.search(r"blocks\.\d+\.gamma_[12]$", name) for name in shapes)
     options["layer_scale"] = 0.1 if scaled else 0.0
     attention = f"{at}blocks.0.attn.relative_position"
-    table = shapes[f"{attention}_bias_table"][0] - EXTRA
+    table, options["heads"] = shapes[f"{attention}_bias_table"]
+    table -= EXTRA
     if table < 1:
         raise ConvertError(f"{attention}_bias_table has {table + EXTRA} rows, of which {EXTRA} are not of patches")
     n = (math.isqrt(table) + 1) // 2
@@ -109,6 +110,8 @@ FAMILY = Family(
     original="convert.originals.usfm",
     stacks=stacks("backbone/", ""),
     prepared=prepared,
+    resizing="along steps that grow geometrically, as BEiT does",
+    untold=lambda model: tuple(name for name in untold(model) if name != "heads"),  # which the tables tell
     dropped=(
         (r"rel_pos_bias\.relative_position_bias_table", "every block has a copy"),
         (r"rel_pos_bias\.relative_position_index", "made anew"),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def rows(model: Model) -> tuple[Row, ...]:
 def encoder_rows(model: Model, at: str = "") -> tuple[Row, ...]:
     return (
         *same(f"{at}dist_token", rank=3),
-        *same(f"{at}pos_embed", rank=3, resize=positions_for(model)),
+        *same(f"{at}pos_embed", rank=3, resize=positions_for(model, antialiased)),
         *linear(f"{at}blocks.{{i}}.attn.qkv"),
         *trunk_rows(at),
     )
@@ -37,9 +37,8 @@ def trunk_rows(at: str = "") -> tuple[Row, ...]:
     )
 
 
-def positions_for(model: Model) -> Resize:
-    """Of [1, t + n, d], t tokens that are no patches, to the model's grid: bicubic (a = -0.75), half-pixel centres, not
-    antialiased, as DeiT, transformers and timm before 0.9 do."""
+def positions_for(model: Model, weights_of: Callable[[int, int], np.ndarray]) -> Resize:
+    """Of [1, t + n, d], t tokens that are no patches, to the model's grid."""
     options = build(model).options
     first = 2 if options.distilled else 1
 
@@ -51,7 +50,7 @@ def positions_for(model: Model) -> Resize:
                 f"the positions are those of {len(patches)} patches, no square, and only squares are resized; "
                 "convert with the image size of the checkpoint, --set image_size=(HEIGHT,WIDTH)"
             )
-        down, across = (_cubic(side, n) for n in options.grid)
+        down, across = (weights_of(side, n) for n in options.grid)
         image = patches.reshape(side, side, -1)
         resized = np.einsum("ih,jw,hwd->ijd", down, across, image, optimize=True).reshape(1, -1, table.shape[2])
         return np.concatenate([table[:, :first], resized.astype(table.dtype)], axis=1)
@@ -59,26 +58,73 @@ def positions_for(model: Model) -> Resize:
     return resize
 
 
-def _cubic(old: int, new: int) -> np.ndarray:
-    """[new, old]: the weights of cubic convolution (Keys, 1981) between the centres of cells, the edge repeated."""
-    a, weights = -0.75, np.zeros((new, old))
+def bicubic(old: int, new: int) -> np.ndarray:
+    """[new, old]: the weights of cubic convolution between the centres of cells, the edge repeated, not antialiased: as
+    DeiT, transformers, and timm before 0.9 do."""
+    weights = np.zeros((new, old))
     centres = (np.arange(new) + 0.5) * old / new - 0.5
     for step in (-1, 0, 1, 2):
         cell = np.floor(centres).astype(int) + step
-        d = np.abs(centres - cell)
-        near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
-        np.add.at(weights, (np.arange(new), np.clip(cell, 0, old - 1)), np.where(d <= 1, near, far))
+        np.add.at(weights, (np.arange(new), np.clip(cell, 0, old - 1)), _cubic(centres - cell, -0.75))
     return weights
+
+
+def antialiased(old: int, new: int) -> np.ndarray:
+    """[new, old]: the same, wider where the grid becomes coarser, and without what would lie beyond the edge: as
+    Pillow, and timm since 0.9, do."""
+    wider = max(1.0, old / new)
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = _cubic((np.arange(old)[None] - centres[:, None]) / wider, -0.5)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
+    """The kernel of cubic convolution (Keys, 1981)."""
+    d = np.abs(distance)
+    near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
 # -- the model, of the shapes ----------------------------------------------------------------------------------------
 
 
 def model_of(shapes: Shapes) -> Model:
+    refuse_others(shapes)
     options = dimensions(shapes) | {"distilled": "dist_token" in shapes, "pool": pool(shapes, "token")}
     patches = shapes["pos_embed"][1] - (2 if options["distilled"] else 1)
     options |= {"image_size": side(patches, options["patch_size"]), "num_classes": shapes.get("head.weight", (0,))[0]}
     return model_with("vit", VARIANTS, options)
+
+
+# Names of tensors that other transformers have: (pattern, what kdjax's ViT does without, whose it is).
+BEYOND = (
+    (r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])|.*layer_scale[12]\.lambda1", "LayerScale", "DINOv2 and DeiT-3"),
+    (r"(.*\.)?(reg_token|register_tokens)", "register tokens", "DINOv2"),
+    (r"norm_pre\..*", "a norm before the blocks", "CLIP"),
+    (r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys", "a ViT of 22 billion parameters"),
+)
+ELSE = "no option changes that; plain ViTs and DeiTs come in, see python -m convert --list"
+
+
+def refuse_others(shapes: Shapes) -> None:
+    """Transformers that have ViT's names and others beside them."""
+    for pattern, what, whose in BEYOND:
+        if found := next((name for name in shapes if re.fullmatch(pattern, name)), None):
+            raise ConvertError(f"it has {what}, as {whose} have, and kdjax's ViT has not: {found}; {ELSE}")
+
+
+def hint(shapes: Shapes) -> str:
+    """Where no image size can be told."""
+    name = next((name for name in shapes if name.endswith(("pos_embed", "position_embeddings"))), "")
+    if not name or not _is_square(count := shapes[name][1]):
+        return ""
+    return (
+        f"; or, since {count} positions are a square, the class token has none, as in FlexiViT and DeiT-3: then {ELSE}"
+    )
+
+
+def _is_square(n: int) -> bool:
+    return n > 0 and math.isqrt(n) ** 2 == n
 
 
 def dimensions(shapes: Shapes, at: str = "") -> dict[str, Any]:
@@ -131,15 +177,21 @@ def model_with(name: str, variants: Mapping[str, Mapping[str, Any]], options: Ma
         return tuple(of.get(name, value) == options.get(name, value) for name, value in usual.items())
 
     variant = max(variants, key=lambda v: like(variants[v]))
-    options, own = dict(options), build(Model(name, variant=variant))
+    own = build(Model(name, variant=variant))
     if options["dim"] != own.options.dim:
-        options["heads"] = None
+        options = {**options, "heads": options.get("heads")}
     if options["depth"] != own.options.depth:
         quarters = {(i * options["depth"] + 3) // 4 - 1 for i in (1, 2, 3, 4)}
-        options["taps"] = None if name.endswith("_seg") else tuple(sorted(quarters))
+        options = {**options, "taps": None if name.endswith("_seg") else tuple(sorted(quarters))}
     usual = {k: getattr(own if k == "num_classes" else own.options, k) for k in options}
     told = {k: x for k, x in options.items() if k in ("image_size", "num_classes") or x != usual[k]}
     return Model(name, variant=variant, **told)
+
+
+def untold(model: Model) -> tuple[str, ...]:
+    """A segmenter reads the blocks of `taps`."""
+    taps = ("taps",) if model.name.endswith("_seg") else ()
+    return ("heads", *taps, "norm_eps", "activation", "mean", "std")
 
 
 FAMILY = Family(
@@ -151,5 +203,8 @@ FAMILY = Family(
     model_of=model_of,
     original="convert.originals.vit",
     stacks=(("params/blocks/{rest}", "params/blocks_{i}/{rest}"),),
+    resizing="bicubic and antialiased, as timm does",
+    untold=untold,
+    hint=hint,
     dropped=((r"head(_dist)?\..*", "features alone were asked for, --set num_classes=0"),),
 )

@@ -4,8 +4,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from convert.config_json import Config, normalisation
 from convert.families import vit
-from convert.families.vit import depth, model_with, positions_for, ratio, side
+from convert.families.vit import bicubic, depth, model_with, positions_for, ratio, side
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Row, conv, fused, linear, norm, same
 from kdjax.config import Model
@@ -34,6 +35,16 @@ def in_files(name: str) -> str:
     return f"{match[1]}encoder.layer.{match[2]}.{rest}"
 
 
+def in_modules(model: Model, name: str) -> str:
+    """The inverse."""
+    match = re.fullmatch(r"((?:vit\.|deit\.)?)encoder\.layer\.(\d+)\.(.+)", name)
+    if not match:
+        return name
+    rest = match[3]
+    newer, older = next((pair for pair in NEWER[1:] if rest.startswith(pair[1])), ("", ""))
+    return f"{match[1]}layers.{match[2]}.{newer}{rest.removeprefix(older)}"
+
+
 def prepared(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {in_files(name): tensor for name, tensor in tensors.items()}
 
@@ -49,7 +60,12 @@ def rows(model: Model) -> tuple[Row, ...]:
     return (
         *same(f"{at}embeddings.cls_token", rank=3, target="cls_token"),
         *same(f"{at}embeddings.distillation_token", rank=3, target="dist_token"),
-        *same(f"{at}embeddings.position_embeddings", rank=3, target="pos_embed", resize=positions_for(model)),
+        *same(
+            f"{at}embeddings.position_embeddings",
+            rank=3,
+            target="pos_embed",
+            resize=positions_for(model, bicubic),
+        ),
         *conv(f"{at}embeddings.patch_embeddings.projection", target="patch_embed/proj"),
         *norm(f"{layer}.layernorm_before", target=f"{block}/norm1"),
         *fused(query, key, value, f"{block}/attn/qkv"),
@@ -64,26 +80,53 @@ def rows(model: Model) -> tuple[Row, ...]:
 
 
 def model_of(shapes: Shapes) -> Model:
-    at = next((at for at in ("vit.", "deit.") if f"{at}embeddings.cls_token" in shapes), "")
-    dim, patch_size = shapes[f"{at}embeddings.patch_embeddings.projection.weight"][::3]
-    distilled = f"{at}embeddings.distillation_token" in shapes
+    distilled = any(name.endswith("embeddings.distillation_token") for name in shapes)
     if distilled and "classifier.weight" in shapes:
         raise ConvertError(
             "it has a distillation token and one head (DeiTForImageClassification), and kdjax's DeiT has a head for "
             "each token (DeiTForImageClassificationWithTeacher); for the features alone, save its `deit` module"
         )
-    options = {
+    vit.refuse_others(shapes)
+    return model_with("vit", VARIANTS, told(shapes) | {"norm_eps": 1e-12})
+
+
+def told(shapes: Shapes) -> dict[str, Any]:
+    """What the shapes tell."""
+    at = next((at for at in ("vit.", "deit.") if f"{at}embeddings.cls_token" in shapes), "")
+    dim, patch_size = shapes[f"{at}embeddings.patch_embeddings.projection.weight"][::3]
+    distilled = f"{at}embeddings.distillation_token" in shapes
+    return {
         "dim": dim,
         "depth": depth(shapes, f"{at}encoder.layer"),
         "patch_size": patch_size,
         "mlp_ratio": ratio(dim, shapes[f"{at}encoder.layer.0.intermediate.dense.weight"][0]),
         "qkv_bias": any(name.endswith(".query.bias") for name in shapes),
         "distilled": distilled,
-        "norm_eps": 1e-12,
         "image_size": side(shapes[f"{at}embeddings.position_embeddings"][1] - (2 if distilled else 1), patch_size),
         "num_classes": shapes.get("cls_classifier.weight" if distilled else "classifier.weight", (0,))[0],
     }
-    return model_with("vit", VARIANTS, options)
+
+
+def configured(config: Config, shapes: Shapes) -> dict[str, Any]:
+    tensors = told(shapes)
+    config.agrees("hidden_size", 768, tensors["dim"])
+    config.agrees("num_hidden_layers", 12, tensors["depth"])
+    config.agrees("intermediate_size", 3072, int(tensors["dim"] * tensors["mlp_ratio"]))
+    config.agrees("qkv_bias", True, tensors["qkv_bias"])
+    config.sides("patch_size", 16, tensors["patch_size"])
+    if tensors["num_classes"]:
+        config.classes(tensors["num_classes"])
+    config.only("num_channels", 3)
+    heads = config.get("num_attention_heads", 12)
+    config.only("head_dim", tensors["dim"] // heads)
+    options = {
+        "heads": heads,
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+        "activation": config.activation("hidden_act", "gelu"),
+        "image_size": config.sides("image_size", 224, tensors["image_size"]),
+    }
+    config.check()
+    return options | normalisation(config.path)
 
 
 FAMILY = Family(
@@ -96,6 +139,12 @@ FAMILY = Family(
     original="convert.originals.vit_hf",
     stacks=vit.FAMILY.stacks,
     prepared=prepared,
+    in_modules=in_modules,
+    resizing="bicubic, not antialiased, as transformers does",
+    model_types=("vit", "deit"),
+    configured=configured,
+    untold=vit.untold,
+    hint=vit.hint,
     dropped=(
         (r"(vit\.|deit\.)?pooler\.dense\..*", "no classifier reads it"),
         (r"(vit\.|deit\.)?embeddings\.mask_token", "stands for hidden patches in pretraining alone"),

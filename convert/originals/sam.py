@@ -41,7 +41,7 @@ def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
             num_heads=o.heads,
             mlp_ratio=o.mlp_ratio,
             out_chans=o.embed_dim,
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            norm_layer=partial(torch.nn.LayerNorm, eps=o.norm_eps),
             use_rel_pos=True,
             window_size=o.window,
             global_attn_indexes=o.global_blocks,
@@ -56,6 +56,9 @@ def build_like(options: SamOptions, masks: int = 4) -> torch.nn.Module:
         pixel_mean=[255 * x for x in MEAN],
         pixel_std=[255 * x for x in STD],
     ).eval()
+    for layer in whole.mask_decoder.transformer.layers:
+        for norm in (layer.norm1, layer.norm2, layer.norm3, layer.norm4):
+            norm.eps = o.decoder_norm_eps
     if o.grid[0] != o.grid[1]:  # the original builds squares only, but computes with whatever its tables are
         encoder = whole.image_encoder
         encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, *o.grid, o.dim))
@@ -69,8 +72,7 @@ def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]
     """The endpoints of our models for a normalised image [1, h, w, 3] without prompts, channels last."""
     embeddings = module.image_encoder(torch.from_numpy(np.moveaxis(image, -1, 1).copy()))
     sparse, dense = module.prompt_encoder(None, None, None)
-    module.prompt_encoder.pe_layer.float()  # it makes its grid in float32, also of a model in float64
-    positions = module.prompt_encoder.get_dense_pe().to(embeddings.dtype)
+    positions = dense_positions(module.prompt_encoder)
     masks, iou = module.mask_decoder.predict_masks(embeddings, positions, sparse, dense)
     count = masks.shape[1]
     keep = slice(1, 4) if count == 4 else slice(0, 1) if count == 2 else slice(None)
@@ -80,3 +82,11 @@ def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]
         "low_res_logits": last(masks[:, keep]),
         "iou_predictions": iou[:, keep].numpy(),
     }
+
+
+def dense_positions(prompts: torch.nn.Module) -> torch.Tensor:
+    """As `get_dense_pe`, whose grid is in float32, also of a model in float64."""
+    matrix = prompts.pe_layer.positional_encoding_gaussian_matrix
+    rows, columns = ((torch.arange(n, dtype=matrix.dtype) + 0.5) / n for n in prompts.image_embedding_size)
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return prompts.pe_layer._pe_encoding(torch.stack([x, y], dim=-1)).permute(2, 0, 1)[None]

@@ -1,22 +1,34 @@
 """SAM as transformers computes it."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from convert.config_json import Config
+from convert.originals.transformers_config import described, from_config
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 
 
-def build(model: Model) -> torch.nn.Module:
-    """The whole of SAM; for `sam_seg`, with a mask token for each class."""
-    from transformers import SamConfig, SamModel
-
-    ours = registry.get("models", model.name)(**model.options)
-    o, masks = ours.options, getattr(ours, "num_classes", 4)
+def build(model: Model, source: Config | None = None) -> torch.nn.Module:
+    """The whole of SAM; for `sam_seg`, with a mask token for each class. It is built as `source` describes it, where
+    there is one, at our model's image size."""
+    o = registry.get("models", model.name)(**model.options).options
     if o.grid[0] != o.grid[1]:
         raise ConfigError(f"transformers builds SAM for square images alone, found image_size {o.image_hw}")
-    size = {"image_size": o.image_hw[0], "patch_size": o.patch_size}
+    values = (source or guess(model)).values
+    parts = {name: values.get(name) or {} for name in ("vision_config", "prompt_encoder_config")}
+    own = {name: {**part, "image_size": o.image_hw[0]} for name, part in parts.items()}
+    return from_config("AutoModel", described(source or guess(model), own))
+
+
+def guess(model: Model) -> Config:
+    """As a config.json would describe our model."""
+    ours = registry.get("models", model.name)(**model.options)
+    o, masks = ours.options, getattr(ours, "num_classes", 4)
     vision = {
+        "patch_size": o.patch_size,
         "hidden_size": o.dim,
         "output_channels": o.embed_dim,
         "num_hidden_layers": o.depth,
@@ -25,8 +37,9 @@ def build(model: Model) -> torch.nn.Module:
         "window_size": o.window,
         "global_attn_indexes": list(o.global_blocks),
         "num_pos_feats": o.embed_dim // 2,
+        "layer_norm_eps": o.norm_eps,
     }
-    prompts = {"hidden_size": o.embed_dim, "mask_input_channels": o.mask_channels}
+    prompts = {"patch_size": o.patch_size, "hidden_size": o.embed_dim, "mask_input_channels": o.mask_channels}
     decoder = {
         "hidden_size": o.embed_dim,
         "mlp_dim": o.decoder_mlp_dim,
@@ -34,10 +47,10 @@ def build(model: Model) -> torch.nn.Module:
         "num_attention_heads": o.decoder_heads,
         "num_multimask_outputs": masks - 1,
         "iou_head_hidden_dim": o.iou_dim,
-        "layer_norm_eps": 1e-5,  # as the weights were trained; transformers would have taken 1e-6
+        "layer_norm_eps": o.decoder_norm_eps,
     }
-    config = SamConfig(vision_config=vision | size, prompt_encoder_config=prompts | size, mask_decoder_config=decoder)
-    return SamModel(config).eval()
+    parts = {"vision_config": vision, "prompt_encoder_config": prompts, "mask_decoder_config": decoder}
+    return Config(Path("our model"), {"model_type": "sam", **parts})
 
 
 def outputs(module: torch.nn.Module, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from convert.config_json import THEIRS, Config
+from convert.originals.transformers_config import described, from_config
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 from kdjax.weights import safetensors
@@ -54,33 +56,35 @@ def names_in_files(module: Any) -> dict[str, str]:
     return {name: names[i] for name, i in written.items()}
 
 
-def build(model: Model) -> Published:
-    """In eval mode."""
-    return Published(theirs(model), "segformer." if model.name == "segformer_encoder" else "").eval()
+def build(model: Model, source: Config | None = None) -> Published:
+    """In eval mode; as `source` describes it, where there is one."""
+    encoder = model.name == "segformer_encoder"
+    # a sequence instead of a map is another form of the same numbers
+    settings = described(source or guess(model), {"reshape_last_stage": True})
+    module = from_config("AutoModel" if encoder else "AutoModelForSemanticSegmentation", settings)
+    return Published(module, "segformer." if encoder else "").eval()
 
 
-def theirs(model: Model) -> torch.nn.Module:
-    """A model of transformers."""
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerModel
-
+def guess(model: Model) -> Config:
+    """As a config.json would describe our model."""
     ours = registry.get("models", model.name)(**model.options)
     o, classes = ours.options, getattr(ours, "num_classes", 2)
     if o.mlp_ratio != int(o.mlp_ratio):
         raise ConfigError(f"transformers builds SegFormer with whole mlp_ratio alone, found {o.mlp_ratio}")
-    config = SegformerConfig(
-        hidden_sizes=list(o.dims),
-        depths=list(o.depths),
-        num_attention_heads=list(o.heads),
-        sr_ratios=list(o.reductions),
-        mlp_ratios=[int(o.mlp_ratio)] * len(o.dims),
-        decoder_hidden_size=o.decoder_dim,
-        num_labels=1 if classes == 2 and getattr(ours, "binary_logit", True) else classes,
-        drop_path_rate=o.drop_path,
-        classifier_dropout_prob=o.dropout,
-    )
-    if model.name == "segformer_encoder":
-        return SegformerModel(config)
-    return SegformerForSemanticSegmentation(config)
+    values = {
+        "model_type": "segformer",
+        "hidden_sizes": list(o.dims),
+        "depths": list(o.depths),
+        "num_attention_heads": list(o.heads),
+        "sr_ratios": list(o.reductions),
+        "mlp_ratios": [int(o.mlp_ratio)] * len(o.dims),
+        "hidden_act": THEIRS[o.activation],
+        "decoder_hidden_size": o.decoder_dim,
+        "num_labels": 1 if classes == 2 and getattr(ours, "binary_logit", True) else classes,
+        "drop_path_rate": o.drop_path,
+        "classifier_dropout_prob": o.dropout,
+    }
+    return Config(Path("our model"), values)
 
 
 def outputs(module: Published, image: np.ndarray) -> dict[str, np.ndarray]:

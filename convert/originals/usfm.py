@@ -53,12 +53,12 @@ def relative_position_index(grid: tuple[int, int]) -> torch.Tensor:
 
 
 class Block(nn.Module):
-    def __init__(self, dim, heads, rate, mlp_ratio, qkv_bias, eps, layer_scale, grid):
+    def __init__(self, dim, heads, rate, mlp_ratio, qkv_bias, eps, activation, layer_scale, grid):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qkv_bias, grid)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
         self.gamma_1 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else 1.0
         self.gamma_2 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else 1.0
         self.drop_path = DropPath(rate)
@@ -83,6 +83,7 @@ class Encoder(nn.Module):
         mlp_ratio=4.0,
         qkv_bias=True,
         eps=1e-6,
+        activation="gelu",
         layer_scale=0.1,
         taps=(3, 5, 7, 11),
     ):
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, layer_scale, self.grid) for rate in rates
+            Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation, layer_scale, self.grid) for rate in rates
         )
         self.fc_norm = nn.LayerNorm(dim, eps=eps)
         self.head = nn.Linear(dim, num_classes) if num_classes else None

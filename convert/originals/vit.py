@@ -1,5 +1,6 @@
 """ViT and DeiT in plain PyTorch; attribute names are the keys of timm's checkpoints."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,23 +40,33 @@ class Attention(nn.Module):
         return self.proj((scores.softmax(dim=-1) @ v).transpose(1, 2).reshape(b, n, d))
 
 
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
 class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, activation: str):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, rate: float, mlp_ratio: float, qkv_bias: bool, eps: float):
+    def __init__(self, dim, heads, rate, mlp_ratio, qkv_bias, eps, activation):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation)
         self.drop_path = DropPath(rate)
 
     def forward(self, x):
@@ -89,6 +100,7 @@ class Encoder(nn.Module):
         mlp_ratio=4.0,
         qkv_bias=True,
         eps=1e-6,
+        activation="gelu",
         taps=(),
     ):
         super().__init__()
@@ -100,7 +112,7 @@ class Encoder(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + self.first, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, heads, rate, mlp_ratio, qkv_bias, eps) for rate in rates)
+        self.blocks = nn.ModuleList(Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation) for rate in rates)
         setattr(self, "fc_norm" if pool == "fc_norm" else "norm", nn.LayerNorm(dim, eps=eps))
         if num_classes:
             self.head = nn.Linear(dim, num_classes)
@@ -148,7 +160,7 @@ class Encoder(nn.Module):
 
 def arguments(options: Any) -> dict[str, Any]:
     """Of Encoder, from the options of our model."""
-    names = ("dim", "depth", "heads", "drop_path", "pool", "distilled", "mlp_ratio", "qkv_bias", "taps")
+    names = ("dim", "depth", "heads", "drop_path", "pool", "distilled", "mlp_ratio", "qkv_bias", "activation", "taps")
     same = {name: getattr(options, name) for name in names}
     return same | {"image_size": options.image_hw, "patch": options.patch_size, "eps": options.norm_eps}
 

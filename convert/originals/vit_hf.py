@@ -1,44 +1,54 @@
 """ViT and DeiT as transformers computes them."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from convert.config_json import THEIRS, Config
 from convert.families.vit_hf import in_files
+from convert.originals.transformers_config import described, from_config
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 
 
-def build(model: Model) -> torch.nn.Module:
-    """Its state dict has the names that are in files, whatever the version's modules are called."""
-    import transformers
-
+def build(model: Model, source: Config | None = None) -> torch.nn.Module:
+    """Its state dict has the names that are in files, whatever the version's modules are called. It is built as
+    `source` describes it, where there is one, at our model's image size."""
     ours = registry.get("models", model.name)(**model.options)
     o = ours.options
     if o.pool != "token":
         raise ConfigError(f"transformers' ViT reads the class token, found pool={o.pool!r}")
-    given: dict[str, Any] = {
+    settings = described(source or guess(ours), {"image_size": o.image_hw})
+    settings.taps = list(o.taps)
+    if not ours.num_classes:
+        module = from_config("AutoModel", settings, add_pooling_layer=False)
+    else:
+        kind = "DeiTForImageClassificationWithTeacher" if o.distilled else "ViTForImageClassification"
+        settings.architectures = [kind]
+        module = from_config("AutoModelForImageClassification", settings)
+    module.register_state_dict_post_hook(_as_in_files)
+    module.register_load_state_dict_pre_hook(_as_in_module)
+    return module
+
+
+def guess(ours: Any) -> Config:
+    """As a config.json would describe our model."""
+    o = ours.options
+    values = {
+        "model_type": "deit" if o.distilled else "vit",
         "hidden_size": o.dim,
         "num_hidden_layers": o.depth,
         "num_attention_heads": o.heads,
         "intermediate_size": int(o.dim * o.mlp_ratio),
-        "image_size": o.image_hw,
+        "hidden_act": THEIRS[o.activation],
         "patch_size": o.patch_size,
         "qkv_bias": o.qkv_bias,
         "layer_norm_eps": o.norm_eps,
         "num_labels": ours.num_classes,
     }
-    kind = "DeiT" if o.distilled else "ViT"
-    config = getattr(transformers, f"{kind}Config")(**given)
-    config.taps = list(o.taps)
-    if not ours.num_classes:
-        module = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False)
-    else:
-        module = getattr(transformers, f"{kind}ForImageClassification{'WithTeacher' if o.distilled else ''}")(config)
-    module.register_state_dict_post_hook(_as_in_files)
-    module.register_load_state_dict_pre_hook(_as_in_module)
-    return module.eval()
+    return Config(Path("our model"), values)
 
 
 def _as_in_files(module: torch.nn.Module, state: dict, prefix: str, metadata: dict) -> None:

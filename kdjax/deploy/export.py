@@ -15,7 +15,7 @@ import jraph
 import numpy as np
 
 from kdjax import config
-from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.config import ConfigError, Experiment
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.deploy.predict import Kept, calibrated, chosen, load
@@ -73,7 +73,7 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
         files = {
             "model.safetensors": _safetensors(partial / "model.safetensors", loaded),
             "model.stablehlo": _stablehlo(partial / "model.stablehlo", loaded),
-            **_pytorch(partial, loaded.stage, loaded.whole),
+            **_pytorch(partial, loaded),
             **_keepsake(partial, loaded),
         }
         record = {"stage": name, "weights": str(loaded.path), **signature(loaded), "files": files}
@@ -231,17 +231,18 @@ def _stablehlo(path: Path, loaded: Kept) -> dict:
     }
 
 
-def _pytorch(folder: Path, stage: Stage, variables: dict) -> dict:
+def _pytorch(folder: Path, loaded: Kept) -> dict:
     """A file in the original's names, where there is an original; without PyTorch it is a safetensors."""
     from convert import families
-    from convert.export import export_file, family_of
+    from convert.export import export_file, family_of, loading
 
-    family = family_of(families.all(), stage.model)
+    model = loaded.stage.model
+    family = family_of(families.all(), model)
     if family is None:
         return {}
     name = PYTORCH[0] if importlib.util.find_spec("torch") else PYTORCH[1]
-    count = export_file(family, stage.model, variables, folder / name)
-    how = f"load_state_dict(..., strict=True) of {family.told}"
+    count = export_file(family, model, loaded.whole, folder / name, loaded.about)
+    how = f"{loading(family, folder / name, loaded.about)}; {family.told}"
     return {name: {"bytes": (folder / name).stat().st_size, "how": how, "compared": f"{count} tensors, every bit"}}
 
 

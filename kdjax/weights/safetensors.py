@@ -1,6 +1,7 @@
 """Variables in safetensors files: names such as "params/image_encoder/neck_0/kernel", never anything that is run."""
 
 import difflib
+import errno
 import hashlib
 import json
 import math
@@ -9,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -122,7 +124,7 @@ def stored(path: str | os.PathLike) -> tuple[dict[str, Stored], dict[str, str]]:
     """As `views`, of which nothing is read yet but what the head of the file says."""
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: no such file of weights; check the path")
+        raise WeightsError(f"{path}: {no_file(path)}")
     file = SteadyFile.at(path)
     if not file.size:
         raise WeightsError(f"{path}: the file is empty; fetch or export it again")
@@ -143,6 +145,23 @@ def stored(path: str | os.PathLike) -> tuple[dict[str, Stored], dict[str, str]]:
         found[key] = Stored(tuple(shape), DTYPES[code], file, offset)
         offset += math.prod(shape) * DTYPES[code].itemsize
     return dict(sorted(found.items())), metadata
+
+
+def no_file(path: Path) -> str:
+    """What there is where a file is expected."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "a link that leads back to itself; name the file itself"
+        if path.is_symlink():
+            return f"a link to {os.readlink(path)}, where there is nothing; mend the link or name the file itself"
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            return "no such file of weights; check the path"
+        return f"cannot be looked at ({error.strerror}); check the path and its rights"
+    kinds = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+    kind = next((name for is_kind, name in kinds if is_kind(mode)), "a device")
+    return f"{kind}, expected a file" + ("; write what comes through it to a file first" if kind == "a pipe" else "")
 
 
 def overlay(target: Mapping, source: Mapping, *, skip: tuple[str, ...] = ()) -> dict[str, Any]:

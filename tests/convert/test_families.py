@@ -34,13 +34,17 @@ def sam_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> tor
     return F.interpolate(tensor[None, None], wanted, mode="bilinear", align_corners=False)[0, 0]
 
 
-def vit_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
-    """As DeiT does before it is fine-tuned at another size, and transformers in use; here to 3 x 2."""
+def hf_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...], antialias: bool = False) -> torch.Tensor:
+    """As transformers does in use, and DeiT before it is fine-tuned at another size; here to 3 x 2."""
     first = wanted[1] - 6
     side = math.isqrt(tensor.shape[1] - first)
     image = tensor[:, first:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    image = F.interpolate(image, (3, 2), mode="bicubic", align_corners=False)
+    image = F.interpolate(image, (3, 2), mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([tensor[:, :first], image.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def timm_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
+    return hf_resized(name, tensor, wanted, antialias=True)
 
 
 def beit_resized(name: str, tensor: torch.Tensor, wanted: tuple[int, ...]) -> torch.Tensor:
@@ -76,10 +80,12 @@ class Case:
 TINY: dict[str, Any] = {"variant": "vit_t", "window": 3, "decoder_mlp_dim": 48, "embed_dim": 32}
 TELL = tuple(name for name in TINY if name != "variant")
 SAM: dict[str, Any] = {"given": TELL, "resized": sam_resized}
+HF: dict[str, Any] = {"decoder_norm_eps": 1e-6}
 SMALL: dict[str, Any] = {"dim": 48, "heads": 4, "depth": 2, "taps": (0, 1), "mlp_ratio": 2.0}
 SEG: dict[str, Any] = SMALL | {"depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12, "head_dim": 16}
 DEIT: dict[str, Any] = SMALL | {"variant": "deit_b16_distilled", "image_size": 64, "num_classes": 7}
-VIT: dict[str, Any] = {"given": ("heads",), "resized": vit_resized, "image_size": (48, 32)}
+VIT: dict[str, Any] = {"given": ("heads",), "resized": timm_resized, "image_size": (48, 32)}
+VIT_HF = VIT | {"resized": hf_resized}
 # No shape tells the sides of what is not square, nor the blocks that a segmenter reads.
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
@@ -107,8 +113,12 @@ CASES = {
     "can_gat of four": Case("can_gat", Model("can_gat", **GAT, variant="c_teacher", num_ids=5, num_classes=4)),
     "sam": Case("sam", Model("sam", **TINY, image_size=(40, 64)), image_size=(64, 32), scan=True, **SAM),
     "sam with classes": Case("sam", Model("sam_seg", **TINY, image_size=64, num_classes=3), image_size=96, **SAM),
-    "sam_hf": Case("sam_hf", Model("sam", **TINY, image_size=56), image_size=32, scan=True, **SAM),
-    "sam_hf with classes": Case("sam_hf", Model("sam_seg", **TINY, image_size=40, num_classes=2), image_size=64, **SAM),
+    "sam_hf": Case(
+        "sam_hf", Model("sam", **TINY, image_size=56, decoder_norm_eps=1e-6), image_size=32, scan=True, **SAM
+    ),
+    "sam_hf with classes": Case(
+        "sam_hf", Model("sam_seg", **TINY, image_size=40, num_classes=2, decoder_norm_eps=1e-6), image_size=64, **SAM
+    ),
     "segformer": Case("segformer", Model("segformer", **MIT, mlp_ratio=3.0), ("heads", "image_size")),
     "segformer of two labels": Case(
         "segformer", Model("segformer", **MIT, binary_logit=False), ("heads", "image_size")
@@ -116,7 +126,11 @@ CASES = {
     "segformer encoder": Case("segformer", Model("segformer_encoder", **MIT), ("heads", "image_size", "decoder_dim")),
     "tinyusfm segmenter": Case("tinyusfm", Model("tinyusfm_seg", **SEG, image_size=(112, 80)), ALL_GIVEN, scan=True),
     "tinyusfm of classes": Case(
-        "tinyusfm", Model("tinyusfm_seg", **SEG, image_size=64, num_classes=4), ("heads", "taps"), (48, 32), vit_resized
+        "tinyusfm",
+        Model("tinyusfm_seg", **SEG, image_size=64, num_classes=4),
+        ("heads", "taps"),
+        (48, 32),
+        timm_resized,
     ),
     "tinyusfm nano": Case("tinyusfm", Model("tinyusfm_seg", variant="nano", image_size=48)),
     "tinyusfm classifier": Case(
@@ -129,8 +143,8 @@ CASES = {
     "vit": Case("vit", Model("vit", **SMALL, image_size=64, num_classes=7), scan=True, **VIT),
     "vit distilled": Case("vit", Model("vit", **DEIT), **VIT),
     "vit features": Case("vit", Model("vit", **SMALL, image_size=(32, 80), num_classes=0, pool="fc_norm"), ALL_GIVEN),
-    "vit_hf": Case("vit_hf", Model("vit", **SMALL, image_size=64, num_classes=7, norm_eps=1e-12), scan=True, **VIT),
-    "vit_hf distilled": Case("vit_hf", Model("vit", **DEIT, norm_eps=1e-12), **VIT),
+    "vit_hf": Case("vit_hf", Model("vit", **SMALL, image_size=64, num_classes=7, norm_eps=1e-12), scan=True, **VIT_HF),
+    "vit_hf distilled": Case("vit_hf", Model("vit", **DEIT, norm_eps=1e-12), **VIT_HF),
     "vit_hf features": Case(
         "vit_hf", Model("vit", **SMALL, image_size=(32, 80), num_classes=0, norm_eps=1e-12, qkv_bias=False), ALL_GIVEN
     ),

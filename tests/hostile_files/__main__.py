@@ -66,7 +66,7 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
     random = Random(f"{seed} {number}")
     case = list(VALID.values())[number % len(VALID)]
     kinds = {"tensors": 34, "contents": 10, "pickle": 10, "zip bomb": 3, "bytes": 14, "header": 8, "index": 5}
-    kinds |= {"--set": 8, "weights": 5, "another family": 2, "none": 1}
+    kinds |= {"--set": 8, "weights": 5, "another family": 2, "config.json": 4, "none": 1}
     what = random.choices(list(kinds), list(kinds.values()))[0]
     usual = {"contents": ("zip", "packed zip", "legacy", "Lightning"), "pickle": ("zip",), "zip bomb": ("zip",)}
     usual |= {"header": ("safetensors", "shards"), "index": ("shards", "PyTorch shards"), "weights": ("safetensors",)}
@@ -93,6 +93,9 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
         mutations.header(random, random.choice(files))
     elif what == "index":
         mutations.index(random, next(folder.glob("*.index.json")))
+    elif what == "config.json":
+        kinds = families.get(case.family).model_types or ("vit",)
+        mutations.settings(random, kinds, (path if path.is_dir() else path.parent) / "config.json")
     family = random.choice(families.NAMES) if what == "another family" else case.family
     words = [*case.words, *([mutations.option(random)] if what == "--set" else [])]
     if what != "--set" and random.random() < 0.15:

@@ -361,6 +361,22 @@ def option(random: Random) -> str:
     return f"{random.choice(OPTIONS)}={value!r}".replace(" ", "") if random.random() < 0.9 else "(" * 300
 
 
+SETTINGS = (
+    *("model_type", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "hidden_act"),
+    *("layer_norm_eps", "image_size", "patch_size", "qkv_bias", "num_labels", "id2label", "hidden_sizes", "depths"),
+    *("vision_config", "prompt_encoder_config", "mask_decoder_config", "sr_ratios", "strides", "num_channels", "x"),
+)
+
+
+def settings(random: Random, kinds: tuple[str, ...], path: Path) -> None:
+    """A config.json beside the weights."""
+    told: Any = {"model_type": random.choice(kinds)} | {random.choice(SETTINGS): random.choice(NASTY) for _ in range(2)}
+    for part in random.sample(SETTINGS[14:17], 1):
+        told |= {part: {random.choice(SETTINGS): random.choice(NASTY)}} if random.random() < 0.5 else {}
+    text = json.dumps(random.choice([told] * 9 + [[told], 3]))
+    path.write_text(random.choice([text] * 9 + [text[:-1], "[" * 100_000]))
+
+
 def metadata(random: Random, told: dict[str, str]) -> dict[str, str]:
     """Of a file of kdjax: which model it is for."""
     options = json.loads(told["options"])

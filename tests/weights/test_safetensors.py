@@ -299,9 +299,11 @@ def test_a_damaged_file_is_one_line_of_advice(tmp_path, kind):
     assert "again" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["missing.safetensors", ""])
-def test_no_file(tmp_path, name):
-    with pytest.raises(WeightsError, match="no such file of weights"):
+@pytest.mark.parametrize(
+    ("name", "said"), [("missing.safetensors", "no such file of weights"), ("", "a folder, expected a file")]
+)
+def test_no_file(tmp_path, name, said):
+    with pytest.raises(WeightsError, match=said):
         weights.load(tmp_path / name)
 
 

@@ -6,6 +6,7 @@ import jraph
 from jaxtyping import Array, Float, Int
 
 from kdjax.models.graphs.pooling import graph_max, graph_mean
+from kdjax.models.layers.precision import at_least_float32
 
 
 def node_errors(
@@ -19,8 +20,8 @@ def node_errors(
     largest feature and neighbour error, and the share of wrong ids.
     """
     x, ids = graphs.nodes["x"], graphs.nodes["id"]
-    squares = jnp.square(features.astype(jnp.float32) - x).mean(axis=-1)
-    logits, neighbours = id_logits.astype(jnp.float32), neighbour_logits.astype(jnp.float32)
+    squares = jnp.square(at_least_float32(features) - x).mean(axis=-1)
+    logits, neighbours = at_least_float32(id_logits), at_least_float32(neighbour_logits)
     own = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
     missed = jax.nn.logsumexp(logits, axis=-1) - own
     sent = sent_to(ids, graphs.senders, graphs.receivers, logits.shape[-1])

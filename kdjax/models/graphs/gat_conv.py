@@ -1,7 +1,7 @@
 """Graph attention as PyTorch Geometric computes it: GAT (arXiv 1710.10903) and GATv2 (arXiv 2105.14491).
 
 Parameters have PyG's names and shapes: `lin/kernel`, `att_src`, `att_dst`, `bias`; in GATv2 `lin_l`, `lin_r`, `att`,
-`bias`. Messages flow from senders to receivers and are weighed and summed in float32.
+`bias`. Messages flow from senders to receivers and are weighed and summed in float32 at least.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ import jraph
 from jaxtyping import Array, Float, Int
 
 from kdjax.models.layers.dense import dense
+from kdjax.models.layers.precision import at_least_float32
 
 GLOROT = nn.initializers.glorot_uniform()
 
@@ -128,12 +129,12 @@ def propagate(
     the weights after the softmax.
     """
     n = values.shape[0]  # which has no number in an export
-    values, links = values.astype(jnp.float32), links.astype(jnp.float32)
+    values, links = at_least_float32(values), at_least_float32(links)
     if own is not None:
         links = jnp.where((senders != receivers)[:, None], links, -jnp.inf)
     top = jraph.segment_max(jax.lax.stop_gradient(links), receivers, n)
     if own is not None:
-        own = own.astype(jnp.float32)
+        own = at_least_float32(own)
         top = jnp.maximum(top, jax.lax.stop_gradient(own))
     top = jnp.where(jnp.isfinite(top), top, 0)  # nothing reaches the node
     weights = jnp.exp(links - top[receivers])

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float, Int
 
+from kdjax.models.layers.precision import at_least_float32
+
 
 def graph_of_node(graphs: jraph.GraphsTuple) -> Int[Array, " n"]:
     n = jax.tree.leaves(graphs.nodes)[0].shape[0]  # which has no number in an export
@@ -13,7 +15,7 @@ def graph_of_node(graphs: jraph.GraphsTuple) -> Int[Array, " n"]:
 
 def graph_mean(x: Float[Array, "n d"], graphs: jraph.GraphsTuple) -> Float[Array, "g d"]:
     # Divided by n_node, which spares the sum of ones that jraph.segment_mean takes.
-    total = jraph.segment_sum(x.astype(jnp.float32), graph_of_node(graphs), graphs.n_node.shape[0])
+    total = jraph.segment_sum(at_least_float32(x), graph_of_node(graphs), graphs.n_node.shape[0])
     return (total / jnp.maximum(graphs.n_node, 1)[:, None]).astype(x.dtype)
 
 

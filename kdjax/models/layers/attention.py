@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdjax.models.layers.precision import at_least_float32, wide_dtype
+
 SCORES_AT_ONCE = 2**19  # on a CPU, where 2 MiB of float32 scores are still in the cache when they are used
 QUERIES_AT_ONCE = 128
 
@@ -20,7 +22,7 @@ def attention(
     *,
     bias: Float[Array, "heads n m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
-    """softmax(query · key / sqrt(d) + bias) · value; scores and softmax in float32.
+    """softmax(query · key / sqrt(d) + bias) · value; scores and softmax in float32 at least.
 
     The bias is `bias`, for each head the same in all examples, or that of key (i, j) of a kh × kw grid, in row-major
     order, is rows[..., i] + columns[..., j].
@@ -49,14 +51,14 @@ def _by_head(x: Float[Array, "b n heads d"]) -> Float[Array, "g n d"]:
 def _one_query(of_query: tuple[Array, ...], key: Float[Array, "m d"], value: Float[Array, "m d"]) -> Float[Array, "d"]:
     """The answer to one scaled query of one head: (query,), (query, bias) or (query, rows, columns)."""
     query, *bias = of_query
-    bias = [x.astype(jnp.float32) for x in bias]
-    scores = jnp.dot(key, query, preferred_element_type=jnp.float32)
+    bias = [at_least_float32(x) for x in bias]
+    scores = jnp.dot(key, query, preferred_element_type=wide_dtype(query))
     if len(bias) == 1:
         scores += bias[0]
     elif bias:
         scores += (bias[0][:, None] + bias[1][None, :]).reshape(-1)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max()))
-    out = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=wide_dtype(value))
     return (out / weights.sum()).astype(value.dtype)
 
 

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdjax.models.layers.precision import at_least_float32
+
 
 @jax.custom_vjp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """As `jax.nn.gelu(approximate=False)`, but keeps only x for the gradient, where that keeps three arrays."""
-    wide = x.astype(jnp.float32)
+    wide = at_least_float32(x)
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
@@ -19,7 +21,7 @@ def _forward(x):
 
 
 def _backward(x, gradient):
-    wide = x.astype(jnp.float32)
+    wide = at_least_float32(x)
     # Written with erfc so that XLA does not recognise the erf above and keep it from there to here.
     cumulative = 0.5 * jax.lax.erfc(wide * -math.sqrt(0.5))
     density = jnp.exp(-0.5 * wide * wide) / math.sqrt(2 * math.pi)

@@ -16,13 +16,13 @@ from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
 from kdjax.models.inputs import ImageInput
+from kdjax.models.layers.activation import ACTIVATIONS, activation_faults
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.batch_norm import BatchNorm
 from kdjax.models.layers.conv1x1 import Conv1x1
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.depthwise import depthwise
 from kdjax.models.layers.droppath import drop_path
-from kdjax.models.layers.gelu import gelu
 from kdjax.models.layers.resize import resize
 from kdjax.models.options import options_of
 
@@ -60,6 +60,7 @@ class Options:
     heads: tuple[int, ...] = (1, 2, 5, 8)
     reductions: tuple[int, ...] = (8, 4, 2, 1)  # so many times fewer rows and columns that attention reads
     mlp_ratio: float = 4.0
+    activation: str = "gelu"  # of the MLPs
     image_size: int = 512  # pixels a side that images are resized to; the model itself takes any size
     drop_path: float = 0.1  # the last block's chance to be skipped; it grows linearly from 0 at the first
     dropout: float = 0.1  # before the last convolution
@@ -79,6 +80,7 @@ class Options:
         for name in ("drop_path", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 faults.append(f"{name}: expected a rate in [0, 1), found {getattr(self, name)}")
+        faults += activation_faults(self.activation)
         if faults:
             raise ConfigError("SegFormer cannot be built:\n  " + "\n  ".join(faults))
 
@@ -268,7 +270,7 @@ class MixFfn(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         o = self.options
         y = _dense(o, int(x.shape[-1] * o.mlp_ratio), "dense1")(x)
-        y = gelu(Neighbours(o, name="dwconv")(y))
+        y = ACTIVATIONS[o.activation](Neighbours(o, name="dwconv")(y))
         return _dense(o, x.shape[-1], "dense2")(y)
 
 

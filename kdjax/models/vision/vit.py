@@ -15,9 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from kdjax.config import ConfigError, nearest
 from kdjax.models.inputs import ImageInput, PatchOptions
+from kdjax.models.layers.activation import ACTIVATIONS, activation_faults
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.droppath import drop_path
+from kdjax.models.layers.precision import at_least_float32
 from kdjax.models.options import options_of
 
 POOLS = ("token", "mean", "fc_norm")
@@ -78,6 +80,7 @@ class Options(PatchOptions):
     pool: str = "token"
     distilled: bool = False  # DeiT: a second token, with a head of its own, that learns from the teacher
     norm_eps: float = 1e-6  # as in timm; Hugging Face's ViT has 1e-12
+    activation: str = "gelu"  # of the MLPs
     drop_path: float = 0.0  # the last block's chance to be skipped; it grows linearly from 0 at the first
     dtype: Any = "float32"  # of the computation; parameters stay float32
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
@@ -97,7 +100,7 @@ class Options(PatchOptions):
             faults.append("distilled: expected absolute positions and pool='token', for both heads read their tokens")
         if not 0 <= self.drop_path < 1:
             faults.append(f"drop_path: expected a rate in [0, 1), found {self.drop_path}")
-        return faults
+        return faults + activation_faults(self.activation)
 
 
 class Vit(nn.Module):
@@ -214,9 +217,13 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         o = self.options
         y = _dense(o, int(o.dim * o.mlp_ratio), "fc1")(x)
-        # The exact GELU, written out: its slope is kept, not computed anew, which at this width is the faster way.
-        wide = y.astype(jnp.float32)
-        return _dense(o, o.dim, "fc2")((0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(y.dtype))
+        return _dense(o, o.dim, "fc2")(_gelu(y) if o.activation == "gelu" else ACTIVATIONS[o.activation](y))
+
+
+def _gelu(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    """The exact GELU, written out: its slope is kept, not computed anew, which at this width is the faster way."""
+    wide = at_least_float32(x)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def relative_positions(grid: tuple[int, int]) -> Int[np.ndarray, "n n"]:

@@ -85,9 +85,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w d"]) -> Float[Array, "b h w d"]:
         o = self.options
-        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm1")(x)
+        y = nn.LayerNorm(epsilon=o.norm_eps, use_fast_variance=False, dtype=o.dtype, name="norm1")(x)
         x = x + Attention(o, 0 if self.everywhere else o.window, name="attn")(y)
-        y = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, dtype=o.dtype, name="norm2")(x)
+        y = nn.LayerNorm(epsilon=o.norm_eps, use_fast_variance=False, dtype=o.dtype, name="norm2")(x)
         return x + Mlp(int(o.dim * o.mlp_ratio), gelu, dtype=o.dtype, name="mlp")(y)
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.gelu import gelu
+from kdjax.models.layers.precision import at_least_float32
 from kdjax.models.vision.sam.image_encoder import Mlp
 from kdjax.models.vision.sam.options import SamOptions
 from kdjax.models.vision.sam.prompt_encoder import learned
@@ -49,7 +50,7 @@ class MaskDecoder(nn.Module):
         ]
         logits = jnp.einsum("phwc,pmc->phwm", gelu(x), jnp.stack(networks[first:past], axis=1))
         iou = Head((o.iou_dim, o.iou_dim, self.masks), dtype=o.dtype, name="iou_prediction_head")(tokens[:, 0])
-        return logits.astype(jnp.float32), iou[:, first:past].astype(jnp.float32)
+        return at_least_float32(logits), at_least_float32(iou[:, first:past])
 
 
 class TwoWayTransformer(nn.Module):
@@ -84,7 +85,7 @@ class TwoWayBlock(nn.Module):
         o = self.options
 
         def norm(name: str, x):
-            return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, dtype=o.dtype, name=name)(x)
+            return nn.LayerNorm(epsilon=o.decoder_norm_eps, use_fast_variance=False, dtype=o.dtype, name=name)(x)
 
         attend = CrossAttention(o, downsample=1, name="self_attn")
         if self.first:

@@ -24,11 +24,13 @@ class SamOptions(PatchOptions):
     std: tuple[float, ...] = STD
     window: int = 14  # side in patches
     mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6  # of the image encoder's blocks
     embed_dim: int = 256  # channels of the image embeddings, prompts and mask tokens
     mask_channels: int = 16  # hidden channels of the mask prompt's encoder
     decoder_depth: int = 2
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
+    decoder_norm_eps: float = 1e-5  # of its layers; Hugging Face's SAM has 1e-6
     iou_dim: int = 256  # hidden width of the head that predicts each mask's IoU
     dtype: Any = "float32"  # of the computation; parameters stay float32
     # Recompute each encoder block in the backward pass: less memory, more time. On a CPU only together with scan, for

@@ -1,0 +1,29 @@
+"""A model of transformers as the config.json beside its weights describes it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from convert.config_json import Config
+from convert.family import ConvertError
+
+
+def described(config: Config, own: Mapping[str, Any]) -> Any:
+    """transformers' config object; `own` is put over what the file says. Code that the file names is not looked at."""
+    from transformers import AutoConfig
+
+    values = {name: x for name, x in config.values.items() if name not in ("auto_map", "model_type", "torch_dtype")}
+    values = {name: x for name, x in values.items() if name != "dtype" and not name.startswith("_")}
+    try:
+        return AutoConfig.for_model(config.values["model_type"], **{**values, **own})
+    except Exception as error:  # transformers checks a value when it meets it, with errors of many kinds
+        raise ConvertError(f"{config.path}: transformers does not take it: {error}") from error
+
+
+def from_config(kind: str, settings: Any, **options: Any) -> Any:
+    """A module of the class that transformers has for it: "AutoModel", "AutoModelForImageClassification" ..."""
+    import transformers
+
+    try:
+        return getattr(transformers, kind).from_config(settings, trust_remote_code=False, **options).float().eval()
+    except Exception as error:  # as above
+        raise ConvertError(f"transformers builds no {settings.model_type} of these settings: {error}") from error

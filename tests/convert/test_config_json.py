@@ -1,0 +1,183 @@
+"""What a config.json beside the weights says is followed, checked against the tensors, or refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from convert import families, verify
+from convert.__main__ import main
+from convert.family import Converted, ConvertError, build, fit
+from convert.onto import read
+from convert.sources import SourceError, open_source
+from kdjax.config import Model
+from tests.support.quick import QUICK
+
+VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 48}
+VIT |= {"image_size": 32, "num_labels": 3, "hidden_act": "relu", "layer_norm_eps": 1e-3}
+MIT = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [2, 4, 6, 16]}
+MIT |= {"sr_ratios": [4, 2, 2, 1], "mlp_ratios": [2, 2, 2, 2], "decoder_hidden_size": 12, "num_labels": 3}
+MIT |= {"hidden_act": "gelu_new"}
+SIZE = {"image_size": 40, "patch_size": 8}
+SAM = {
+    "vision_config": SIZE
+    | {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "output_channels": 32}
+    | {"window_size": 3, "global_attn_indexes": [1], "mlp_dim": 96, "num_pos_feats": 16, "layer_norm_eps": 1e-4},
+    "prompt_encoder_config": SIZE | {"hidden_size": 32, "mask_input_channels": 8},
+    "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 48, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
+}
+MODELS = {
+    "vit_hf": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
+    "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**MIT)),
+    "sam_hf": lambda: transformers.SamModel(transformers.SamConfig(**SAM)),
+}
+TOLD = {
+    "vit_hf": {"heads": 6, "activation": "relu", "norm_eps": 1e-3, "image_hw": (32, 32)},
+    "segformer": {"heads": (2, 4, 6, 16), "activation": "gelu_tanh", "dims": (8, 16, 24, 32)},
+    "sam_hf": {"heads": 4, "norm_eps": 1e-4, "decoder_heads": 2, "decoder_norm_eps": 1e-6, "global_blocks": (1,)},
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """name -> what transformers saves, with weights that leave nothing at zero."""
+    made = {}
+    for name, make in MODELS.items():
+        torch.manual_seed(0)
+        module, made[name] = make(), tmp_path_factory.mktemp(name)
+        with torch.no_grad():
+            for key, x in module.state_dict().items():
+                if x.is_floating_point():
+                    x.copy_(torch.rand(x.shape) if key.endswith("var") else 0.3 * torch.randn(x.shape))
+        module.save_pretrained(made[name])
+    return made
+
+
+def copied(folder: Path, into: Path, **changed: Any) -> Path:
+    """The folder with another config.json."""
+    (into / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in changed.items():
+        part, _, inner = name.rpartition("__")
+        (config[part] if part else config)[inner] = value
+    (into / "config.json").write_text(json.dumps(config))
+    return into
+
+
+def converted(name: str, folder: Path, **options: Any) -> Converted:
+    return fit(families.get(name), open_source(folder), options)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_options_are_the_configs(folders, name):
+    found = converted(name, folders[name])
+    options = build(found.model).options
+    assert {option: getattr(options, option) for option in TOLD[name]} == TOLD[name]
+    assert not found.assumed.keys() & TOLD[name].keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("vit_hf", {"heads": 3}),
+        pytest.param("segformer", {"heads": (1, 2, 3, 4)}, marks=pytest.mark.long),
+        pytest.param("sam_hf", {"decoder_norm_eps": 1e-5}, marks=pytest.mark.long),
+    ],
+)
+def test_the_original_is_built_by_the_config_and_not_by_our_guess(folders, name, wrong):
+    found = converted(name, folders[name])
+    arrays, variables = verify.original_tensors(found), read(found.variables)
+
+    def compared(model: Model) -> verify.Difference:
+        return verify.worst(verify.verify(found.family, model, arrays, variables, QUICK, found.config))
+
+    assert compared(found.model).same
+    assert not compared(converted(name, folders[name], **wrong).model).same
+
+
+def test_without_a_config_what_no_tensor_tells_is_assumed(folders, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((folders["vit_hf"] / "model.safetensors").read_bytes())
+    found = converted("vit_hf", tmp_path, heads=3)
+    assert found.config is None
+    assert found.assumed == {"norm_eps": 1e-12, "activation": "gelu", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    (tmp_path / "config.json").write_text('{"stages": {}}')  # of something else
+    assert converted("vit_hf", tmp_path, heads=3).assumed == found.assumed
+
+
+def test_options_given_by_hand_come_last(folders):
+    assert build(converted("vit_hf", folders["vit_hf"], heads=3).model).options.heads == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "said"),
+    [
+        ("vit_hf", {"hidden_act": "mish"}, 'hidden_act: kdjax has gelu, .*, found "mish"'),
+        ("vit_hf", {"num_hidden_layers": 4}, "num_hidden_layers: the tensors have 2, found 4"),
+        ("vit_hf", {"image_size": 64}, "image_size: the tensors have 32, found 64"),
+        ("vit_hf", {"patch_size": [16, 8]}, r"patch_size: the tensors have 16, found \[16, 8\]"),
+        ("vit_hf", {"num_attention_heads": "six"}, 'num_attention_heads: expected a value such as 12, found "six"'),
+        ("vit_hf", {"layer_norm_eps": -1}, "layer_norm_eps: expected a value such as 1e-12, found -1"),
+        ("vit_hf", {"id2label": {"0": "a"}}, "id2label: the tensors have 3 labels, found 1"),
+        ("segformer", {"strides": [4, 2, 2, 1]}, r"strides: kdjax computes it as \[4, 2, 2, 2\] alone"),
+        ("segformer", {"mlp_ratios": [2, 2, 4, 2]}, "mlp_ratios: the tensors have"),
+        ("sam_hf", {"mask_decoder_config__hidden_act": "gelu"}, r'mask_decoder_config\.hidden_act: .*as "relu" alone'),
+        ("sam_hf", {"vision_config__window_size": 2**30}, r"vision_config\.window_size, .*windows of \[3, 5\]"),
+        ("sam_hf", {"vision_config": [1]}, "vision_config: expected a value such as {}"),
+        ("sam_hf", {"mask_decoder_config__attention_downsample_rate": 4}, "attention_downsample_rate"),
+    ],
+)
+def test_what_our_model_cannot_say_is_refused_by_name(folders, name, changed, said, tmp_path):
+    with pytest.raises(SourceError, match=said):
+        converted(name, copied(folders[name], tmp_path, **changed))
+
+
+def test_a_config_of_another_model_is_refused(folders, tmp_path, capsys):
+    folder = copied(folders["vit_hf"], tmp_path, model_type="dinov2")
+    with pytest.raises(ConvertError, match="says model_type 'dinov2', expected 'vit' or 'deit'"):
+        converted("vit_hf", folder)
+    assert main(["inspect", str(folder)]) == 0
+    assert "model_type 'dinov2'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"model_type": "vit", "a": ' + "[" * 100_000])
+def test_a_config_that_is_no_json_is_refused(folders, text, tmp_path):
+    copied(folders["vit_hf"], tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SourceError, match=r"config\.json: no whole JSON file"):
+        converted("vit_hf", tmp_path)
+
+
+def test_code_that_a_config_names_is_not_looked_at(folders, tmp_path, capsys):
+    """Of `auto_map` transformers would import a module of the folder, if it was trusted."""
+    folder = copied(folders["vit_hf"], tmp_path, auto_map={"AutoConfig": "own.Config", "AutoModel": "own.Model"})
+    (folder / "own.py").write_text("raise SystemExit('code was run')")
+    dst = tmp_path / "w.safetensors"
+    assert main(["vit_hf", "--src", str(folder), "--dst", str(dst)]) == 0
+    assert main(["verify", "vit_hf", "--src", str(folder), "--weights", str(dst)]) == 0
+    assert f"the original is built as {folder / 'config.json'} describes it" in capsys.readouterr().out
+
+
+def test_normalisation_is_the_preprocessors(folders, tmp_path):
+    folder = copied(folders["vit_hf"], tmp_path)
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1]})
+    )
+    options = build(converted("vit_hf", folder).model).options
+    assert (options.mean, options.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2], "image_std": ["x", 1, 1]}))
+    assert set(converted("vit_hf", folder).assumed) == {"mean", "std"}
+
+
+def test_half_precision_is_told_as_cast(folders, tmp_path):
+    """The original is built in float32 whatever the config says, of tensors in float32."""
+    folder = copied(folders["vit_hf"], tmp_path, torch_dtype="bfloat16", dtype="bfloat16")
+    module = transformers.ViTForImageClassification.from_pretrained(folder).bfloat16()
+    module.save_pretrained(folder)
+    found = converted("vit_hf", folder)
+    assert len(found.cast) == len(found.tensors)
+    variables = {"params": found.variables["params"]}
+    arrays = verify.original_tensors(found)
+    assert verify.worst(verify.verify(found.family, found.model, arrays, read(variables), QUICK, found.config)).same
