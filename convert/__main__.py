@@ -103,10 +103,10 @@ def run_inspect(args: argparse.Namespace) -> int:
     source = open_source(args.src)
     print(describe(source))
     alike = [resemblance(family, source) for family in nearest(source).values()]
-    texts = [text for text, fits in alike if fits] or [text for text, _ in alike]
-    for text in texts or ["no family that kdjax knows: none has half of these names"]:
-        print(f"\n{text}")
-    if len(texts) > 1:  # ViTs are of several families
+    fitting = [text for text, fits in alike if fits]
+    texts = fitting or [text for text, _ in alike] or ["no family that kdjax knows: none has half of these names"]
+    print("", *texts, sep="\n")
+    if len(fitting) > 1:  # ViTs are of several families
         print("\nThese families fit equally; no tensor tells which. Where the file comes from does.")
     return 0
 

@@ -159,15 +159,13 @@ def fit(
         configured = family.configured(config, shapes) if config and family.configured else {}
     except (KeyError, IndexError, ConvertError, ConfigError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        if misshapen:
-            why = "\n  ".join([f"{len(misshapen)} tensors have shapes that they cannot have:", *misshapen.values()])
-        raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
+        raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen) or why}") from error
     model = Model(model.name, **{**model.options, **configured, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
-        given = " ".join(f"{name}=..." for name in untold)
-        raise ConvertError(
-            f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{family.hint(shapes)}"
-        )
+        if misshapen:
+            raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen)}")
+        given, hint = " ".join(f"{name}=..." for name in untold), family.hint(shapes)
+        raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{hint}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
     ours = build(model).options
@@ -196,6 +194,11 @@ def _misshapen(family: Family, shapes: Shapes) -> dict[str, str]:
             axes = " or ".join(map(str, sorted(expected)))
             found[name] = f"shape of {name}: expected {axes} axes, none of length 0, found {list(shape)}"
     return found
+
+
+def _cannot(misshapen: Mapping[str, str]) -> str:
+    head = f"{len(misshapen)} tensors have shapes that they cannot have:"
+    return "\n  ".join([head, *misshapen.values()]) if misshapen else ""
 
 
 def _checked(

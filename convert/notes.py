@@ -35,20 +35,21 @@ def assumption(converted: Converted) -> Iterator[str]:
 
 def record(converted: Converted) -> dict[str, str]:
     """For the metadata of the written file: what was assumed, and what an export needs that is in no leaf."""
-    counters = {name: int(converted.tensors[name].read()) for name in _counters(converted)}
-    told = {"assumed": settings(converted.assumed), COUNTERS: json.dumps(counters) if any(counters.values()) else ""}
-    return {name: text for name, text in told.items() if text}
+    counts = counters(converted)
+    entries = {"assumed": settings(converted.assumed), COUNTERS: json.dumps(counts) if any(counts.values()) else ""}
+    return {name: text for name, text in entries.items() if text}
 
 
 def equals(converted: Converted, source: Source) -> Iterator[str]:
     """Other families that all tensors fit too, and compute something else."""
-    for name, other in nearest(source).items():
-        if other != converted.family and other.likeness_of(source) == converted.family.likeness_of(source):
-            try:
-                twin = fit(other, source)
-            except (ConvertError, SourceError, ConfigError):
-                continue
-            yield f"WARNING, {name} fits these tensors equally, as {told(twin.model)}, and assumes {_assumed(twin)}"
+    alike = nearest(source)
+    for name in alike.keys() - {converted.family.name} if converted.family.name in alike else ():
+        try:
+            twin = fit(alike[name], source)
+        except (ConvertError, SourceError, ConfigError):
+            continue
+        assumed = settings(twin.assumed) or "nothing"
+        yield f"WARNING, {name} fits these tensors equally, as {told(twin.model)}, and assumes {assumed}"
 
 
 def nearest(source: Source) -> Mapping[str, Family]:
@@ -69,13 +70,11 @@ def not_numbers(converted: Converted) -> list[str]:
     return found
 
 
-def _counters(converted: Converted) -> list[str]:
+def counters(converted: Converted) -> dict[str, int]:
+    """How many batches each batch norm of the source had counted."""
     names = [name for slot in converted.slots for name in slot.beside if name.endswith(f".{COUNTERS}")]
-    return [name for name in names if name in converted.tensors and converted.tensors[name].shape == ()]
-
-
-def _assumed(converted: Converted) -> str:
-    return settings(converted.assumed) or "nothing"
+    found = {name: converted.tensors[name] for name in names if name in converted.tensors}
+    return {name: int(x.read()) for name, x in found.items() if x.shape == () and x.dtype.kind in "iu"}
 
 
 def _listed(what: str, names: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ import numpy as np
 from convert.config_json import Config
 from convert.example import example
 from convert.family import Converted, ConvertError, Family, build
+from convert.sources import plain
 from kdjax.config import Model
 
 TOLERANCE = 1e-5  # in float32, relative to the largest value of an endpoint
@@ -45,7 +46,7 @@ class Difference:
 
     @property
     def allowed_exact(self) -> float:
-        return max(EXACT, LOSS * self.rounding)
+        return max(EXACT, LOSS * min(1.0, self.rounding))
 
     @property
     def excess(self) -> float:
@@ -109,7 +110,7 @@ def verify(
             absolute,
             relative,
             exact=_compared(name, found[name], exact[name])[1],
-            rounding=_compared(name, expected[name], exact[name])[1],
+            rounding=max(filter(np.isfinite, [_compared(name, expected[name], exact[name])[1]]), default=0.0),
             spread=spread,
             no_numbers=no_numbers,
         )
@@ -128,7 +129,7 @@ def remarks(found: list[Difference], config: Config | None, assumed: str) -> Ite
     if config:
         yield f"the original is built as {config.path} describes it"
     elif assumed:
-        yield f"both sides assume {assumed}: the tensors do not tell it, and this comparison does not prove it"
+        yield f"both sides assume {plain(assumed)}: the tensors do not tell it, and this comparison does not prove it"
     exact = max(one.exact for one in found)
     yield f"the same: within {max(one.relative for one in found):.0e} in float32, {exact:.0e} in float64"
 

@@ -110,7 +110,7 @@ def refuse_others(shapes: Shapes) -> None:
     """Transformers that have ViT's names and others beside them."""
     for pattern, what, whose in BEYOND:
         if found := next((name for name in shapes if re.fullmatch(pattern, name)), None):
-            raise ConvertError(f"it has {what}, as {whose} have, and kdjax's ViT has not: {found}; {ELSE}")
+            raise ConvertError(f"it has {what}, as in {whose}, which kdjax's ViT has not: {found}; {ELSE}")
 
 
 def hint(shapes: Shapes) -> str:

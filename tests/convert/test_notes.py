@@ -120,9 +120,9 @@ def other(tensors: dict, **changed: tuple[int, ...] | None) -> dict[str, torch.T
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"blocks__0__ls1__gamma": (192,), "blocks__0__ls2__gamma": (192,)}, "LayerScale, as DINOv2 and DeiT-3 have"),
-        ({"blocks__0__gamma_1": (192,), "pos_embed": (1, 4, 192)}, "LayerScale, as DINOv2 and DeiT-3 have"),
-        ({"reg_token": (1, 4, 192)}, "register tokens, as DINOv2 have"),
+        ({"blocks__0__ls1__gamma": (192,), "blocks__0__ls2__gamma": (192,)}, "LayerScale, as in DINOv2 and DeiT-3"),
+        ({"blocks__0__gamma_1": (192,), "pos_embed": (1, 4, 192)}, "LayerScale, as in DINOv2 and DeiT-3"),
+        ({"reg_token": (1, 4, 192)}, "register tokens, as in DINOv2"),
     ],
 )
 @pytest.mark.parametrize("family", ["vit", "tinyusfm"])

@@ -62,8 +62,7 @@ def with_epsilon(build: Callable, norm: str, eps: float) -> Callable:
     return built
 
 
-@pytest.mark.parametrize("steepness", [1, 10])
-@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+@pytest.mark.parametrize(("steepness", "eps"), [(1, 1e-5), (1, 1e-3), (10, 1e-5)])
 def test_a_single_wrong_epsilon_is_caught(steepness, eps, monkeypatch):
     """Of each layer norm of the original in turn."""
     _, state, variables = drawn(steepness)

@@ -411,6 +411,9 @@ def test_what_is_exported_scores_alike(run, logs, stage):
     told = json.loads((folder / "signature.json").read_text())
     assert {file.name for file in folder.iterdir()} == {*told["files"], "signature.json"}
     assert ("model.pth" in told["files"]) == (stage != "fusion")
+    if stage != "fusion":
+        kept = open_source(folder / "model.pth").extras
+        assert kept == {"threshold": float(safetensors.views(folder / "model.safetensors")[1]["threshold"])}
     ours, cutting = detector(run, stage)
     assert Cutting.load(folder / KEEPSAKE) == cutting
     graphs, _ = next(cutting([logs[0]]))

@@ -68,6 +68,8 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
     kinds = {"tensors": 34, "contents": 10, "pickle": 10, "zip bomb": 3, "bytes": 14, "header": 8, "index": 5}
     kinds |= {"--set": 8, "weights": 5, "another family": 2, "config.json": 4, "none": 1}
     what = random.choices(list(kinds), list(kinds.values()))[0]
+    if what == "config.json":
+        case = random.choice([case for case in VALID.values() if families.get(case.family).model_types])
     usual = {"contents": ("zip", "packed zip", "legacy", "Lightning"), "pickle": ("zip",), "zip bomb": ("zip",)}
     usual |= {"header": ("safetensors", "shards"), "index": ("shards", "PyTorch shards"), "weights": ("safetensors",)}
     container = random.choice(usual.get(what, tuple(CONTAINERS)))
@@ -94,8 +96,9 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
     elif what == "index":
         mutations.index(random, next(folder.glob("*.index.json")))
     elif what == "config.json":
-        kinds = families.get(case.family).model_types or ("vit",)
-        mutations.settings(random, kinds, (path if path.is_dir() else path.parent) / "config.json")
+        mutations.settings(
+            random, families.get(case.family).model_types, (path if path.is_dir() else path.parent) / "config.json"
+        )
     family = random.choice(families.NAMES) if what == "another family" else case.family
     words = [*case.words, *([mutations.option(random)] if what == "--set" else [])]
     if what != "--set" and random.random() < 0.15:
