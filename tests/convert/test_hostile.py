@@ -20,7 +20,7 @@ from kdjax.weights import safetensors
 from kdjax.weights.files import SteadyFile
 from tests.convert.test_families import tensor
 from tests.hostile_files.__main__ import run, table
-from tests.hostile_files.mutations import BOMBS
+from tests.hostile_files.bombs import BOMBS
 from tests.hostile_files.valid import CONTAINERS, VALID, zipped
 
 FAMILY = families.get("can_gat")

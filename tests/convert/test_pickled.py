@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from convert.pickled import OPERATIONS, Pickle, PickleFault, Strange
-from tests.hostile_files.mutations import BOMBS
+from tests.hostile_files.bombs import BOMBS
 
 
 def told(content: bytes) -> tuple[Any, list[str]]:

@@ -57,6 +57,17 @@ class Result:
     faults: list[str] = field(default_factory=list)
 
 
+KINDS = {"tensors": 34, "contents": 10, "pickle": 10, "zip bomb": 3, "bytes": 14, "header": 8, "index": 5, "--set": 8}
+KINDS |= {"weights": 5, "config.json": 4, "another family": 2, "none": 1}  # of mutations: how many of a hundred or so
+IN = {  # the containers that a kind of mutation is of, where it is not of all
+    "contents": ("zip", "packed zip", "legacy", "Lightning"),
+    "pickle": ("zip",),
+    "zip bomb": ("zip",),
+    "header": ("safetensors", "shards"),
+    "index": ("shards", "PyTorch shards"),
+}
+
+
 def prepare(number: int, seed: int, folder: Path) -> Attempt:
     """The file of this number."""
     from convert import families
@@ -64,45 +75,21 @@ def prepare(number: int, seed: int, folder: Path) -> Attempt:
     from tests.hostile_files.valid import CONTAINERS, VALID
 
     random = Random(f"{seed} {number}")
-    case = list(VALID.values())[number % len(VALID)]
-    kinds = {"tensors": 34, "contents": 10, "pickle": 10, "zip bomb": 3, "bytes": 14, "header": 8, "index": 5}
-    kinds |= {"--set": 8, "weights": 5, "another family": 2, "config.json": 4, "none": 1}
-    what = random.choices(list(kinds), list(kinds.values()))[0]
+    case, what = list(VALID.values())[number % len(VALID)], random.choices(list(KINDS), list(KINDS.values()))[0]
     if what == "config.json":
         case = random.choice([case for case in VALID.values() if families.get(case.family).model_types])
-    usual = {"contents": ("zip", "packed zip", "legacy", "Lightning"), "pickle": ("zip",), "zip bomb": ("zip",)}
-    usual |= {"header": ("safetensors", "shards"), "index": ("shards", "PyTorch shards"), "weights": ("safetensors",)}
-    container = random.choice(usual.get(what, tuple(CONTAINERS)))
-    content: Any = dict(case.state)
     if what == "weights":
         return _weights(random, case, folder)
-    if what == "tensors":
-        content = mutations.tensors(random, content)
-    elif what == "contents":
-        content = random.choice(mutations.CONTENTS)(random, content)
-    elif what in ("pickle", "none") and random.random() < 0.5 and container not in ("safetensors", "shards"):
-        content = {"state_dict": content, "epoch": 3} if "shards" not in container else content
+    container, content = random.choice(IN.get(what, tuple(CONTAINERS))), mutations.content(random, what, case.state)
     try:
         path = CONTAINERS[container](content, folder)
     except Exception:  # what this kind of file cannot hold
         path, container = CONTAINERS["zip"](content, folder), "zip"
-    files = sorted(file for file in folder.iterdir() if file.suffix != ".json")
-    if what in ("pickle", "zip bomb"):
-        getattr(mutations, {"pickle": "pickle", "zip bomb": "bomb"}[what])(random, path)
-    elif what == "bytes":
-        random.choice(mutations.BYTES)(random, random.choice(list(folder.iterdir())))
-    elif what == "header":
-        mutations.header(random, random.choice(files))
-    elif what == "index":
-        mutations.index(random, next(folder.glob("*.index.json")))
-    elif what == "config.json":
-        mutations.settings(
-            random, families.get(case.family).model_types, (path if path.is_dir() else path.parent) / "config.json"
-        )
-    family = random.choice(families.NAMES) if what == "another family" else case.family
-    words = [*case.words, *([mutations.option(random)] if what == "--set" else [])]
+    mutations.damage(random, what, path, families.get(case.family).model_types)
     if what != "--set" and random.random() < 0.15:
         return Attempt(what, case.family, container, ["inspect", str(path)])
+    family = random.choice(families.NAMES) if what == "another family" else case.family
+    words = [*case.words, *([mutations.option(random)] if what == "--set" else [])]
     out = folder / "out" / "weights.safetensors"
     command = [family, "--src", str(path), "--dst", str(out), *_overwriting(random, out), "--set", *words]
     return Attempt(what, case.family, container, command, good=what == "none", destination=out)
