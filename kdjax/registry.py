@@ -12,6 +12,8 @@ from typing import Any
 
 from kdjax.config import ConfigError, nearest, type_faults
 
+GREATEST = 1 << 24  # of any whole number that a model is built with
+
 TABLES: dict[str, dict[str, str]] = {
     "models": {
         "convnet": "kdjax.models.vision.convnet:build_convnet",
@@ -115,11 +117,16 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     if name in TABLES[kind]:
         takes = inspect.signature(make).parameters
         faults = [fault for k, x in options.items() if k in takes for fault in type_faults(takes[k].annotation, x, k)]
+        faults += [f"{k}: expected at most {GREATEST:,}" for k, x in options.items() if _is_greater(x)]
         if not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
             faults += [f"no option {option!r}; {nearest(option, takes)}" for option in options if option not in takes]
         if faults:
             raise ConfigError(f"{name} cannot be built:\n  " + "\n  ".join(faults))
     return make(**options)
+
+
+def _is_greater(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) > GREATEST
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:

@@ -17,7 +17,8 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 # family asks for beyond that, it checks itself.
 RANGES = (
     (r"fc_layers", 0, LAYERS),
-    (r"depths?|layers|decoder_depth", 1, LAYERS),
+    (r"depths?|layers", 1, LAYERS),
+    (r"decoder_depth", 1, 16),
     (r"image_size", 1, 1 << 13),
     (r"mlp_ratio", 0.01, 256),
     (r"taps|global_blocks|num_ids|neighbour_hidden|features", 0, 1 << 24),

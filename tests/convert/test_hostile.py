@@ -179,6 +179,8 @@ def test_shapes_are_traced_without_a_single_image(monkeypatch):
     assert leaves(Model("vit", depth=1, taps=(0,), image_size=8192))["params/pos_embed"].shape == (1, 512**2 + 1, 768)
     with pytest.raises(ConfigError, match="image_size: expected from 1 to 8,192, found 10752"):
         build(Model("vit", image_size=10752))
+    with pytest.raises(ConfigError, match=r"num_classes: expected 2, .* to 256, found 1000000"):
+        build(Model("sam_seg", num_classes=10**6))
     with pytest.raises(ConfigError, match="at most 4,096 patches"):
         build(Model("usfm", image_size=2048))
 
@@ -235,6 +237,7 @@ def test_one_of_another_rank_is_told_with_whatever_else_is_wrong(name):
         ("taps=[1,'a']", "taps.1: expected int, found 'a'"),
         ("variant={}", "variant: expected str, found {}"),
         ("num_classes=many", "num_classes: expected int, found 'many'"),
+        (f"num_classes={10**30}", "num_classes: expected at most 16,777,216"),
         ("name=x", "no option 'name'"),
         ("patch_size=0", "patch_size: expected from 1"),
         ("((((((((", "expected OPTION=VALUE"),
