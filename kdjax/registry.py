@@ -117,7 +117,7 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     if name in TABLES[kind]:
         takes = inspect.signature(make).parameters
         faults = [fault for k, x in options.items() if k in takes for fault in type_faults(takes[k].annotation, x, k)]
-        faults += [f"{k}: expected at most {GREATEST:,}" for k, x in options.items() if _is_greater(x)]
+        faults += [f"{k}: expected at most {GREATEST:,}" for k, x in options.items() if k in takes and _is_greater(x)]
         if not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
             faults += [f"no option {option!r}; {nearest(option, takes)}" for option in options if option not in takes]
         if faults:

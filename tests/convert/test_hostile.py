@@ -179,7 +179,7 @@ def test_shapes_are_traced_without_a_single_image(monkeypatch):
     assert leaves(Model("vit", depth=1, taps=(0,), image_size=8192))["params/pos_embed"].shape == (1, 512**2 + 1, 768)
     with pytest.raises(ConfigError, match="image_size: expected from 1 to 8,192, found 10752"):
         build(Model("vit", image_size=10752))
-    with pytest.raises(ConfigError, match=r"num_classes: expected 2, .* to 256, found 1000000"):
+    with pytest.raises(ConfigError, match="expected from 2 to 256, found 1000000"):
         build(Model("sam_seg", num_classes=10**6))
     with pytest.raises(ConfigError, match="at most 4,096 patches"):
         build(Model("usfm", image_size=2048))

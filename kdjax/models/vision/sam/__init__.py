@@ -112,5 +112,5 @@ def build_sam(variant: str = "vit_b", **overrides) -> Sam:
 def build_sam_seg(variant: str = "vit_b", num_classes: int = 2, **overrides) -> SamSegmenter:
     """`num_classes` counts the background; `overrides` are fields of SamOptions."""
     if not 2 <= num_classes <= MOST:
-        raise ConfigError(f"num_classes: expected 2, the background and a class, to {MOST}, found {num_classes}")
+        raise ConfigError(f"num_classes counts the background: expected from 2 to {MOST}, found {num_classes}")
     return SamSegmenter(options_of(SamOptions, "SAM", VARIANTS, variant, overrides), num_classes)
