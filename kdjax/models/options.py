@@ -16,13 +16,13 @@ DTYPES = ("bfloat16", "float16", "float32", "float64")
 # Option -> the least and the greatest that it may be, or each of its numbers; the first that matches counts. What a
 # family asks for beyond that, it checks itself.
 RANGES = (
-    (r"fc_layers", 0, LAYERS),
-    (r"depths?|layers", 1, LAYERS),
+    (r"fc_layers|depths?|layers", 0, LAYERS),
     (r"decoder_depth", 1, 16),
     (r"image_size", 1, 1 << 13),
     (r"mlp_ratio", 0.01, 256),
-    (r"taps|global_blocks|num_ids|neighbour_hidden|features", 0, 1 << 24),
-    (r".*", 1, 1 << 24),
+    (r"mask_channels", 4, 1 << 24),  # a quarter of them are the first layer's
+    (r"dim|patch_size|window|decoder_\w+|embed_dim|iou_dim|neck_dim|head_dim", 1, 1 << 24),
+    (r".*", 0, 1 << 24),
 )
 
 

@@ -88,7 +88,7 @@ class Options(PatchOptions):
 
     def faults(self) -> list[str]:
         faults = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             faults.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if any(not 0 <= i < self.depth for i in self.taps) or list(self.taps) != sorted(self.taps):
             faults.append(f"taps: expected block numbers below depth {self.depth} in order, found {self.taps}")
