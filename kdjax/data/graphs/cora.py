@@ -50,9 +50,7 @@ def _read(path: Path) -> tuple[Float32[np.ndarray, "n f"], Int32[np.ndarray, " n
     elif not np.isfinite(features).all() or features.min() < 0:
         faults.append("features: expected counts of words, found negative or not finite numbers")
     if classes.shape != features.shape[:1] or classes.dtype.kind not in "iu" or classes.min(initial=0) < 0:
-        faults.append(
-            f"labels: expected a class from 0 for each row, found {classes.dtype} {classes.shape}"
-        )
+        faults.append(f"labels: expected a class from 0 for each row, found {classes.dtype} {classes.shape}")
     if edges.ndim != 2 or len(edges) != 2 or edges.dtype.kind not in "iu":
         faults.append(f"edge_index: expected whole numbers [2, e], found {edges.dtype} {edges.shape}")
     elif edges.size and (edges.min() < 0 or edges.max() >= len(features)):
