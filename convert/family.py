@@ -168,8 +168,8 @@ def fit(
         raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{hint}")
     expected = family.held(model, shapes) if family.held else leaves(model)
     converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
-    ours = build(model).options
-    assumed = {name: getattr(ours, name) for name in family.untold(model) if name not in configured | dict(options)}
+    unsaid = [name for name in family.untold(model) if name not in configured | dict(options)]
+    assumed = {name: getattr(build(model).options, name) for name in unsaid}  # a model of one's own need not have them
     return replace(converted, config=config, configured=configured, assumed=assumed)
 
 
