@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from convert import families
 from convert.describe import describe
 from convert.export import export_file, load, loading
-from convert.family import ConvertError, Family, fit, prove, tensors, told, write
+from convert.family import ConvertError, Family, fit, refuse_other, tensors, told, write
 from convert.notes import LIKE, assumption, nearest, notes, record
 from convert.onto import check_written, options_of, put_on, random_base, read
 from convert.sources import SourceError, check_sums, open_source
@@ -46,6 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ConvertError, SourceError, ConfigError, safetensors.WeightsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        print("error: there is not enough memory for this; use a machine that has more", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -121,7 +128,7 @@ def resemblance(family: Family, source: Any) -> tuple[str, bool]:
 
 def run_convert(args: argparse.Namespace) -> int:
     begin, family, dst = time.monotonic(), families.get(args.command), Path(args.dst)
-    refuse_existing(dst, args.overwrite)
+    check_destination(dst, args.overwrite)
     source = open_source(args.src, args.entry)
     check_sums(source.path)
     about = {"family": family.name, "source": source.path.name}
@@ -131,13 +138,14 @@ def run_convert(args: argparse.Namespace) -> int:
         converted = matched(family, source, options_of(base[0]))
         about |= record(converted)
         model, _, whole = put_on(family, (converted.model, read(converted.variables)), base)
-        safetensors.save(dst, whole, {**safetensors.about(model), **about, "base": Path(args.base).name})
-        proof = f"{check_written(dst, whole)} leaves, the base's with the tensors put on it"
+        about |= {**safetensors.about(model), "base": Path(args.base).name}
+        safetensors.save(dst, whole, about, lambda written: check_written(written, whole))
+        proof = f"{len(jax.tree.leaves(whole))} leaves, the base's with the tensors put on it"
     else:
         converted = matched(family, source, options(args.set))
         model = converted.model
         write(converted, dst, about | record(converted))
-        proof = f"compared with the source: {prove(converted, dst)} tensors"
+        proof = f"compared with the source: {converted.compared} tensors"
     print(f"{told(model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes")
     for note in notes(converted, source):
         print(note)
@@ -152,6 +160,7 @@ def run_verify(args: argparse.Namespace) -> int:
     family = families.get(args.family)
     weights = Path(args.weights)
     model, variables = load(weights, options(args.set), pairs=bool(family.base))
+    refuse_other(family, model, families.all())
     part, config = (model, variables), None
     if args.src:
         converted = matched(
@@ -170,15 +179,16 @@ def run_verify(args: argparse.Namespace) -> int:
     print(told(model), verify.HEADINGS, *found, sep="\n")
     if not (worst := verify.worst(found)).same:
         raise ConvertError(f"{worst.fault}: not the same weights, or not computed in the same way")
-    print(*verify.remarks(found, config, safetensors.views(weights)[1].get("assumed", "")), sep="\n")
+    print(*verify.remarks(found, config, safetensors.stored(weights)[1].get("assumed", "")), sep="\n")
     return 0
 
 
 def run_export(args: argparse.Namespace) -> int:
     family, dst = families.get(args.family), Path(args.dst)
-    refuse_existing(dst, args.overwrite)
+    check_destination(dst, args.overwrite)
     model, variables = load(Path(args.weights), options(args.set), pairs=bool(family.base))
-    metadata = safetensors.views(Path(args.weights))[1]
+    refuse_other(family, model, families.all())
+    metadata = safetensors.stored(Path(args.weights))[1]
     count = export_file(family, model, variables, dst, metadata)
     print(f"{count} tensors of {told(model)}: {dst}\n{loading(family, dst, metadata)}")
     return 0
@@ -196,11 +206,15 @@ def matched(family: Family, source: Any, given: Mapping[str, Any]) -> Any:
         raise ConvertError(f"{source.path}: {error}{hint}") from error
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def check_destination(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise ConvertError(f"{path} is a folder; --dst names a file")
+    if path.exists() and not path.is_file():
+        raise ConvertError(f"{path} is a device or a pipe; --dst names a file")
     if path.exists() and not overwrite:
         raise ConvertError(f"{path} exists; choose another --dst, or add --overwrite")
+    if not path.parent.is_dir():
+        raise ConvertError(f"{path} cannot be written, since there is no folder {path.parent}; create it first")
 
 
 def options(words: list[str]) -> dict[str, Any]:
@@ -212,7 +226,7 @@ def options(words: list[str]) -> dict[str, Any]:
             raise ConvertError(f"--set {word}: expected OPTION=VALUE")
         try:
             found[name] = ast.literal_eval(text.title() if text in ("true", "false") else text)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # of what is no Python
             found[name] = text
     return found
 

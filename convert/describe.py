@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from convert.sources import Source, Tensor, plain
+from convert.sources import Source
+from convert.tensor import Tensor, plain
 
-INDEX = re.compile(r"(?<![^._/])\d+(?![^._/])")
+INDEX = re.compile(r"(?<![^._/])[0-9]{1,9}(?![^._/])")
 
 
 def describe(source: Source) -> str:

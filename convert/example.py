@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jraph
 import numpy as np
 
@@ -25,6 +26,16 @@ PADDING = (4, 3)  # nodes and edges
 def example(module: Any) -> tuple[Any, ...]:
     """One for each of `module.inputs`."""
     return tuple(pack(spec) if isinstance(spec, GraphInput) else image(spec) for spec in module.inputs.values())
+
+
+def shapes(module: Any) -> tuple[Any, ...]:
+    """Of the smallest such, for what only has to be traced."""
+
+    def of(spec: Any) -> Any:
+        row = lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)  # noqa: E731
+        return jax.tree.map(row, spec.shape(1)) if spec.packed else spec.shape(1)
+
+    return tuple(map(of, module.inputs.values()))
 
 
 def image(spec: Any) -> np.ndarray:

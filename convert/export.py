@@ -25,7 +25,7 @@ def load(path: Path, options: Mapping[str, Any] = {}, *, pairs: bool = False) ->
 
     With `pairs` it may hold low-rank pairs, of a part of a model.
     """
-    variables, metadata = safetensors.load(path)
+    variables, metadata = safetensors.load(path, mapped=False)
     if strange := sorted(variables.keys() - {"params", "batch_stats", *["lora"] * pairs}):
         raise ConvertError(
             f"{path}: expected params and batch_stats, found {', '.join(strange)} too; "

@@ -12,11 +12,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from convert.config_json import Config, beside
-from convert.example import example
+from convert.example import shapes as example_shapes
 from convert.sources import PREFIXES
-from convert.table import Row, Slot, known, slots
+from convert.table import Row, Slot, known, ranks, slots
 from kdjax import registry
-from kdjax.config import Model
+from kdjax.config import ConfigError, Model
 from kdjax.weights import safetensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,6 +61,15 @@ class Family:
         dropped = [pattern for pattern, _ in self.dropped]
         return re.compile("|".join([known(self.rows(model)).pattern, *dropped]))
 
+    @cached_property
+    def ranks(self) -> dict[re.Pattern, set[int]]:
+        """How many axes a tensor of a name has, in whichever of its models."""
+        found: dict[re.Pattern, set[int]] = {}
+        for model in self.variants.values():
+            for pattern, rank in ranks(self.rows(model)):
+                found.setdefault(pattern, set()).add(rank)
+        return found
+
     def likeness(self, names: list[str]) -> float:
         """The share of the names that this family knows."""
         names = list(self.prepared(dict.fromkeys(names)))
@@ -96,6 +105,11 @@ class Converted:
     config: Config | None = None  # the source's own
     configured: Mapping[str, Any] = field(default_factory=dict)  # options that it told
     assumed: Mapping[str, Any] = field(default_factory=dict)  # options that nothing told
+
+    @property
+    def compared(self) -> int:
+        """How many tensors come back as they were, which `prove` sees to."""
+        return len({name for slot in self.slots for name in slot.tensors} - set(self.resized))
 
     def leaf(self, slot: Slot) -> np.ndarray:
         return slot.together(lambda name: self.tensors[name].read())
@@ -134,21 +148,26 @@ def fit(
     are put those of the source's config.json, and over these `options`.
     """
     prefix = family.without_prefix(list(source))
+    misshapen: dict[str, str] = {}
     try:
         tensors = family.prepared({name.removeprefix(prefix): tensor for name, tensor in source.items()})
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        misshapen = _misshapen(family, shapes)
+        shapes = {name: shape for name, shape in shapes.items() if name not in misshapen}
         config = None if model else config_of(family, source)
         model = model or family.model_of(shapes)
         configured = family.configured(config, shapes) if config and family.configured else {}
-    except (KeyError, IndexError, ConvertError) as error:
+    except (KeyError, IndexError, ConvertError, ConfigError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise ConvertError(f"this is no checkpoint of {family.name}: {why}") from error
+        raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen) or why}") from error
     model = Model(model.name, **{**model.options, **configured, **options})
     if untold := [name for name, value in model.options.items() if value is None]:
+        if misshapen:
+            raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen)}")
         given, hint = " ".join(f"{name}=..." for name in untold), family.hint(shapes)
         raise ConvertError(f"no tensor's shape tells {', '.join(untold)} of this {model.name}; add --set {given}{hint}")
     expected = family.held(model, shapes) if family.held else leaves(model)
-    converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks))
+    converted = _checked(family, model, tensors, slots(family.rows(model), expected, family.stacks), misshapen)
     unsaid = [name for name in family.untold(model) if name not in configured | dict(options)]
     assumed = {name: getattr(build(model).options, name) for name in unsaid}  # a model of one's own need not have them
     return replace(converted, config=config, configured=configured, assumed=assumed)
@@ -165,8 +184,27 @@ def config_of(family: Family, source: Any) -> Config | None:
     return config
 
 
-def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot]) -> Converted:
-    wrong: list[str] = []
+def _misshapen(family: Family, shapes: Shapes) -> dict[str, str]:
+    """Name -> what is wrong with a shape, whichever model of the family it is of: a name tells how many axes there are,
+    and none is empty. `model_of` relies on that, and gets the others alone."""
+    found = {}
+    for name, shape in shapes.items():
+        expected = {rank for pattern, several in family.ranks.items() if pattern.fullmatch(name) for rank in several}
+        if expected and (len(shape) not in expected or 0 in shape):
+            axes = " or ".join(map(str, sorted(expected)))
+            found[name] = f"shape of {name}: expected {axes} axes, none of length 0, found {list(shape)}"
+    return found
+
+
+def _cannot(misshapen: Mapping[str, str]) -> str:
+    head = f"{len(misshapen)} tensors have shapes that they cannot have:"
+    return "\n  ".join([head, *misshapen.values()]) if misshapen else ""
+
+
+def _checked(
+    family: Family, model: Model, tensors: Mapping[str, Any], found: list[Slot], misshapen: Mapping[str, str]
+) -> Converted:
+    wrong: list[str] = list(misshapen.values())
     used: dict[str, str] = {}
     resized, cast = [], []
     for slot in found:
@@ -183,7 +221,7 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
             shape, dtype = tuple(tensors[name].shape), tensors[name].dtype
             if part.row.resize and shape != expected[name] and len(shape) == len(expected[name]):
                 resized.append(name)
-            elif shape != expected[name]:
+            elif shape != expected[name] and name not in misshapen:
                 wrong.append(f"shape of {name}: expected {list(expected[name])}, found {list(shape)}")
             if fault := getattr(tensors[name], "fault", ""):
                 wrong.append(f"kind of {name}: expected a dense tensor of real numbers, found {fault}")
@@ -199,7 +237,7 @@ def _checked(family: Family, model: Model, tensors: Mapping[str, Any], found: li
     dropped = {
         n for n in tensors if n in beside or (n not in used and any(re.fullmatch(p, n) for p, _ in family.dropped))
     }
-    unused = sorted(set(tensors) - set(used) - dropped)
+    unused = sorted(set(tensors) - set(used) - dropped - set(misshapen))
     wrong += [f"unused: {name} {tensors[name].dtype}{list(tensors[name].shape)}" for name in unused]
     if wrong:
         raise ConvertError(
@@ -215,11 +253,21 @@ def leaves(model: Model) -> dict[str, Any]:
 
 @cache
 def _leaves(module: Any) -> dict[str, Any]:
-    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *example(module)), sep="/")
+    return flatten_dict(jax.eval_shape(module.init, jax.random.key(0), *example_shapes(module)), sep="/")
 
 
 def build(model: Model) -> Any:
-    return registry.get("models", model.name)(**model.options)
+    return registry.build("models", model.name, model.options)
+
+
+def refuse_other(family: Family, model: Model, families: Mapping[str, Family]) -> None:
+    """Refuses a registered model that is not one of the family's."""
+    if model.name in registry.names("models") and model.name not in _models(family):
+        others = [other.name for other in families.values() if model.name in _models(other)]
+        hint = f"use {' or '.join(others)}" if others else "no family has one"
+        raise ConvertError(
+            f"expected weights of {', '.join(_models(family))}, as {family.name} has them, found {model.name}; {hint}"
+        )
 
 
 def nearest(name: str, variants: Iterable[str], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -247,22 +295,20 @@ def settings(options: Mapping[str, Any]) -> str:
 
 
 def write(converted: Converted, path: Path, about: Mapping[str, str]) -> None:
-    """The kdjax file; says in itself which model it is for."""
-    safetensors.save(path, converted.variables, {**safetensors.about(converted.model), **about})
+    """The kdjax file, which says in itself which model it is for; proved before it gets its name."""
+    metadata = {**safetensors.about(converted.model), **about}
+    safetensors.save(path, converted.variables, metadata, lambda written: prove(converted, written))
 
 
-def prove(converted: Converted, path: Path) -> int:
-    """Reads the written file back, takes it apart and compares it with the source, bit for bit; how many tensors."""
-    resized, same = set(converted.resized), 0
+def prove(converted: Converted, path: Path) -> None:
+    """Reads the written file back, takes it apart and compares it with the source, bit for bit."""
+    resized, written = set(converted.resized), safetensors.stored(path)[0]
     for slot in converted.slots:
-        written = safetensors.views(path)[0][slot.target]  # mapped anew: what has been compared leaves the memory
-        for name, found in slot.apart(written).items():
+        for name, found in slot.apart(written[slot.target].read()).items():
             if name not in resized:
                 expected = converted.tensors[name].read().astype(slot.leaf.dtype, copy=False)
                 if not np.array_equal(found, expected, equal_nan=True):
                     raise ConvertError(f"{path}: {name} did not survive the way in and out; this is a fault of kdjax")
-                same += 1
-    return same
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
@@ -280,11 +326,13 @@ def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[
     prefix, module = family.prefix(model), build(model)
     for slot in slots(rows, expected, family.stacks):
         if not slot.parts:
-            raise ConvertError(f"{family.name} has no name for {slot.target}; its models are {_models(family)}")
+            raise ConvertError(
+                f"{family.name} has no name for {slot.target}; its models are {', '.join(_models(family))}"
+            )
         made = slot.apart(np.asarray(flat[slot.target]))
         for name, tensor in (made | slot.further(made, module)).items():
             yield prefix + name, tensor
 
 
-def _models(family: Family) -> str:
-    return ", ".join(sorted({model.name for model in family.variants.values()}))
+def _models(family: Family) -> list[str]:
+    return sorted({model.name for model in family.variants.values()})

@@ -1,23 +1,19 @@
 """Foreign checkpoints as a mapping from their own names to arrays that are read on demand; nothing in them is run."""
 
 import importlib
-import io
 import json
 import math
-import pickle
-import pickletools
 import re
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from convert import pytorch
+from convert.pytorch import AGAIN
+from convert.tensor import SourceError, Tensor, fault_of, few, line, plain
 from kdjax.weights import safetensors
 
 # Where several dictionaries of tensors lie side by side, the first of these holds the weights that were trained; an
@@ -33,32 +29,9 @@ FOLDER_FILES = (  # in this order; safetensors first, since they need no torch
     "pytorch_model.bin.index.json",
 )
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
+MOST = 10_000  # tensors of a model
+HEAD = 1 << 24  # bytes at most that say where they are
 HEADER = 100_000_000  # bytes at most of the header of a safetensors file, whose length is its first eight bytes
-AGAIN = "fetch it again, it may have been cut off"
-RESAVE = "where you trust it, save its weights alone: torch.save(model.state_dict(), PATH)"
-
-
-class SourceError(ValueError):
-    """A checkpoint that cannot be read: one line that says what was expected, what was found, and what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """An array of a checkpoint. `fault` says why it cannot be read (sparse, quantised, complex ...), "" if it can."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    get: Callable[[], np.ndarray] = field(repr=False)
-    fault: str = ""
-
-    def read(self) -> np.ndarray:
-        """Read-only, and a view of the mapped file where the format allows it; no copy is kept."""
-        if self.fault:
-            raise SourceError(f"{self.name}: expected a dense tensor of real numbers, found {self.fault}")
-        array = self.get()
-        array.flags.writeable = False
-        return array
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,7 +86,10 @@ def open_source(path: str | Path, entry: str = "") -> Source:
         head = file.read(8)
     index = head[:1] == b"{" and int.from_bytes(head, "little") > HEADER
     kind, tree, metadata, size = _read_shards(path) if index else _read_file(path)
-    return Source(path, kind, size, *_choose(path, tree, entry), metadata)
+    tensors, wrappers, others, extras = _choose(path, tree, entry)
+    if len(tensors) > MOST:
+        raise SourceError(f"{path}: {len(tensors):,} tensors, expected at most {MOST:,}; name a file of one model")
+    return Source(path, kind, size, tensors, wrappers, others, extras, metadata)
 
 
 def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
@@ -124,16 +100,17 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     if not head:
         raise SourceError(f"{path}: the file is empty; fetch it again")
     if head.startswith((b"PK\3\4", b"PK\5\6")):
-        kind, tree = "PyTorch zip archive", _load_torch(path, mapped=_check_archive(path))
-    elif int.from_bytes(head[:8], "little") <= HEADER:
+        kind, tree = "PyTorch zip archive", pytorch.read_archive(path)
+    elif (length := int.from_bytes(head[:8], "little")) <= HEADER:
+        _refuse_head(path, length)
         try:
-            arrays, metadata = safetensors.views(path)
+            stored, metadata = safetensors.stored(path)
         except safetensors.WeightsError as error:
             raise SourceError(str(error)) from error
-        tree = {k: Tensor(k, a.shape, a.dtype, lambda a=a: a, _fault(a.dtype)) for k, a in arrays.items()}
+        tree = {name: Tensor(name, x.shape, x.dtype, x.read, fault_of(x.dtype, x.shape)) for name, x in stored.items()}
         return "safetensors", tree, metadata, size
     elif head[:1] == b"\x80" or re.match(rb"\(?c[\w.]+\n[\w.]+\n", head):
-        kind, tree = "PyTorch legacy pickle", _load_torch(path, mapped=False)
+        kind, tree = "PyTorch legacy pickle", pytorch.read_legacy(path)
     elif head.startswith(b"version https://git-lfs"):
         raise SourceError(f"{path}: a pointer of Git LFS, not the file itself; run: git lfs pull")
     else:
@@ -143,24 +120,6 @@ def _read_file(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     if "pytorch-lightning_version" in tree:
         kind = "Lightning checkpoint"
     return kind, tree, {}, size
-
-
-def _check_archive(path: Path) -> bool:
-    """Whether it can be mapped; refuses zip archives that torch.save has not written."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-            names = archive.namelist()
-    except Exception as error:  # of a damaged directory, it can be any
-        raise SourceError(f"{path}: no whole zip archive ({_line(error)}); {AGAIN}") from error
-    if "constants.pkl" in entries:
-        raise SourceError(
-            f"{path}: a TorchScript program; save its weights: torch.save(torch.jit.load(OLD).state_dict(), NEW)"
-        )
-    if "data.pkl" not in entries:
-        raise SourceError(f"{path}: a zip archive that is not of torch.save, it holds {_few(names)}; unpack it first")
-    # torch would map packed bytes as if they were the numbers
-    return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries.values())
 
 
 def check_sums(path: Path) -> None:
@@ -174,7 +133,7 @@ def check_sums(path: Path) -> None:
             try:
                 broken = archive.testzip()
             except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-                broken = _line(error)
+                broken = line(error)
         if broken:
             raise SourceError(
                 f"{one}: damaged, the checksum of {plain(broken)} is another; {AGAIN}. If it was saved without "
@@ -182,107 +141,14 @@ def check_sums(path: Path) -> None:
             )
 
 
-def _load_torch(path: Path, mapped: bool) -> dict:
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise SourceError(f'{path}: a PyTorch file is read by PyTorch; run: pip install -e ".[torch]"') from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on protocols, storages and kinds of tensors that are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        tree = _tree(torch, "", content)
-    except pickle.UnpicklingError as error:
-        if asked := re.findall(r"GLOBAL (\S+)", str(error)) or _globals(path):
-            raise SourceError(f"{path}: refused, since reading it would run {_few(asked)}; {RESAVE}") from error
-        what = str(error).partition("WeightsUnpickler error:")[2].split("Check the")[0]
-        raise SourceError(f"{path}: damaged, or not to be read without running it ({_line(what)}); {RESAVE}") from error
-    except Exception as error:  # of a damaged file, it can be any
-        raise SourceError(f"{path}: no whole PyTorch file ({_line(error)}); {AGAIN}") from error
-    if isinstance(tree, Tensor):
-        raise SourceError(f"{path}: expected a dictionary of tensors, found a single tensor; {RESAVE}")
-    return tree if isinstance(tree, dict) else {}
-
-
-def _globals(path: Path) -> list[str]:
-    """The names in its pickles that are not those of plain tensors, found without running them."""
-    found = []
-    try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                data = archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
-        else:
-            data = path.read_bytes()
-        stream = io.BytesIO(data)
-        while stream.tell() < len(data):  # a legacy file is several pickles, and then bytes
-            texts, memo = [""], {}
-            for op, value, _ in pickletools.genops(stream):
-                if op.name in ("GLOBAL", "INST"):
-                    found.append(str(value).replace(" ", "."))
-                elif op.name == "STACK_GLOBAL":
-                    found.append(".".join(texts[-2:]))
-                elif op.name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
-                    memo[len(memo) if value is None else value] = texts[-1]
-                elif op.name in ("GET", "BINGET", "LONG_BINGET"):
-                    texts.append(memo.get(value, ""))
-                elif isinstance(value, str):
-                    texts.append(value)
-    except Exception:  # where the pickles end, or are damaged
-        pass
-    harmless = r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.\w*(Storage|Size)|torch\.[a-z]+\d+\w*"
-    return [name for name in dict.fromkeys(found) if not re.fullmatch(harmless, name)]
-
-
-def _tree(torch: Any, name: str, value: Any) -> Any:
-    """Tensors, numbers and texts in dictionaries; of other things, lists that hold tensors are kept, as if named."""
-    if isinstance(value, torch.Tensor):
-        return _tensor(torch, name, value)
-    if isinstance(value, Mapping):
-        return {str(key): made for key, x in value.items() if (made := _tree(torch, str(key), x)) is not None}
-    if isinstance(value, list | tuple):
-        made = _tree(torch, name, dict(enumerate(value)))
-        return made if _holds(made) else None
-    return value if isinstance(value, bool | int | float | str) else None
-
-
-def _tensor(torch: Any, name: str, tensor: Any) -> Tensor:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    try:
-        dtype = np.dtype(getattr(ml_dtypes, kind, kind))
-    except TypeError:
-        dtype = np.dtype(object)
-    tensor = tensor.detach()
-    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided:
-        sort = "quantised" if tensor.is_quantized else "nested" if tensor.is_nested else "sparse"
-        fault = f"a {sort} one of {kind}"
-    elif tensor.device.type != "cpu":
-        fault = "one without data"
-    else:
-        fault = _fault(dtype) and f"one of {kind}"
-
-    def get() -> np.ndarray:
-        return tensor.view(torch.int16).numpy().view(dtype) if kind == "bfloat16" else tensor.numpy()
-
-    return Tensor(name, () if tensor.is_nested else tuple(tensor.shape), dtype, get, fault)
-
-
-def _fault(dtype: np.dtype) -> str:
-    return "" if re.fullmatch(r"bool|bfloat16|(u?int|float)(8|16|32|64)", dtype.name) else f"one of {dtype.name}"
-
-
 def _read_shards(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
     """What the shards of a Hugging Face index hold together, if that is what the index says."""
-    try:
-        index = json.loads(path.read_bytes())
-        where: dict[str, str] = index["weight_map"]
-        files = sorted(set(where.values()))
-        strange = [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{path}: JSON, but no index of shards with a weight_map; name the weights") from error
-    if strange:
-        raise SourceError(f"{path}: refused, since it names files outside its folder: {_few(strange)}")
+    where, metadata = _index(path)
+    files = sorted(set(where.values()))
+    if strange := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise SourceError(f"{path}: refused, since it names files outside its folder: {few(strange)}")
     if missing := [name for name in files if not (path.parent / name).is_file()]:
-        raise SourceError(f"{path}: {len(missing)} of {len(files)} shards are missing: {_few(missing)}; fetch them")
+        raise SourceError(f"{path}: {len(missing)} of {len(files)} shards are missing: {few(missing)}; fetch them")
     tree, found, wrong, size, kind = {}, {}, [], 0, ""
     for name in files:
         kind, shard, _, bytes_of = _read_file(path.parent / name)
@@ -291,9 +157,27 @@ def _read_shards(path: Path) -> tuple[str, dict, Mapping[str, str], int]:
         tree, found, size = tree | shard, found | dict.fromkeys(shard, name), size + bytes_of
     wrong += [f"{key} is not in {name}" for key, name in where.items() if found.get(key) != name]
     if wrong:
-        raise SourceError(f"{path}: index and shards differ: {_few(wrong)}; fetch them again, all of one revision")
-    metadata = {str(k): str(v) for k, v in (index.get("metadata") or {}).items()}
+        raise SourceError(f"{path}: index and shards differ: {few(wrong)}; fetch them again, all of one revision")
     return f"sharded {'safetensors' if kind == 'safetensors' else 'PyTorch'} folder", tree, metadata, size
+
+
+def _refuse_head(path: Path, length: int) -> None:
+    if length > HEAD:
+        raise SourceError(f"{path}: {length:,} bytes that say what is in it, expected at most {HEAD:,}; fetch it anew")
+
+
+def _index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """(in which file each tensor is, the metadata) of an index of shards."""
+    _refuse_head(path, path.stat().st_size)
+    try:
+        index = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        index = {}
+    index = index if isinstance(index, dict) else {}
+    where, metadata = index.get("weight_map"), index.get("metadata")
+    if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+        raise SourceError(f"{path}: JSON, but no index of shards with a weight_map; name the weights")
+    return where, {k: str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
 
 
 def _in_folder(folder: Path) -> Path:
@@ -305,8 +189,8 @@ def _in_folder(folder: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise SourceError(f"{folder}: several files of weights; name one: {_few([path.name for path in found])}")
-    there = _few(sorted(path.name for path in folder.iterdir())) or "nothing"
+            raise SourceError(f"{folder}: several files of weights; name one: {few([path.name for path in found])}")
+    there = few(sorted(path.name for path in folder.iterdir())) or "nothing"
     raise SourceError(
         f"{folder}: a folder without weights; expected {', '.join(FOLDER_FILES)} or one file, found {there}"
     )
@@ -329,7 +213,7 @@ def _from_hub(name: str) -> Path:
                 break
     except Exception as error:  # of the network, the hub or the name
         raise SourceError(
-            f"{name}: could not be fetched ({type(error).__name__}: {_line(error)}); check the name and the network, "
+            f"{name}: could not be fetched ({type(error).__name__}: {line(error)}); check the name and the network, "
             "or fetch the repository elsewhere and give its folder"
         ) from error
     return folder
@@ -349,7 +233,7 @@ def _choose(path: Path, tree: dict, entry: str) -> tuple[dict, tuple[str, ...], 
             name = steps.pop(0)
             if name != "." and name not in inner:
                 raise SourceError(
-                    f"{path}: no entry {at + name!r}; it has {_few([at + key for key in inner]) or 'none'}"
+                    f"{path}: no entry {at + name!r}; it has {few([at + key for key in inner]) or 'none'}"
                 )
         elif any(key in PREFERRED for key in usual):
             name = next(key for key in PREFERRED if key in usual)
@@ -359,7 +243,7 @@ def _choose(path: Path, tree: dict, entry: str) -> tuple[dict, tuple[str, ...], 
             name = usual[0]
         else:
             raise SourceError(
-                f"{path}: several dictionaries of tensors; choose with entry=NAME: {_few([at + key for key in usual])}"
+                f"{path}: several dictionaries of tensors; choose with entry=NAME: {few([at + key for key in usual])}"
             )
         others += [at + key for key in usual if key != name]
         if name == ".":
@@ -370,7 +254,7 @@ def _choose(path: Path, tree: dict, entry: str) -> tuple[dict, tuple[str, ...], 
         tree = inner[name]
     if not own:
         raise SourceError(
-            f"{path}: no tensors in it, found {_few(list(tree)) or 'nothing'}; name the file of the weights"
+            f"{path}: no tensors in it, found {few(list(tree)) or 'nothing'}; name the file of the weights"
         )
     return own, tuple(wrappers), tuple(others), extras
 
@@ -387,16 +271,3 @@ def _scalars(tree: dict, at: str) -> dict[str, Any]:
         elif not BOOKKEEPING.fullmatch(key):
             found |= _scalars(value, f"{at}{key}/")
     return found
-
-
-def _few(names: list[str], most: int = 6) -> str:
-    return ", ".join(map(plain, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _line(error: Any) -> str:
-    return plain(" ".join(str(error).split()))[:200] or "no reason given"
-
-
-def plain(text: str) -> str:
-    """What a terminal prints and does not obey; the names in a file may be anything."""
-    return text if text.isprintable() else ascii(text)[1:-1]

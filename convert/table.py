@@ -5,7 +5,7 @@ between the two. Nothing else decides where a tensor goes, so a table that fills
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,20 +19,23 @@ class How:
     name: str
     together: Callable[..., np.ndarray]  # (tensor, ...) -> leaf
     apart: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    rank: int = 0  # axes of each tensor; 0: the row says it
 
 
-def _one(name: str, there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray]) -> How:
-    return How(name, there, lambda leaf: (back(leaf),))
+def _one(
+    name: str, there: Callable[[np.ndarray], np.ndarray], back: Callable[[np.ndarray], np.ndarray], rank: int = 0
+) -> How:
+    return How(name, there, lambda leaf: (back(leaf),), rank)
 
 
 SAME = _one("same", lambda x: x, lambda x: x)
-LINEAR = _one("linear", np.transpose, np.transpose)  # [out, in] and [in, out]
-CONV = _one("conv", lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1)))
+LINEAR = _one("linear", np.transpose, np.transpose, 2)  # [out, in] and [in, out]
+CONV = _one("conv", lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1)), 4)
 # Of a transposed convolution: [in, out, h, w] and [h, w, in, out].
-CONV_UP = _one("conv_up", lambda x: np.moveaxis(x, (0, 1), (-2, -1)), lambda x: np.moveaxis(x, (-2, -1), (0, 1)))
+CONV_UP = _one("conv_up", lambda x: np.moveaxis(x, (0, 1), (-2, -1)), lambda x: np.moveaxis(x, (-2, -1), (0, 1)), 4)
 # Three projections, or their biases, and the fused one.
-FUSED = How("fused", lambda *x: np.concatenate(x).T, lambda x: tuple(np.split(x.T, 3)))
-FUSED_BIAS = How("fused_bias", lambda *x: np.concatenate(x), lambda x: tuple(np.split(x, 3)))
+FUSED = How("fused", lambda *x: np.concatenate(x).T, lambda x: tuple(np.split(x.T, 3)), 2)
+FUSED_BIAS = How("fused_bias", lambda *x: np.concatenate(x), lambda x: tuple(np.split(x, 3)), 1)
 
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
@@ -46,6 +49,7 @@ class Row:
     # What the original stores beside it and no model needs: dropped on the way in, made anew on the way out.
     beside: Mapping[str, Callable[[Any], np.ndarray]] = field(default_factory=dict)  # name -> of the kdjax model
     tied: tuple[str, ...] = ()  # other names under which the original has the first source too; a file may lack them
+    rank: int = 0  # axes of each source, where `how` does not say it
 
 
 def path(source: str) -> str:
@@ -55,13 +59,16 @@ def path(source: str) -> str:
 
 def same(
     *sources: str,
+    rank: int,
     target: str = "",
     collection: str = "params",
     resize: Resize | None = None,
     tied: tuple[str, ...] = (),
 ) -> tuple[Row, ...]:
-    """Bare parameters or buffers. Here and below, `target` says where one source is, if not at the same path."""
-    return tuple(Row((name,), f"{collection}/{target or path(name)}", resize=resize, tied=tied) for name in sources)
+    """Bare parameters or buffers of so many axes. Here and below, `target` says where one source is, if not at the
+    same path."""
+    at = lambda name: f"{collection}/{target or path(name)}"  # noqa: E731
+    return tuple(Row((name,), at(name), resize=resize, tied=tied, rank=rank) for name in sources)
 
 
 def linear(*sources: str, target: str = "") -> tuple[Row, ...]:
@@ -81,15 +88,15 @@ def norm(*sources: str, target: str = "") -> tuple[Row, ...]:
 
 
 def embed(*sources: str, target: str = "") -> tuple[Row, ...]:
-    return tuple(Row((f"{name}.weight",), f"params/{target or path(name)}/embedding") for name in sources)
+    return tuple(Row((f"{name}.weight",), f"params/{target or path(name)}/embedding", rank=2) for name in sources)
 
 
 def batch_norm(*sources: str, target: str = "") -> tuple[Row, ...]:
     def statistics(source: str) -> tuple[Row, ...]:
         at = f"batch_stats/{target or path(source)}"
         counted = {f"{source}.num_batches_tracked": lambda model: np.zeros((), np.int64)}
-        mean = Row((f"{source}.running_mean",), f"{at}/mean", beside=counted)
-        return mean, Row((f"{source}.running_var",), f"{at}/var")
+        mean = Row((f"{source}.running_mean",), f"{at}/mean", beside=counted, rank=1)
+        return mean, Row((f"{source}.running_var",), f"{at}/var", rank=1)
 
     return (*norm(*sources, target=target), *(row for source in sources for row in statistics(source)))
 
@@ -105,7 +112,8 @@ def fused(q: str, k: str, v: str, target: str) -> tuple[Row, ...]:
 def _layers(sources: tuple[str, ...], target: str, weight: str, how: How) -> tuple[Row, ...]:
     def layer(source: str) -> tuple[Row, ...]:
         at = f"params/{target or path(source)}"
-        return Row((f"{source}.weight",), f"{at}/{weight}", how), Row((f"{source}.bias",), f"{at}/bias")
+        bias = Row((f"{source}.bias",), f"{at}/bias", rank=1)
+        return Row((f"{source}.weight",), f"{at}/{weight}", how, rank=how.rank or 1), bias
 
     return tuple(row for source in sources for row in layer(source))
 
@@ -224,6 +232,13 @@ def pattern(template: str) -> str:
     parts = re.split(r"\{(\w+)\}", template)
     groups = [f"(?P<{name}>{'.+' if name == 'rest' else '[0-9]+'})" for name in parts[1::2]]
     return "".join(a + b for a, b in zip(map(re.escape, parts[::2]), [*groups, ""], strict=True))
+
+
+def ranks(rows: tuple[Row, ...]) -> Iterator[tuple[re.Pattern, int]]:
+    """(pattern of names, how many axes these tensors have)"""
+    for row in rows:
+        for name in (*row.sources, *row.tied):
+            yield re.compile(re.sub(r"\?P<\w+>", "", pattern(name))), row.rank or row.how.rank
 
 
 def known(rows: tuple[Row, ...]) -> re.Pattern:

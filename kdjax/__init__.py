@@ -15,7 +15,7 @@ def build(name, /, **options):
     from kdjax.experiment.saved import own_names
 
     registry.trust(name, *own_names(options))
-    return registry.get("models", name)(**options)
+    return registry.build("models", name, options)
 
 
 def load(model, path):

@@ -6,10 +6,13 @@ name that comes from a file (metadata of weights, a working directory's config.j
 """
 
 import importlib
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kdjax.config import ConfigError, nearest, raised_at
+from kdjax.config import ConfigError, nearest, raised_at, type_faults
+
+GREATEST = 1 << 24  # of any whole number that a model is built with
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
@@ -123,6 +126,25 @@ def _own(module: str, symbol: str) -> Any:
         known = [public for public in vars(imported) if not public.startswith("_")]
         raise ConfigError(f"{name}: the module has no {symbol!r}; {nearest(symbol, known)}")
     return getattr(imported, symbol)
+
+
+def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
+    """What `get` gives, called with these options. Of what is registered their types are checked first, since they may
+    come from a file."""
+    make = get(kind, name)
+    if name in TABLES[kind]:
+        takes = inspect.signature(make).parameters
+        faults = [fault for k, x in options.items() if k in takes for fault in type_faults(takes[k].annotation, x, k)]
+        faults += [f"{k}: expected at most {GREATEST:,}" for k, x in options.items() if k in takes and _is_greater(x)]
+        if not any(one.kind is one.VAR_KEYWORD for one in takes.values()):
+            faults += [f"no option {option!r}; {nearest(option, takes)}" for option in options if option not in takes]
+        if faults:
+            raise ConfigError(f"{name} cannot be built:\n  " + "\n  ".join(faults))
+    return make(**options)
+
+
+def _is_greater(value: Any) -> bool:
+    return isinstance(value, int) and abs(value) > GREATEST
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:

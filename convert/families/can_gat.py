@@ -11,16 +11,12 @@ from kdjax.models.graphs.can_gat import VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:
-    lstm = [
-        f"jk.lstm.{what}_{which}_l0{way}"
-        for what in ("weight", "bias")
-        for which in ("ih", "hh")
-        for way in ("", "_reverse")
-    ]
+    lstm = [f"{which}_l0{way}" for which in ("ih", "hh") for way in ("", "_reverse")]
     return (
         *embed("id_embedding"),
         *conv_rows("convs.{i}"),
-        *same(*lstm),
+        *same(*(f"jk.lstm.weight_{name}" for name in lstm), rank=2),
+        *same(*(f"jk.lstm.bias_{name}" for name in lstm), rank=1),
         *linear("jk.att", "lin", "fc_layers.{i}"),
     )
 
@@ -28,7 +24,8 @@ def rows(model: Model) -> tuple[Row, ...]:
 def model_of(shapes: Shapes) -> Model:
     ids, width = shapes.get("id_embedding.weight", (0, 0))
     last = max(
-        (int(match[1]) for name in shapes if (match := re.fullmatch(r"fc_layers\.(\d+)\.weight", name))), default=-3
+        (int(match[1]) for name in shapes if (match := re.fullmatch(r"fc_layers\.([0-9]{1,4})\.weight", name))),
+        default=-3,
     )
     told = {
         **conv_options(shapes, "convs.0"),

@@ -29,9 +29,9 @@ def layer_rows() -> tuple[Row, ...]:
     layer, conv = "gat_net.{i}", "convs_{i}"
     return (
         Row((f"{layer}.linear_proj.weight",), f"params/{conv}/lin/kernel", LINEAR),
-        *same(f"{layer}.scoring_fn_source", target=f"{conv}/att_src"),
-        *same(f"{layer}.scoring_fn_target", target=f"{conv}/att_dst"),
-        *same(f"{layer}.bias", target=f"{conv}/bias"),
+        *same(f"{layer}.scoring_fn_source", rank=3, target=f"{conv}/att_src"),
+        *same(f"{layer}.scoring_fn_target", rank=3, target=f"{conv}/att_dst"),
+        *same(f"{layer}.bias", rank=1, target=f"{conv}/bias"),
     )
 
 
@@ -39,7 +39,8 @@ def conv_rows(conv: str) -> tuple[Row, ...]:
     """Of a GATConv or a GATv2Conv of PyG."""
     return (
         *linear(f"{conv}.lin", f"{conv}.lin_l", f"{conv}.lin_r"),
-        *same(f"{conv}.att_src", f"{conv}.att_dst", f"{conv}.att", f"{conv}.bias"),
+        *same(f"{conv}.att_src", f"{conv}.att_dst", f"{conv}.att", rank=3),
+        *same(f"{conv}.bias", rank=1),
     )
 
 
@@ -75,7 +76,7 @@ def newer(tensors: Mapping[str, Any]) -> dict[str, Any]:
 def prepared(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Layers called conv1, conv2 or layers.0, layers.1 become convs.0, convs.1."""
     found = newer(tensors)
-    layers = {name: match for name in found if (match := re.fullmatch(rf"(.*?)(\d+)\.({PARTS})", name))}
+    layers = {name: match for name in found if (match := re.fullmatch(rf"(.*?)([0-9]{{1,4}})\.({PARTS})", name))}
     weights = [match for match in layers.values() if match[3] in ("lin.weight", "lin_l.weight")]
     if len({match[1] for match in weights}) != 1:
         return found

@@ -34,8 +34,8 @@ def rows(model: Model) -> tuple[Row, ...]:
 def encoder_rows() -> tuple[Row, ...]:
     at, block = "image_encoder", "image_encoder.blocks.{i}"
     return (
-        *same(f"{at}.pos_embed", resize=resize_positions),
-        *same(f"{block}.attn.rel_pos_h", f"{block}.attn.rel_pos_w", resize=resize_distances),
+        *same(f"{at}.pos_embed", rank=4, resize=resize_positions),
+        *same(f"{block}.attn.rel_pos_h", f"{block}.attn.rel_pos_w", rank=2, resize=resize_distances),
         *linear(f"{block}.attn.qkv", f"{block}.attn.proj", f"{block}.mlp.lin1", f"{block}.mlp.lin2"),
         *norm(f"{block}.norm1", f"{block}.norm2"),
         *conv(f"{at}.patch_embed.proj", f"{at}.neck.0", f"{at}.neck.2"),
@@ -46,7 +46,7 @@ def encoder_rows() -> tuple[Row, ...]:
 def prompt_rows() -> tuple[Row, ...]:
     at, down = "prompt_encoder", "prompt_encoder.mask_downscaling"
     return (
-        *same(f"{at}.pe_layer.positional_encoding_gaussian_matrix", collection="batch_stats"),
+        *same(f"{at}.pe_layer.positional_encoding_gaussian_matrix", rank=2, collection="batch_stats"),
         *embed(f"{at}.point_embeddings.{{i}}", f"{at}.not_a_point_embed", f"{at}.no_mask_embed"),
         *conv(f"{down}.0", f"{down}.3", f"{down}.6"),
         *norm(f"{down}.1", f"{down}.4"),

@@ -23,7 +23,7 @@ def encoder_rows() -> tuple[Row, ...]:
     tables = (
         row
         for name in ("rel_pos_h", "rel_pos_w")
-        for row in same(f"{layer}.attn.{name}", target=f"{block}/attn/{name}", resize=resize_distances)
+        for row in same(f"{layer}.attn.{name}", rank=2, target=f"{block}/attn/{name}", resize=resize_distances)
     )
     layers = (
         row
@@ -31,7 +31,7 @@ def encoder_rows() -> tuple[Row, ...]:
         for row in linear(f"{layer}.{name}", target=f"{block}/{name.replace('.', '/')}")
     )
     return (
-        *same(f"{here}.pos_embed", target=f"{there}/pos_embed", resize=resize_positions),
+        *same(f"{here}.pos_embed", rank=4, target=f"{there}/pos_embed", resize=resize_positions),
         *tables,
         *layers,
         *norm(f"{layer}.layer_norm1", target=f"{block}/norm1"),
@@ -50,6 +50,7 @@ def prompt_rows() -> tuple[Row, ...]:
     return (
         *same(
             "shared_image_embedding.positional_embedding",
+            rank=2,
             target=f"{at}/pe_layer/positional_encoding_gaussian_matrix",
             collection="batch_stats",
             tied=(f"{at}.shared_embedding.positional_embedding",),

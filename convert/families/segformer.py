@@ -87,7 +87,7 @@ def model_of(shapes: Shapes) -> Model:
 
 def options_of(shapes: Shapes) -> dict[str, Any]:
     """What the shapes tell."""
-    blocks = [re.match(rf"{re.escape(ENCODER)}\.block\.(\d+)\.(\d+)\.", name) for name in shapes]
+    blocks = [re.match(rf"{re.escape(ENCODER)}\.block\.([0-9]{{1,4}})\.([0-9]{{1,4}})\.", name) for name in shapes]
     last = {(int(found[1]), int(found[2])) for found in blocks if found}
     first = [f"{ENCODER}.block.{i}.0" for i in range(STAGES)]
     dims = tuple(shapes[f"{at}.mlp.dense2.weight"][0] for at in first)

@@ -23,13 +23,13 @@ EXTRA = 3  # rows of a table that are for the class token
 def rows(model: Model) -> tuple[Row, ...]:
     at = "backbone." if model.name == "usfm_seg" else ""
     attention = f"{at}blocks.{{i}}.attn"
-    (table,) = same(f"{attention}.relative_position_bias_table", resize=distances_for(model))
+    (table,) = same(f"{attention}.relative_position_bias_table", rank=2, resize=distances_for(model))
     index = {f"{attention}.relative_position_index": lambda model: relative_positions(model.options.grid)}
     return (
-        Row(table.sources, table.target, resize=table.resize, beside=index),
+        Row(table.sources, table.target, resize=table.resize, beside=index, rank=table.rank),
         *linear(f"{attention}.qkv"),
-        *same(f"{attention}.q_bias", f"{attention}.v_bias"),
-        *same(f"{at}blocks.{{i}}.gamma_1", f"{at}blocks.{{i}}.gamma_2"),
+        *same(f"{attention}.q_bias", f"{attention}.v_bias", rank=1),
+        *same(f"{at}blocks.{{i}}.gamma_1", f"{at}blocks.{{i}}.gamma_2", rank=1),
         *trunk_rows(at),
         *(segmenter_rows() if at else linear("head")),
     )
@@ -47,6 +47,10 @@ def distances_for(model: Model) -> Resize:
             raise ConvertError(
                 f"a table of {len(table)} rows is that of no square image, and only squares are resized; convert with "
                 "the image size of the checkpoint, --set image_size=(HEIGHT,WIDTH)"
+            )
+        if side < 4:
+            raise ConvertError(
+                f"a table of {len(table)} rows is too small to be resized; convert with its own image size"
             )
         image = image.reshape(side, side, -1)
         for axis, patches in enumerate(grid):
@@ -88,6 +92,8 @@ def model_of(shapes: Shapes) -> Model:
     attention = f"{at}blocks.0.attn.relative_position"
     table, options["heads"] = shapes[f"{attention}_bias_table"]
     table -= EXTRA
+    if table < 1:
+        raise ConvertError(f"{attention}_bias_table has {table + EXTRA} rows, of which {EXTRA} are not of patches")
     n = (math.isqrt(table) + 1) // 2
     tokens = shapes.get(f"{attention}_index", (1 + n * n,))[0]
     square = (2 * n - 1) ** 2 == table and tokens == 1 + n * n

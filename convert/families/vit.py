@@ -19,8 +19,8 @@ def rows(model: Model) -> tuple[Row, ...]:
 
 def encoder_rows(model: Model, at: str = "") -> tuple[Row, ...]:
     return (
-        *same(f"{at}dist_token"),
-        *same(f"{at}pos_embed", resize=positions_for(model, antialiased)),
+        *same(f"{at}dist_token", rank=3),
+        *same(f"{at}pos_embed", rank=3, resize=positions_for(model, antialiased)),
         *linear(f"{at}blocks.{{i}}.attn.qkv"),
         *trunk_rows(at),
     )
@@ -30,7 +30,7 @@ def trunk_rows(at: str = "") -> tuple[Row, ...]:
     """What BEiT has in common with them."""
     block = f"{at}blocks.{{i}}"
     return (
-        *same(f"{at}cls_token"),
+        *same(f"{at}cls_token", rank=3),
         *conv(f"{at}patch_embed.proj"),
         *linear(f"{block}.attn.proj", f"{block}.mlp.fc1", f"{block}.mlp.fc2"),
         *norm(f"{block}.norm1", f"{block}.norm2", f"{at}norm", f"{at}fc_norm"),
@@ -140,8 +140,12 @@ def dimensions(shapes: Shapes, at: str = "") -> dict[str, Any]:
 
 
 def depth(names: Iterable[str], blocks: str) -> int:
-    found = (re.match(rf"{re.escape(blocks)}\.(\d+)\.", name) for name in names)
-    return 1 + max((int(match[1]) for match in found if match), default=-1)
+    found = (re.match(rf"{re.escape(blocks)}\.([0-9]{{1,4}})\.", name) for name in names)
+    numbers = {int(match[1]) for match in found if match}
+    if numbers and max(numbers) >= len(numbers):
+        missing = next(n for n in range(max(numbers)) if n not in numbers)
+        raise ConvertError(f"{blocks} are numbered up to {max(numbers)}, and there is no {blocks}.{missing}")
+    return len(numbers)
 
 
 def ratio(dim: int, hidden: int) -> float:
@@ -152,6 +156,8 @@ def ratio(dim: int, hidden: int) -> float:
 
 def side(patches: int, patch_size: int) -> int | None:
     """Of a square image; None where the patches cannot be those of one."""
+    if patches < 1:
+        raise ConvertError("its table of positions has none for patches")
     n = math.isqrt(patches)
     return n * patch_size if n * n == patches else None
 

@@ -58,9 +58,14 @@ def rows(model: Model) -> tuple[Row, ...]:
     layer, block = f"{at}encoder.layer.{{i}}", "blocks_{i}"
     query, key, value = (f"{layer}.attention.attention.{name}" for name in ("query", "key", "value"))
     return (
-        *same(f"{at}embeddings.cls_token", target="cls_token"),
-        *same(f"{at}embeddings.distillation_token", target="dist_token"),
-        *same(f"{at}embeddings.position_embeddings", target="pos_embed", resize=positions_for(model, bicubic)),
+        *same(f"{at}embeddings.cls_token", rank=3, target="cls_token"),
+        *same(f"{at}embeddings.distillation_token", rank=3, target="dist_token"),
+        *same(
+            f"{at}embeddings.position_embeddings",
+            rank=3,
+            target="pos_embed",
+            resize=positions_for(model, bicubic),
+        ),
         *conv(f"{at}embeddings.patch_embeddings.projection", target="patch_embed/proj"),
         *norm(f"{layer}.layernorm_before", target=f"{block}/norm1"),
         *fused(query, key, value, f"{block}/attn/qkv"),

@@ -14,7 +14,7 @@ from kdjax.distill.taps import Network
 
 def build_model(model: Model, dtype: str = "float32") -> Any:
     """The registered model; `dtype` is what it computes in."""
-    return registry.get("models", model.name)(**model.options, dtype=jnp.dtype(dtype))
+    return registry.build("models", model.name, {**model.options, "dtype": jnp.dtype(dtype)})
 
 
 @runtime_checkable

@@ -1,13 +1,8 @@
 """Finds everything in an experiment that cannot work, before anything is built."""
 
-import dataclasses
-import math
 import re
-import types
-import typing
-from typing import Any
 
-from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest
+from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, type_faults
 from kdjax.distill.scope import PLACES, paths
 from kdjax.experiment.plan import gate_faults, references, teacher_folders
 
@@ -16,7 +11,7 @@ SHAPES = ("linear", "cosine", "steps")  # of a schedule
 
 def validate(experiment: Experiment) -> None:
     """Raises one ConfigError that lists everything in the experiment that cannot work."""
-    if faults := _type_faults(Experiment, experiment):
+    if faults := type_faults(Experiment, experiment):
         raise ConfigError("the config has values of the wrong type:\n  " + "\n  ".join(faults))
     seen: list[str] = []
     if not experiment.stages:
@@ -43,39 +38,6 @@ def validate(experiment: Experiment) -> None:
         faults.append(f"log.wandb: expected off, offline or online, found {experiment.log.wandb!r}")
     if faults:
         raise ConfigError("the config cannot work:\n  " + "\n  ".join(faults))
-
-
-def _type_faults(kind: Any, value: Any, at: str = "") -> list[str]:
-    """Every value under `at` that is not of the type that its field declares; a number must be a finite one."""
-    origin: Any = typing.get_origin(kind) or kind
-    args = typing.get_args(kind)
-    if kind is Any or (origin in (typing.Union, types.UnionType) and value is None):
-        return []
-    if origin in (typing.Union, types.UnionType):
-        return _type_faults(next(a for a in args if a is not type(None)), value, at)
-    if not _is_of(origin, value):
-        return [f"{at}: expected {origin.__name__}, found {value!r}"]
-    if kind is float and not math.isfinite(value):
-        return [f"{at}: expected a finite number, found {value}"]
-    inside: dict[Any, tuple[Any, Any]] = {}
-    if dataclasses.is_dataclass(kind):
-        inside = {f.name: (f.type, getattr(value, f.name)) for f in dataclasses.fields(kind)}
-    elif origin is dict and args:
-        inside = {k: (args[1], v) for k, v in value.items()}
-    elif origin is tuple and args[1:] == (...,):
-        inside = {i: (args[0], v) for i, v in enumerate(value)}
-    elif origin is tuple and args:
-        if len(value) != len(args):
-            return [f"{at}: expected {len(args)} values, found {value!r}"]
-        inside = dict(enumerate(zip(args, value, strict=True)))
-    return [fault for k, (t, v) in inside.items() for fault in _type_faults(t, v, f"{at}.{k}" if at else str(k))]
-
-
-def _is_of(kind: Any, value: Any) -> bool:
-    """As isinstance, except that True does not pass for an int and an int passes for a float."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
 
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields

@@ -12,7 +12,8 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kdjax.config import Model, to_dict
+from kdjax.weights.files import SteadyFile, WeightsError
 
 CODES = {  # of NumPy's dtypes in the header of a file
     "bool": "BOOL",
@@ -32,12 +34,28 @@ CODES = {  # of NumPy's dtypes in the header of a file
 DTYPES = {code: np.dtype(getattr(ml_dtypes, name, name)) for name, code in CODES.items()}
 
 
-class WeightsError(ValueError):
-    """Weights that cannot be read, written or used: says what was expected, what was found, and what to do."""
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An array in a file, read when it is asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: SteadyFile = field(repr=False)
+    offset: int
+
+    def read(self) -> np.ndarray:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        return self.file.read(self.offset, size).view(self.dtype).reshape(self.shape)
 
 
-def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the nested dict of arrays under another name and renames it, so that `path` is never half a file.
+def save(
+    path: str | os.PathLike,
+    variables: Mapping,
+    metadata: Mapping[str, str] | None = None,
+    prove: Callable[[Path], None] = lambda written: None,
+) -> None:
+    """Writes the nested dict of arrays under another name and renames it, so that `path` is never half a file, nor one
+    that `prove`, which gets the other name, has raised an error about.
 
     A leaf is an array, or anything with `shape`, `dtype` and `read() -> array`; one at a time is in memory.
     """
@@ -63,6 +81,7 @@ def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str
                 file.write(_bytes(key, leaf))
             file.flush()
             os.fsync(file.fileno())
+        prove(partial)
         os.replace(partial, path)
     except OSError as error:
         raise WeightsError(
@@ -73,10 +92,10 @@ def save(path: str | os.PathLike, variables: Mapping, metadata: Mapping[str, str
         partial.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+def load(path: str | os.PathLike, *, mapped: bool = True) -> tuple[dict[str, Any], dict[str, str]]:
     """(variables, metadata): the nested dict of read-only NumPy arrays, views of the mapped file: a byte is read when
-    it is first used."""
-    flat, metadata = views(path)
+    it is first used. Not mapped, all are read at once, and the file may be cut off afterwards."""
+    flat, metadata = views(path) if mapped else _read(path)
     parents = {"/".join(parts[:i]) for key in flat for parts in [key.split("/")] for i in range(1, len(parts))}
     if clash := sorted(parents & flat.keys()):
         raise WeightsError(f"{path}: {clash[0]!r} is both an array and a group of arrays; kdjax cannot have made it")
@@ -85,32 +104,47 @@ def load(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
 
 def views(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """As `load`, of any safetensors file, by the names as they are in it."""
+    entries, metadata = stored(path)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def view(entry: Stored) -> np.ndarray:
+        array = np.frombuffer(mapped, entry.dtype, math.prod(entry.shape), entry.offset).reshape(entry.shape)
+        return array if array.flags.aligned else array.copy()
+
+    return {name: view(entry) for name, entry in entries.items()}, metadata
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    entries, metadata = stored(path)
+    return {name: entry.read() for name, entry in entries.items()}, metadata
+
+
+def stored(path: str | os.PathLike) -> tuple[dict[str, Stored], dict[str, str]]:
+    """As `views`, of which nothing is read yet but what the head of the file says."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: {no_file(path)}")
-    size = path.stat().st_size
-    if not size:
+    file = SteadyFile.at(path)
+    if not file.size:
         raise WeightsError(f"{path}: the file is empty; fetch or export it again")
     try:
         # The library checks the header: every byte after it belongs to one array, in the order of `offset_keys`.
-        with safetensors.safe_open(path, framework="numpy") as file:
-            kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in _parts(file)}
-            metadata = file.metadata() or {}
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            kinds = {key: (part.get_dtype(), part.get_shape()) for key, part in _parts(opened)}
+            metadata = opened.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise WeightsError(
-            f"{path}: {size:,} bytes that are no whole safetensors file ({error}); fetch it again if it was cut off, "
-            "convert it first if it is of another kind (.pth, .pt, .ckpt)"
+            f"{path}: {file.size:,} bytes that are no whole safetensors file ({error}); fetch it again if it was cut "
+            "off, convert it first if it is of another kind (.pth, .pt, .ckpt)"
         ) from error
     if strange := [f"{key} {code}" for key, (code, _) in kinds.items() if code not in DTYPES]:
         raise WeightsError(f"{path}: numbers of a kind that is not read here: {', '.join(strange)}; make them floats")
-    offset, arrays = 8 + int.from_bytes(mapped[:8], "little"), {}
+    offset, found = 8 + int.from_bytes(file.read(0, 8).tobytes(), "little"), {}
     for key, (code, shape) in kinds.items():
-        array = np.frombuffer(mapped, DTYPES[code], math.prod(shape), offset).reshape(shape)
-        offset += array.nbytes
-        arrays[key] = array if array.flags.aligned else array.copy()
-    return dict(sorted(arrays.items())), metadata
+        found[key] = Stored(tuple(shape), DTYPES[code], file, offset)
+        offset += math.prod(shape) * DTYPES[code].itemsize
+    return dict(sorted(found.items())), metadata
 
 
 def no_file(path: Path) -> str:
@@ -173,7 +207,17 @@ def about(model: Model) -> dict[str, str]:
 
 def model_in(metadata: Mapping[str, str]) -> Model | None:
     """The model that a file is for, if it says so."""
-    return Model(metadata["model"], **json.loads(metadata.get("options", "{}"))) if "model" in metadata else None
+    if "model" not in metadata:
+        return None
+    try:
+        options = json.loads(metadata.get("options", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"the file's metadata are damaged, its options are no JSON ({error}); fetch it again"
+        ) from error
+    if not isinstance(options, dict):
+        raise WeightsError(f"the file's metadata are damaged, expected options by name, found {str(options)[:60]}")
+    return Model(metadata["model"], **options)
 
 
 def fingerprint(variables: Mapping) -> str:

@@ -84,7 +84,6 @@ MAPS = {"loss": "mse", "student": "neck", "teacher": "t:maps"}
         (KL | {"teacher": "t:logit"}, "'t:logit': 't' has no 'logit'; did you mean 'logits'"),
         (KL | {"args": {"temprature": 1.0}}, "'binary_kl' takes no argument 'temprature'; did you mean 'temperature'"),
         (KL | {"args": {"variant": "means"}}, "no variant 'means' of the divergence; did you mean 'mean'"),
-        (KL | {"loss": "kl"}, "kl: expected logits of at least two classes, found 1; 'binary_kl' takes"),
         (MAPS, "'neck' has 6 channels, teacher 't:maps' has 10; name an adapter, for example"),
         (MAPS | {"adapter": "linaer"}, "no adapter 'linaer'; did you mean 'linear'"),
         (

@@ -39,6 +39,10 @@ class Options:
         faults = []
         if len(self.heads) != len(self.hidden) + 1 or min(self.heads, default=0) < 1:
             faults.append(f"heads: expected one number more than widths in hidden {self.hidden}, found {self.heads}")
+        if self.features < 1:
+            faults.append(f"features: expected at least 1, found {self.features}")
+        if min(self.hidden, default=1) < 1:
+            faults.append(f"hidden: expected widths of at least 1, found {self.hidden}")
         if self.conv not in CONVS:
             faults.append(f"conv: no {self.conv!r}; {nearest(self.conv, CONVS)}")
         if not 0 <= self.dropout < 1:

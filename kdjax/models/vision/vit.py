@@ -3,6 +3,7 @@
 Module names follow timm's: `patch_embed/proj`, `blocks_3/attn/qkv`.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from kdjax.models.layers.precision import at_least_float32
 from kdjax.models.options import options_of
 
 POOLS = ("token", "mean", "fc_norm")
+MOST = 4096  # patches of an image with relative positions: each pair of them has a place in a table
 
 _TI: dict[str, Any] = {"dim": 192, "depth": 12, "heads": 3, "taps": (2, 5, 8, 11)}
 _S = _TI | {"dim": 384, "heads": 6}
@@ -86,10 +88,12 @@ class Options(PatchOptions):
 
     def faults(self) -> list[str]:
         faults = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             faults.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if any(not 0 <= i < self.depth for i in self.taps) or list(self.taps) != sorted(self.taps):
             faults.append(f"taps: expected block numbers below depth {self.depth} in order, found {self.taps}")
+        if self.relative and math.prod(self.grid) > MOST:
+            faults.append(f"image_size: expected at most {MOST:,} patches, whose pairs are counted, found {self.grid}")
         if self.pool not in POOLS:
             faults.append(f"pool: no {self.pool!r}; {nearest(self.pool, POOLS)}")
         if self.distilled and (self.relative or self.pool != "token"):

@@ -18,6 +18,8 @@ from kdjax.models.vision.sam.mask_decoder import MaskDecoder
 from kdjax.models.vision.sam.options import MEAN, STD, VARIANTS, SamOptions
 from kdjax.models.vision.sam.prompt_encoder import PromptEncoder
 
+MOST = 256  # classes of a segmenter: each has a network of its own
+
 __all__ = ["MEAN", "PARAMETERS", "STD", "VARIANTS", "Sam", "SamOptions", "SamSegmenter", "build_sam", "build_sam_seg"]
 
 # Parameters of the image encoder, and of all of SAM: as published, and of ours.
@@ -109,6 +111,6 @@ def build_sam(variant: str = "vit_b", **overrides) -> Sam:
 
 def build_sam_seg(variant: str = "vit_b", num_classes: int = 2, **overrides) -> SamSegmenter:
     """`num_classes` counts the background; `overrides` are fields of SamOptions."""
-    if num_classes < 2:
-        raise ConfigError(f"num_classes counts the background, so it is at least 2; found {num_classes}")
+    if not 2 <= num_classes <= MOST:
+        raise ConfigError(f"num_classes counts the background: expected from 2 to {MOST}, found {num_classes}")
     return SamSegmenter(options_of(SamOptions, "SAM", VARIANTS, variant, overrides), num_classes)

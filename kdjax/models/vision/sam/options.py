@@ -40,7 +40,7 @@ class SamOptions(PatchOptions):
 
     def faults(self) -> list[str]:
         faults = PatchOptions.faults(self)  # super() does not know a class that was made anew for its slots
-        if self.dim % self.heads:
+        if self.heads < 1 or self.dim % self.heads:
             faults.append(f"heads: expected a divisor of dim {self.dim}, found {self.heads}")
         if self.embed_dim % (2 * self.decoder_heads) or self.embed_dim % 8:
             # the decoder halves its width in cross-attention and divides it by 8 where it upscales
