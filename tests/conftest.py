@@ -30,8 +30,14 @@ gc.freeze()  # what is imported stays; collections that look through it again an
 gc.set_threshold(50_000, 20, 20)
 
 
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # a third of the suite was compiling
+
+
 def pytest_configure(config):
-    """Programs compiled once are kept, for all workers, for the processes that tests start and for the next run."""
+    """Programs are compiled quickly, but for the long tests as users have them; and what is compiled is kept, for all
+    workers, for the processes that tests start and for the next run."""
+    if "not long" in config.option.markexpr and jax.__version_info__ < (0, 11):  # XLA ends on a flag that it lacks
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
     if not hasattr(config, "workerinput"):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("xla")))
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
