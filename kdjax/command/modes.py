@@ -3,11 +3,14 @@
 What a mode needs is imported when it runs, so that lists and mistyped flags are answered in no time.
 """
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 from kdjax.command import flags
 from kdjax.config import ConfigError, Experiment
+
+WIDE = 110  # columns of prose
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
@@ -16,7 +19,8 @@ def train(experiment: Experiment, workdir: Path) -> int:
 
     summary = running.run(experiment, workdir, flags.STAGE.value)
     if first_process():
-        print(f"\n{tables.text(summary)}\n\n{verdict.verdict(summary)[0]}\n\nreport: {workdir / 'report.html'}")
+        headline = textwrap.fill(verdict.verdict(summary)[0], WIDE)
+        print(f"\n{tables.text(summary)}\n\n{headline}\n\nreport: {workdir / 'report.html'}")
     return 0
 
 

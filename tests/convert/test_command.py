@@ -45,6 +45,7 @@ def refused(capsys, folder: Path, *words: object, said: str) -> None:
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_in_verified_and_out(checkpoint, tmp_path, capsys):
     dst, back = tmp_path / "sam.safetensors", tmp_path / "back.pth"
     count = len(torch.load(checkpoint))

@@ -68,7 +68,7 @@ def test_what_is_written(made):
     assert not list(made[2].parent.glob(".*"))
 
 
-@pytest.mark.parametrize("b", [2, 5])
+@pytest.mark.parametrize("b", [2, pytest.param(5, marks=pytest.mark.long)])
 def test_the_stablehlo_stands_alone(made, tmp_path, b):
     image = np.random.default_rng(b).random((b, 32, 32, 3), np.float32)
     np.save(tmp_path / "image.npy", image)

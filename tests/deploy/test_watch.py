@@ -428,6 +428,7 @@ def test_a_score_that_is_no_number_is_an_alert(run, logs, tmp_path):
 # -- the files to deploy ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ["gat", "fusion"])
 def test_what_is_exported_scores_alike(run, logs, stage):
     path, workdir = run

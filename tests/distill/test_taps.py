@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Lora, Teacher, Term
-from kdjax.data.images.dataset import shapes as example
+from kdjax.data.images.dataset import shapes
 from kdjax.distill.scope import Scope
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen
 from kdjax.models.vision.tinyusfm import build_tinyusfm
 from kdjax.train import lora
 from kdjax.train.objective import find_terms, taps
+from kdjax.train.step import as_floats
 from tests.support import tiny
 
 MODEL = tiny.build(depth=2, dropout=0.5)
@@ -22,6 +23,10 @@ VARIABLES = tiny.weights(tiny.model(depth=2, dropout=0.5))
 def batch(n=3):
     rng = np.random.default_rng(0)
     return {"image": jnp.asarray(rng.random((n, 16, 16, 3)), jnp.float32)}
+
+
+def example(side, rows):
+    return jax.eval_shape(as_floats, shapes(side, rows))
 
 
 def view():

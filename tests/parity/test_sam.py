@@ -102,6 +102,7 @@ def test_image_encoder(size):
     assert len(wanted) == 1 + 3 + 4 + 1
 
 
+@pytest.mark.long
 def test_image_encoder_with_the_widths_of_vit_b():
     options = {"depth": 2, "global_blocks": (1,), "image_size": 256}
     ours, theirs = build_sam(**options), original(build_sam("vit_b", **options).options)

@@ -256,7 +256,7 @@ def _class_faults(data: Data, source: Source, facts: list[Facts]) -> list[str]:
 
 
 def shapes(image_size: int, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of images with masks and classes as a step sees it, for callers without a data set."""
+    """A batch of images with masks and classes, for callers without a data set."""
     stored = {
         name: squared(field, image_size) for name, field in {"image": IMAGE, "mask": MASK, "class": CLASS}.items()
     }
