@@ -26,7 +26,7 @@ from convert.describe import describe
 from convert.export import export_file, load, loading
 from convert.family import ConvertError, Family, fit, refuse_other, tensors, told, write
 from convert.notes import LIKE, assumption, nearest, notes, record
-from convert.onto import check_written, options_of, put_on, random_base, read
+from convert.onto import check_written, differing, options_of, put_on, put_on_exactly, random_base, read
 from convert.sources import SourceError, check_sums, open_source
 from kdjax import registry
 from kdjax.config import ConfigError
@@ -172,9 +172,11 @@ def run_verify(args: argparse.Namespace) -> int:
         arrays = dict(tensors(family, model, variables))
     if family.base:
         base = load(Path(args.base), options(args.set)) if args.base else random_base(model)
-        model, plain, whole = put_on(family, part, base)
+        merged = variables if "lora" not in variables else None
+        model, plain, variables = put_on_exactly(family, part, base)
         arrays = dict(tensors(families.get(family.base), model, plain)) | arrays
-        variables = whole if "lora" in variables else variables
+        if merged is not None and (name := differing(merged, variables)):
+            raise ConvertError(f"{weights}: {name} is not that of the base with the pairs: not the same weights")
     found = verify.verify(family, model, arrays, variables, config=config)
     print(told(model), verify.HEADINGS, *found, sep="\n")
     if not (worst := verify.worst(found)).same:

@@ -20,6 +20,24 @@ def put_on(family: Family, part: tuple[Model, Mapping], base: tuple[Model, Mappi
     return model, plain, plain | {"params": lora.merge(plain["params"], part[1]["lora"])}
 
 
+def put_on_exactly(
+    family: Family, part: tuple[Model, Mapping], base: tuple[Model, Mapping]
+) -> tuple[Model, dict, dict]:
+    """The same with the pairs added in float64, so that what a file holds is these rounded once."""
+    with jax.enable_x64(True):
+        model, plain, whole = put_on(family, *((m, jax.tree.map(np.float64, dict(v))) for m, v in (part, base)))
+    return model, jax.tree.map(np.float32, plain), jax.tree.map(np.asarray, whole)
+
+
+def differing(merged: Mapping, exact: Mapping) -> str:
+    """The first leaf that is not the exact one to float32's rounding; "" where there is none."""
+    leaves = zip(jax.tree_util.tree_leaves_with_path(merged), jax.tree.leaves(exact), strict=True)
+    for (path, found), expected in leaves:
+        if not np.allclose(found, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max(initial=0), equal_nan=True):
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""
+
+
 def options_of(whole: Model) -> dict:
     """Of the part's model; how many masks there are, the part says itself."""
     return {name: value for name, value in whole.options.items() if name != "num_classes"}

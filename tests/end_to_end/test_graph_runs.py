@@ -164,7 +164,7 @@ def test_a_teacher_that_is_not_named_is_found(tmp_path, capsys):
         running.run(of, tmp_path, "small")
     running.run(of, tmp_path, "large")
     summary = running.run(of, tmp_path, "small")
-    assert [row["stage"] for row in summary["rows"]] == ["small"]
+    assert [(row["stage"], row["role"]) for row in summary["rows"]] == [("small", "teacher"), ("small", "student")]
     assert "warning" not in capsys.readouterr().out
     made = open_run(of, tmp_path, "small")
     (taught,) = made.teachers(made.learners["small"].stage).values()

@@ -160,8 +160,8 @@ def smoke(tmp_path_factory):
 
 
 def table(printed):
-    """The last part but one of what a run prints: the table, then where the report is."""
-    return printed.strip().split("\n\n")[-2].strip().splitlines()
+    """The table of what a run prints; the headline and where the report is come after it."""
+    return next(part for part in printed.split("\n\n") if part.strip().startswith("model ")).strip().splitlines()
 
 
 def trained(workdir):

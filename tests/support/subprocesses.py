@@ -101,6 +101,9 @@ def finish(process, expected=0, timeout=240) -> str:
     return output
 
 
+TIMED = ("seconds", "wait", "rate", "peak_bytes", "date", "command")  # what two runs alike differ in
+
+
 def left(workdir) -> dict[str, bytes]:
     """What must be the same byte for byte, by its path: parameters, the metrics over time, the names of best files."""
     found = {}
@@ -110,7 +113,7 @@ def left(workdir) -> dict[str, bytes]:
             found[name] = path.read_bytes()
         elif path.name == "result.json":
             result = json.loads(path.read_text())
-            found[name] = json.dumps({k: v for k, v in result.items() if k not in ("seconds", "wait", "ms_per_image")})
+            found[name] = json.dumps({k: v for k, v in result.items() if k not in TIMED})
         elif path.name == "checkpoints":
             found[name] = ",".join(sorted(p.name for p in path.iterdir()))
         elif not path.name.startswith(("timing", "test.npz")):
