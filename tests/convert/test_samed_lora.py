@@ -210,7 +210,7 @@ def test_by_command(tmp_path, capsys):
     source = ("verify", "samed_lora", "--src", paths["lora"], "--weights")
     assert run("verify", "samed_lora", "--weights", paths["part"]) == 0
     assert run(*source, paths["whole"], "--base", paths["base"]) == 0
-    assert capsys.readouterr().out.count("the same, within") == 2
+    assert capsys.readouterr().out.count("the same: within") == 2
     assert run(*source, paths["whole"], "--base", paths["other"]) == 2
     assert "not the same weights" in capsys.readouterr().err
 

@@ -211,13 +211,13 @@ def run(count: int, workers: int, seed: int, tell: Callable[[Result], None] = la
 
     def serve(numbers: list[int]) -> None:
         while numbers:
-            process = subprocess.Popen(
+            with subprocess.Popen(
                 [sys.executable, "-m", "tests.hostile_files", "--seed", str(seed), "--work", json.dumps(numbers)],
                 env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
                 stdout=subprocess.PIPE,
                 text=True,
-            )
-            at = _follow(process, numbers, results, tell)
+            ) as process:
+                at = _follow(process, numbers, results, tell)
             if at is not None:
                 how = "stuck" if process.returncode == -9 else f"died, {process.returncode}"
                 results.append(Result(at, "?", "?", "?", how, faults=[f"the process {how}; see --only {at}"]))
