@@ -48,6 +48,7 @@ def tailed():
     return learner, *start(learner, {"whole": sam, "tail": sam}, tiny.weights(learner.stage.model, 5)), sam
 
 
+@pytest.mark.long
 def test_sams_decoder_runs_on_a_students_embedding():
     """The masks of both embeddings through the frozen decoder, by hand, and their divergence."""
     learner, state, fixed, sam = tailed()

@@ -52,6 +52,7 @@ def test_named_sizes_may_be_any(tmp_path):
         loaded(*given(2, 3, 4, 1, others=1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES)
 def test_a_model_of_graphs_takes_any_number_of_nodes_edges_and_graphs(case, tmp_path):
     name, options = CASES[case]

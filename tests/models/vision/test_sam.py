@@ -169,6 +169,7 @@ def test_every_part_gets_a_gradient(segmented):
     assert "prompt_encoder/no_mask_embed/embedding" not in still
 
 
+@pytest.mark.long
 def test_bfloat16(segmented):
     variables, image, _, exact = segmented
     model = build_sam_seg("vit_t", num_classes=3, **SMALL, dtype="bfloat16")
