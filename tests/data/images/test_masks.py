@@ -7,7 +7,7 @@ from PIL import Image
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
 from kdjax.data.images.dataset import class_weights
-from kdjax.data.images.readers import Folder
+from kdjax.data.images.folders import Folder
 from tests.support import folders
 
 

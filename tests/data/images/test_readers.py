@@ -8,7 +8,8 @@ from kdjax import registry
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
 from kdjax.data.images import examples, files, masks
-from kdjax.data.images.readers import BusBra, Busi, BusUclm, Folder, Layout, Union
+from kdjax.data.images.folders import Folder, Layout
+from kdjax.data.images.readers import BusBra, Busi, BusUclm, Union
 from tests.support import folders
 
 
