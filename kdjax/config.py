@@ -269,6 +269,7 @@ class Optim:
     power: the exponent of warmup_poly
     factor: of plateau: the learning rate is multiplied by it ...
     patience: ... after so many epochs without a lower training loss
+    over: ... or without a higher measure on validation data ("auc"), where one is named
     weight_decay: decoupled for adamw, part of the gradient for adam and sgd
     momentum: of sgd's running sum of gradients
     b1: of adam and adamw: the decay of the first moment
@@ -282,6 +283,8 @@ class Optim:
     radius: how far "sharpness" looks
     spread: how far "separate" sets the two momenta apart
     ema: decay, after a warm-up, of the averaged parameters that are evaluated and kept; 0 is off
+    statistics: what BatchNorm goes by while it trains: "trained", by the batch where its own parameters are trained
+        and by what it remembers where they are frozen; "all", by the batch everywhere
     trainable: which parameters are trained
     decay: what the weight decay of a parameter is multiplied by
     lr_scale: what its learning rate is multiplied by
@@ -295,6 +298,7 @@ class Optim:
     power: float = 1.0
     factor: float = 0.5
     patience: int = 5
+    over: str = ""
     weight_decay: float = 0.0
     momentum: float = 0.9
     b1: float = 0.9
@@ -306,6 +310,7 @@ class Optim:
     radius: float = 0.05
     spread: float = 0.075
     ema: float = 0.0
+    statistics: str = "trained"
     trainable: tuple[tuple[str, bool], ...] = ((r".*", True),)
     decay: tuple[tuple[str, float], ...] = ((r".*(bias|scale|pos_embed|cls_token|rel_pos_[hw])", 0.0), (r".*", 1.0))
     lr_scale: tuple[tuple[str, float], ...] = ((r".*", 1.0),)
@@ -357,12 +362,14 @@ class Gate:
     """The task's measure (Dice, for segmentation) that validation must reach before the next stage starts.
 
     at_least: the measure that is asked for
+    good: from here on it is called good, and below it marginal; 0 calls it nothing
     otherwise: what happens where it is not reached: "stop"; "control" trains the stages that would learn from this one
         as their controls, without it; the name of a stage, which runs only then, trains the same model, and stands in
         for this one from then on
     """
 
     at_least: float = 0.0
+    good: float = 0.0
     otherwise: str = "stop"
 
 
@@ -387,7 +394,8 @@ class Stage:
     task: what is learned (`--list=tasks`); the name alone where it needs no options
     data: what it is learned from
     model: what learns
-    epochs: passes over as many images as the training set has, labelled or not, so that budgets compare
+    epochs: passes over as many images as the training set has, labelled or not, so that budgets compare; 0 trains
+        nothing and measures what `init` brings
     title: the row's name in the report
     folder: where it lies below the working directory: stages/NAME if left out, else as `layout` says
     init: the weights to start from: a file, an earlier stage, "stage:NAME", or a finished stage of another run,

@@ -58,7 +58,7 @@ TABLES: dict[str, dict[str, str]] = {
     "tasks": {
         "autoencoder": "kdjax.tasks.can.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
-        "detection": "kdjax.tasks.can.detection:Detection",
+        "detection": "kdjax.tasks.detection:Detection",
         "fusion": "kdjax.tasks.can.fusion:Fusion",
         "segmentation": "kdjax.tasks.segmentation:Segmentation",
     },

@@ -37,7 +37,7 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "report": {"config"},
     "distill": LOWEST | LAYERS | {"data", "weights", "report"},
     "tasks": LOWEST | LAYERS | {"losses", "report"},
-    "train": TRAINING,
+    "train": TRAINING | LAYERS,
     "experiment": RUNNING,
     "deploy": RUNNING | {"experiment"},
     "command": RUNNING | {"experiment", "deploy"},

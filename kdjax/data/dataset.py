@@ -26,6 +26,7 @@ class Dataset(ABC):
     """
 
     item: ClassVar[str]
+    kinds: tuple[str, ...] = ("normal", "attack")  # what class 0 and class 1 are called where one is looked for
     fields: dict[str, Field | GraphsField] = {}  # as a training step sees them
     views: int = 0
     facts: dict[str, Any] = {}  # what options of models may ask of the data
@@ -49,6 +50,10 @@ class Dataset(ABC):
     @abstractmethod
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         """The class of each example, -1 where it has none."""
+
+    @abstractmethod
+    def called(self, split: str) -> tuple[str, list[str]]:
+        """What tells a person one example from another, and that of each example."""
 
     def axis(self, batch_size: int) -> int:
         """The length of the axis that devices share, in a batch of so many examples."""
@@ -88,10 +93,18 @@ class Dataset(ABC):
         order = order.map_with_index(_View(len(chosen), self.views)).batch(batch_size)[start:]
         return self._read(order.map(_Reader(self, "train", share)))
 
-    def evaluate(self, split: str, batch_size: int, *, process: int = 0, processes: int = 1) -> Iterator[Batch]:
-        """The split once; the last batch is padded."""
+    def evaluate(
+        self,
+        split: str,
+        batch_size: int,
+        *,
+        places: Int[np.ndarray, " m"] | None = None,
+        process: int = 0,
+        processes: int = 1,
+    ) -> Iterator[Batch]:
+        """The split once, or these places of it; the last batch is padded."""
         share = _share(batch_size, process, processes)
-        order = self.order(split)
+        order = self.order(split) if places is None else places
         rows = np.pad(order, (0, -len(order) % batch_size), constant_values=-1).reshape(-1, batch_size)
         order = grain.MapDataset.source([(row, np.zeros(batch_size, np.int32)) for row in rows])
         return self._read(order.map(_Reader(self, split, share)))

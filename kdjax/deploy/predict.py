@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,8 @@ from kdjax.weights import safetensors
 
 RESULTS = "eval_results.txt"
 OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
-READERS = {"segmentation": "folder", "classification": "classes"}  # task -> how other folders are read
-MADE = re.compile(r".*_(mask(_\d+)?|overlay)")  # names of masks and overlays, which are no images to predict
+READERS = {"segmentation": "folder", "classification": "classes", "detection": "real_fake"}  # of other folders
+MADE = re.compile(r".*_(mask(_\d+)?|overlay|heat)")  # names of what is written, which are no images to predict
 
 
 def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "", place: str = "") -> dict:
@@ -86,7 +87,7 @@ def data_at(place: str, stage: Stage) -> config.Data:
     task = config.task_of(stage).name
     if not colon or Path(place).expanduser().exists():
         name, folder = READERS.get(task, ""), place
-    if task not in READERS:
+    if task not in READERS or pipeline.kind(stage.data) != "images":
         raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
     data = copy.copy(stage.data)
     data.source, data.options, data.split = name, {"root": folder}, (0.0, 0.0, 1.0)
@@ -110,7 +111,7 @@ def predict(
     images, output = Path(images).expanduser(), Path(output).expanduser()
     name, plain = chosen(experiment, stage)
     _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
-    targets = plan(images, output)
+    targets = plan(images, output, ("mask", "overlay"))
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
     swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
@@ -144,6 +145,11 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
 def kind_of(experiment: Experiment, name: str) -> str:
     """What the stage's model reads: "images", "graphs" or "nodes"."""
     return pipeline.kind(chosen(experiment, name)[1].data)
+
+
+def task_name(experiment: Experiment, name: str) -> str:
+    """What the stage's model has learned."""
+    return config.task_of(chosen(experiment, name)[1]).name
 
 
 class Kept(NamedTuple):
@@ -237,8 +243,9 @@ def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[
 # -- the files -------------------------------------------------------------------------------------------------------
 
 
-def plan(images: Path, output: Path) -> dict[Path, Path]:
-    """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
+def plan(images: Path, output: Path, kinds: tuple[str, ...]) -> dict[Path, Path]:
+    """Image -> where its results of these kinds go, without kind and suffix; raises one error with everything that
+    stands in the way."""
     alone = images.is_file()
     if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
@@ -249,26 +256,34 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}
+    with ThreadPoolExecutor() as pool:
+        unreadable = dict(zip(paths, pool.map(fault_of, paths), strict=True))
     for path in paths:
         target = output / path.relative_to(images.parent if alone else images).with_suffix("")
         if target in taken:
             faults.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
         targets[path] = taken[target] = target
-        faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in foreign(target)]
-        try:
-            files.read_image(str(path))
-        except ConfigError as error:
-            faults.append(str(error))
+        strange = foreign([named(target, kind) for kind in kinds])
+        faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in strange]
+        faults += [unreadable[path]] if unreadable[path] else []
     if faults:
         more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
         raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))
     return targets
 
 
-def foreign(target: Path) -> list[Path]:
-    """Files where the results belong, such as true masks, that are not earlier results."""
-    paths = [path for path in (named(target, "mask"), named(target, "overlay")) if path.exists()]
-    return [path for path in paths if not is_ours(path)]
+def fault_of(path: Path) -> str:
+    """Why an image cannot be read; "" where it can."""
+    try:
+        files.read_image(str(path))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def foreign(paths: list[Path]) -> list[Path]:
+    """Files where results belong, such as true masks, that are not earlier results."""
+    return [path for path in paths if path.exists() and not is_ours(path)]
 
 
 def is_ours(path: Path) -> bool:

@@ -41,8 +41,9 @@ def validate(experiment: Experiment) -> None:
 
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields
-    0: "save_every grad_norms_every data.workers optim.warmup optim.end_lr optim.weight_decay optim.clip data.views",
-    1: "epochs data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
+    0: "epochs save_every grad_norms_every data.workers data.views "
+    "optim.warmup optim.end_lr optim.weight_decay optim.clip",
+    1: "data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
 }
 
 
@@ -69,6 +70,10 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         faults += [f"teachers.{name}: {fault}" for fault in _teacher_faults(stage, teacher)]
     for name, term in stage.terms.items():
         faults += [f"terms.{name}{fault}" for fault in _term_faults(stage, term)]
+    if not stage.epochs and not stage.init:
+        faults.append("epochs=0 trains nothing and measures what the stage starts from: name that in init")
+    if stage.gate and 0 < stage.gate.good < stage.gate.at_least:
+        faults.append(f"gate.good: expected no less than at_least={stage.gate.at_least}, found {stage.gate.good}")
     data, optim = stage.data, stage.optim
     if data.batch_size % max(1, optim.accumulate):
         faults.append(f"data.batch_size {data.batch_size} must be a multiple of optim.accumulate {optim.accumulate}")
@@ -87,6 +92,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         faults.append(f"optim.lr: expected a positive number, found {optim.lr}")
     if not 0 <= optim.ema < 1:
         faults.append(f"optim.ema: expected a decay in [0, 1), found {optim.ema}")
+    if optim.statistics not in ("trained", "all"):
+        faults.append(f"optim.statistics: expected 'trained' or 'all', found {optim.statistics!r}")
     if stage.dtype not in ("float32", "bfloat16"):
         faults.append(f"dtype: expected float32 or bfloat16, found {stage.dtype!r}")
     return faults

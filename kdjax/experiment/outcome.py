@@ -15,8 +15,9 @@ import numpy as np
 from kdjax.config import ConfigError, task_of
 from kdjax.data.fields import readable
 from kdjax.experiment.cost import costs
+from kdjax.experiment.plan import judged
 from kdjax.experiment.saved import to_json
-from kdjax.experiment.workdir import Run, write
+from kdjax.experiment.workdir import Run, result_of, write
 from kdjax.report import tables, trackers
 from kdjax.report.metrics import cka
 from kdjax.tasks.task import Tested
@@ -172,8 +173,19 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         "data": data_of(opened),
         **last.task.words(last.dataset),
         "skipped": skipped or {},
+        "gates": gates(opened),
         "rows": rows,
     }
+
+
+def gates(opened: Run) -> list[str]:
+    """What the gates of finished stages have decided, and why."""
+    verdicts = []
+    for name, learner in opened.learners.items():
+        result = result_of(opened.folder_of(name))
+        if learner.stage.gate and result:
+            verdicts.append(judged(name, learner.stage.gate, learner.task.primary, result["best"]))
+    return [verdict for verdict in verdicts if verdict]
 
 
 def data_of(opened: Run) -> list[str]:

@@ -14,7 +14,7 @@ def planned(experiment: Experiment, only: str = "") -> dict[str, Stage]:
     what it needs. Stages that stand in where a gate is not reached are among them."""
     stages = {name: experiment.stages[name] for name in needed(experiment)}
     if experiment.control:
-        stages |= {f"{name}_control": without_teachers(stage) for name, stage in stages.items() if stage.teachers}
+        stages |= controls(stages)
     if not only:
         return stages
     known = {**experiment.stages, **stages}
@@ -69,10 +69,19 @@ def without_teachers(stage: Stage) -> Stage:
     return dataclasses.replace(stage, **fields)
 
 
+def controls(stages: dict[str, Stage]) -> dict[str, Stage]:
+    """The control of each distilled stage. Where that one starts from another distilled one, it starts from its
+    control: nothing of a teacher reaches it."""
+    alone = {f"{name}_control": without_teachers(stage) for name, stage in stages.items() if stage.teachers}
+    for name, stage in alone.items():
+        for taught in [other for other in references(stage) if stages.get(other) and stages[other].teachers]:
+            alone[name] = standing_in(alone[name], taught, f"{taught}_control")
+    return alone
+
+
 def with_controls(experiment: Experiment) -> dict[str, Stage]:
     """All stages by name, and the control of each distilled one, whether it runs or not."""
-    controls = {f"{k}_control": without_teachers(s) for k, s in experiment.stages.items() if s.teachers}
-    return experiment.stages | controls
+    return experiment.stages | controls(experiment.stages)
 
 
 def standing_in(stage: Stage, absent: str, present: str) -> Stage:
@@ -95,6 +104,24 @@ def teacher_folders(folder: str) -> str:
     """A pattern of the folders in which a student in `folder` looks for its teacher; "" where it is no `layout`."""
     parts = folder.split("/")
     return "/".join([*parts[:4], "*", "no-kd", parts[6]]) if len(parts) == 7 else ""
+
+
+def judged(name: str, gate: Gate, measure: str, reached: float) -> str:
+    """What a gate has decided, and why, in a sentence; "" of a gate that has nothing to tell."""
+    told = f"stage {name!r} reached {measure} {reached:.4f} on the validation data"
+    if reached >= gate.at_least:
+        if not gate.good:
+            return ""
+        if reached >= gate.good:
+            return f"{told}, which is good (from {gate.good:g} on): its students learn from it"
+        return (
+            f"{told}, which is marginal ({gate.at_least:g} to {gate.good:g}): its students learn from it, but more "
+            "training may serve them better"
+        )
+    short = f"{told}, its gate asks for {gate.at_least:.4f}"
+    if gate.otherwise == "control":
+        return f"{short}: what would learn from it is trained as its control, without a teacher"
+    return short if gate.otherwise == "stop" else f"{short}: {gate.otherwise!r} stands in for it from here on"
 
 
 def gate_faults(name: str, gate: Gate, stages: dict[str, Stage]) -> list[str]:

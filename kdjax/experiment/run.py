@@ -17,6 +17,7 @@ from kdjax.experiment import plan
 from kdjax.experiment.cost import peak_bytes
 from kdjax.experiment.opening import open_run
 from kdjax.experiment.outcome import beside, compare, data_of, measure_costs, report, summarise, test
+from kdjax.experiment.robustness import robustness
 from kdjax.experiment.workdir import Run, write
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
@@ -64,30 +65,31 @@ def run_stages(opened: Run, signals: Signals) -> dict[str, str]:
             if jax.process_index() == 0:
                 write(opened.folder_of(name) / "result.json", json.dumps(result, indent=1))
         gate = opened.learners[name].stage.gate
-        if gate is not None and result["best"] < gate.at_least:
-            waiting = otherwise(opened, name, gate, result["best"], waiting, skipped)
+        if gate is None:
+            continue
+        verdict = plan.judged(name, gate, opened.learners[name].task.primary, result["best"])
+        if verdict and (gate.otherwise != "stop" or result["best"] >= gate.at_least):
+            say(verdict)
+        if result["best"] < gate.at_least:
+            waiting = otherwise(opened, name, gate, verdict, waiting, skipped)
     return skipped
 
 
 def otherwise(
-    opened: Run, name: str, gate: Gate, best: float, waiting: list[str], skipped: dict[str, str]
+    opened: Run, name: str, gate: Gate, verdict: str, waiting: list[str], skipped: dict[str, str]
 ) -> list[str]:
     """What comes next after a stage that did not reach its gate."""
-    measure = opened.learners[name].task.primary
-    short = f"stage {name!r} reached {measure} {best:.4f} on the validation data, its gate asks for {gate.at_least:.4f}"
     if gate.otherwise == "stop":
         raise GateError(
-            f"{short}. What learns from it would learn its faults: train it longer, --config.stages.{name}.epochs "
+            f"{verdict}. What learns from it would learn its faults: train it longer, --config.stages.{name}.epochs "
             "(where its schedule does not allow that, it says what to do), or lower "
             f"--config.stages.{name}.gate.at_least; or, in another --workdir, give it more labels"
         )
     if gate.otherwise != "control":
-        say(f"{short}: {gate.otherwise!r} stands in for it from here on")
         opened.stand_in(name, gate.otherwise)
         skipped.pop(gate.otherwise)
         return waiting
     students = [k for k in waiting if any(t.stage == name for t in opened.learners[k].stage.teachers.values())]
-    say(f"{short}: what would learn from it ({', '.join(students) or 'nothing'}) is trained as its control")
     for student in students:
         control = f"{student}_control"
         skipped[student] = f"{name} did not reach its gate"
@@ -129,6 +131,7 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
         **trained,
         **tested,
         **compare(opened, learner, variables, folder),
+        **({"robustness": falls} if (falls := robustness(learner, variables)) else {}),
         **({"beside": others} if others else {}),
         "peak_bytes": peak_bytes(),
         "date": time.strftime("%Y-%m-%d %H:%M"),

@@ -146,6 +146,7 @@ def _facts(summary: dict[str, Any]) -> str:
     table = table_html(head, rows) if rows else ""
     last: dict[str, Any] = max(summary["rows"], key=lambda row: row.get("date", ""), default={})
     facts = {
+        "Gates": "; ".join(summary.get("gates") or []),
         "Data": "; ".join(summary.get("data") or []),
         "Command": last.get("command"),
         "Date": last.get("date"),

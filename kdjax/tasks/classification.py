@@ -27,6 +27,7 @@ class Classification:
     mixed: bool = False
     primary: ClassVar[str] = "accuracy"
     measures: ClassVar[tuple[str, ...]] = ("accuracy",)
+    damages: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, data: Data) -> "Classification":
@@ -57,6 +58,9 @@ class Classification:
         right = ((logits.argmax(axis=-1) == batch["class"]) & known).sum().astype(jnp.float32)
         finite = jnp.isfinite(jnp.where(known[..., None], logits, 0.0)).all()
         return {"accuracy": (jnp.where(finite, right, jnp.nan), known.sum().astype(jnp.float32))}
+
+    def gathered(self, predictions: Arrays, labels: np.ndarray) -> dict[str, float]:
+        return {}
 
     def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
         """The largest logit needs no threshold."""

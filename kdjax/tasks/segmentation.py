@@ -35,6 +35,7 @@ class Segmentation:
     balanced: bool = False
     primary: ClassVar[str] = "dice"
     measures: ClassVar[tuple[str, ...]] = ("dice",)
+    damages: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, data: Data, **options: Any) -> "Segmentation":
@@ -78,6 +79,9 @@ class Segmentation:
         dice = jnp.where(either > 0, 2 * both / jnp.maximum(either, 1), 1.0).mean(axis=1)
         dice = jnp.where(jnp.isfinite(outputs["logits"]).all((1, 2, 3)), dice, jnp.nan)
         return {"dice": (jnp.where(known, dice, 0.0).sum(), known.sum().astype(jnp.float32))}
+
+    def gathered(self, predictions: Arrays, labels: np.ndarray) -> dict[str, float]:
+        return {}
 
     def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
         """Nothing of a mask depends on a number that the validation data would set."""

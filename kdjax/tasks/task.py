@@ -18,7 +18,9 @@ class Task(Protocol):
     """One kind of problem, made for its data. It is hashable: a student and its control share compiled programs."""
 
     primary: ClassVar[str]  # the measure that says which epoch is best; more is better
-    measures: ClassVar[tuple[str, ...]]  # all that `measure` gives
+    measures: ClassVar[tuple[str, ...]]  # all that `measure` and `gathered` give
+
+    damages: ClassVar[tuple[str, ...]]  # the kinds of damage to images under which the test is repeated
 
     @classmethod
     def of(cls, data: Data, **options: Any) -> "Task": ...
@@ -37,6 +39,10 @@ class Task(Protocol):
 
     def measure(self, outputs: dict[str, Array], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
         """(total, count) of each measure over the examples that can be judged."""
+        ...
+
+    def gathered(self, predictions: Arrays, labels: np.ndarray) -> dict[str, float]:
+        """The measures of a split that are no sums over examples, such as an AUC."""
         ...
 
     def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:

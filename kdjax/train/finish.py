@@ -41,8 +41,11 @@ def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[
 
 def classes(learner: Learner) -> dict[str, str]:
     """What a model's users must know of the classes of its data."""
-    names = getattr(learner.dataset, "mask_classes", ())
-    return {"num_classes": str(learner.stage.data.num_classes)} | ({"mask_classes": json.dumps(names)} if names else {})
+    told = {"num_classes": str(learner.stage.data.num_classes)}
+    of_masks, of_images = (getattr(learner.dataset, name, ()) for name in ("mask_classes", "image_classes"))
+    told |= {"mask_classes": json.dumps(of_masks)} if of_masks else {}
+    masked = any(field.kind == "mask" for field in learner.dataset.fields.values())
+    return told | ({"image_classes": json.dumps(of_images)} if of_images and not masked else {})
 
 
 def keep(path: Path, variables: dict, metadata: dict[str, str] | None = None) -> None:

@@ -15,15 +15,15 @@ from kdjax.distill.terms import BoundTerm
 Knobs = dict[str, Any]
 
 
-def start(terms: Iterable[BoundTerm], seed: int) -> Knobs:
+def start(terms: Iterable[BoundTerm], seed: int, over: str = "") -> Knobs:
     """The numbers of a stage's terms:
 
     lr, a factor of the scheduled learning rate; weights {term}; args {term: {argument: number}}, the arguments of
-    losses that are floats; measures {name}, what validation has last measured, for schedules over it, and -inf before
-    the first validation; seed.
+    losses that are floats; measures {name}, what validation has last measured, for schedules over it (`over` names one
+    of the learning rate), and -inf before the first validation; seed.
     """
     terms = list(terms)
-    measures = {t.term.schedule.over for t in terms if t.term.schedule and t.term.schedule.over}
+    measures = {t.term.schedule.over for t in terms if t.term.schedule and t.term.schedule.over} | ({over} - {""})
     return {
         "lr": np.float32(1.0),
         "weights": {t.name: np.float32(t.term.weight) for t in terms},

@@ -53,6 +53,10 @@ def train(
     batches = dealt(learner, step, record, ranked)
 
     with closing(Recorder(learner, folder, log, record, begun, ranked is not None)) as recorder:
+        if not stage.epochs:
+            validate(learner, folder, state, fixed, record, recorder, ranked)
+            measured = f"{learner.task.primary} {record.best:.3f}"
+            recorder.line(f"{stage.title or learner.name}: as it comes, not trained here: {measured}")
 
         def save() -> None:
             recorder.flush()
@@ -68,7 +72,8 @@ def train(
             step += 1
             recorder.step(step, {**measures, **norms})
             if step % per_epoch == 0:
-                end_epoch(learner, folder, state, fixed, record, recorder, ranked)
+                record.epochs += 1
+                validate(learner, folder, state, fixed, record, recorder, ranked)
                 save()
                 prune(folder, record.best_file)
                 numbers = knobs.measured(numbers, record.measures)
@@ -119,7 +124,7 @@ def dealt(learner: Learner, step: int, record: Record, ranked: Ranked | None) ->
     )
 
 
-def end_epoch(
+def validate(
     learner: Learner,
     folder: Path,
     state: State,
@@ -128,13 +133,12 @@ def end_epoch(
     recorder: Recorder,
     ranked: Ranked | None,
 ) -> None:
-    """Validates; keeps the model where it is the best so far."""
+    """Measures what has been learned, and keeps the model where it is the best so far."""
     recorder.flush()
     collections = state.collections["model"]
     measures, predictions = evaluate(learner, learner.whole_fn(eval_params(state), collections, fixed["frozen"]), "val")
     step = int(state.step)
     refuse_non_finite({f"validation {k}": v for k, v in measures.items()}, step, folder / "checkpoints")
-    record.epochs += 1
     record.measures = measures
     if ranked:
         record.ratio = ranked.next_ratio(record.epochs, record.ratio, measures["confidence"])

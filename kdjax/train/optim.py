@@ -26,9 +26,10 @@ def build(
     """The transformation of gradients into a direction, and the learning rate over steps.
 
     A step adds -rate(step) * direction to the trainable `params`. The direction is `tx.update(grads, opt_state,
-    params, value=loss)`; for "separate" `grads` is [the task's, the teachers'], for "sharpness" `grad_fn` takes the
-    place of `value`. Weight decay is decoupled for adamw (Loshchilov & Hutter 2019) and part of the gradient, L2, for
-    adam and sgd, as in PyTorch. What "plateau" learns is in the direction; `plateau_scale(opt_state)` reads it.
+    params, value=loss)`, or minus the measure `over`; for "separate" `grads` is [the task's, the teachers'], for
+    "sharpness" `grad_fn` takes the place of `value`. Weight decay is decoupled for adamw (Loshchilov & Hutter 2019) and
+    part of the gradient, L2, for adam and sgd, as in PyTorch. What "plateau" learns is in the direction;
+    `plateau_scale(opt_state)` reads it.
     """
     rate = schedule(optim, steps_per_epoch, epochs)
     decay, lr_scale = rules(optim.decay, params, "optim.decay"), rules(optim.lr_scale, params, "optim.lr_scale")
@@ -52,8 +53,15 @@ def build(
     plateau = []
     if optim.schedule == "plateau":
         plateau = [
+            # A measure of validation data is the same in all steps of an epoch, so that an epoch counts by its steps;
+            # losses are averaged over an epoch. As PyTorch has it, less than 1e-4 is no improvement.
             optax.contrib.reduce_on_plateau(
-                optim.factor, optim.patience, accumulation_size=steps_per_epoch, min_scale=optim.end_lr / optim.lr
+                optim.factor,
+                optim.patience * steps_per_epoch if optim.over else optim.patience,
+                rtol=0.0 if optim.over else 1e-4,
+                atol=1e-4 if optim.over else 0.0,
+                accumulation_size=1 if optim.over else steps_per_epoch,
+                min_scale=optim.end_lr / optim.lr,
             )
         ]
     tx = optax.chain(*clip, *inner, scaled, *plateau)
@@ -106,7 +114,7 @@ def combined(pull: str, groups: list[Any]) -> Any:
 
 def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     """Step -> learning rate. Warm-up climbs in equal steps, the first of them above zero so that no step is lost."""
-    warm, steps = round(optim.warmup * steps_per_epoch), epochs * steps_per_epoch
+    warm, steps = round(optim.warmup * steps_per_epoch), max(epochs, 1) * steps_per_epoch
     if optim.schedule not in SCHEDULES:
         raise ConfigError(f"optim.schedule: no schedule {optim.schedule!r}; {nearest(optim.schedule, SCHEDULES)}")
     if not 0 <= warm < steps:
@@ -116,6 +124,8 @@ def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
             "plateau: expected optim.factor in (0, 1) and optim.patience of at least 1, "
             f"found {optim.factor} and {optim.patience}"
         )
+    if optim.over and optim.schedule != "plateau":
+        raise ConfigError(f"optim.over={optim.over!r} says what a plateau is of, found schedule={optim.schedule!r}")
     match optim.schedule:
         case "warmup_cosine":
             rest = optax.cosine_decay_schedule(optim.lr, steps - warm, optim.end_lr / optim.lr)

@@ -1,6 +1,8 @@
 """From a stage of the config to what the loop needs: models, objective, step, and the state it starts from."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from typing import Any
@@ -17,7 +19,7 @@ from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Tail, build_model, source
 from kdjax.distill.terms import BoundTerm
 from kdjax.tasks.task import Acting, Task
-from kdjax.train import knobs, lora, optim, sharding
+from kdjax.train import knobs, lora, optim, sharding, statistics
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
 from kdjax.train.step import State, Step, Transform, as_floats, evaluate
@@ -193,7 +195,7 @@ def _prepared(
     if not jax.tree.leaves(trainable):
         raise ConfigError("optim.trainable leaves nothing to train")
     step = step_of(stage, task, model, objective, trainable, dataset)
-    numbers = knobs.start(objective.terms, experiment.seed)
+    numbers = knobs.start(objective.terms, experiment.seed, stage.optim.over)
     rules = experiment.mesh.rules
     return Learner(name, stage, step, mesh, rules, dataset, task, model, networks, numbers, experiment.seed)
 
@@ -204,8 +206,9 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     bound, faults = ([], []) if isinstance(task, Acting) else find_terms(terms)
     bound = [term.told(dataset.fact) for term in bound]
     names = tuple(stage.inputs.items())
-    student = Network(model, taps(bound, stage.teachers, "student"), partial(lora.active, stage.lora), names)
     variables = initial_shapes(model)
+    still = statistics.frozen(stage.optim, variables)
+    student = Network(model, taps(bound, stage.teachers, "student"), partial(around, stage.lora, still), names)
     sources = {
         key: source(teacher, teacher.model or models.get(teacher.stage), student, taps(bound, stage.teachers, key))
         for key, teacher in stage.teachers.items()
@@ -220,6 +223,13 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
         bound = bind(bound, outputs, sources, teachers, batch, faults)
     _check_objective(stage, task, bound)
     return Objective(student, sources, averages, bound)
+
+
+@contextmanager
+def around(pairs: config.Lora | None, still: frozenset[str]) -> Iterator[None]:
+    """What a student runs within: its low-rank pairs, and the BatchNorms that stand still."""
+    with lora.active(pairs), statistics.standing(still):
+        yield
 
 
 def step_of(
@@ -237,6 +247,7 @@ def step_of(
         pull=stage.optim.pull,
         accumulate=stage.optim.accumulate,
         ema=stage.optim.ema,
+        over=stage.optim.over,
     )
 
 
@@ -260,12 +271,13 @@ def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
             f"optim.accumulate={stage.optim.accumulate}: the loss of {', '.join(mixing)} compares the examples of a "
             "batch with each other, and micro-batches would hide most of them; set accumulate=1, or leave the term out"
         )
-    measures = {term.term.schedule.over for term in terms if term.term.schedule and term.term.schedule.over}
-    if unknown := sorted(measures - set(task.measures)):
-        name = config.task_of(stage).name
-        raise ConfigError(
-            f"schedule.over={unknown[0]!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
-        )
+    measures = {f"terms.{t.name}.schedule": t.term.schedule.over for t in terms if t.term.schedule}
+    for at, over in {**measures, "optim": stage.optim.over}.items():
+        if over and over not in task.measures:
+            name = config.task_of(stage).name
+            raise ConfigError(
+                f"{at}.over={over!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
+            )
 
 
 def assemble(stage: Stage, terms: list[BoundTerm], key: jax.Array, variables: dict) -> tuple[dict, dict]:

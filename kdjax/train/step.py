@@ -53,6 +53,7 @@ class Step:
     pull: str = "sum"
     accumulate: int = 1
     ema: float = 0.0
+    over: str = ""  # the measure whose plateau lowers the learning rate; "" is the loss
 
     def collections(self, params: dict) -> dict:
         """What a step remembers besides the collections of its modules: nothing."""
@@ -71,7 +72,11 @@ class Step:
         groups, totals, collections = gradients(state.params)
         loss = (weights * totals / parts).sum()
         grads = optim.combined(self.pull, groups)
-        extra = {"grad_fn": lambda params, _: gradients(params)[0][0]} if self.pull == "sharpness" else {"value": loss}
+        # Before the first validation a measure is -inf, and any that follows is better.
+        watched = jnp.minimum(-knobs["measures"][self.over], 1e30) if self.over else loss
+        extra = (
+            {"grad_fn": lambda params, _: gradients(params)[0][0]} if self.pull == "sharpness" else {"value": watched}
+        )
         updates, opt_state = self.tx.update(
             groups if self.pull == "separate" else grads, state.opt_state, state.params, **extra
         )

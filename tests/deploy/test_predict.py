@@ -207,7 +207,9 @@ def test_other_folders_are_read_by_what_the_task_asks_for(run):
     assert data.image_size == stage.data.image_size
     assert predict.data_at("layout:some/where", stage).source == "layout"
     stage.task = Task("detection")
-    with pytest.raises(ConfigError, match=r"--data: expected a task on images \(segmentation, classification\)"):
+    assert predict.data_at("some/where", stage).source == "real_fake"
+    stage.task, of_images = Task("autoencoder"), r"\(segmentation, classification, detection\)"
+    with pytest.raises(ConfigError, match=rf"--data: expected a task on images {of_images}"):
         predict.data_at("some/where", stage)
 
 

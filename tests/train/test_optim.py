@@ -151,6 +151,29 @@ def test_plateau_halves_after_the_epochs_without_a_lower_loss():
     assert float(optim.plateau_scale(state)) == pytest.approx(0.3)
 
 
+def test_plateau_over_a_measure_counts_epochs_as_pytorch_does():
+    """Each step is given minus the measure of the last validation, and nothing but 1e30 before the first."""
+    import torch
+
+    config = Optim("sgd", lr=0.1, momentum=0.0, schedule="plateau", over="auc", factor=0.5, patience=2)
+    measures, per_epoch = [0.6, 0.7, 0.65, 0.7, 0.70005, 0.8, 0.7, 0.7, 0.7, 0.7], 3
+    values = [1e30] * per_epoch + [-m for m in measures for _ in range(per_epoch)]
+    grads = [jax.tree.map(np.ones_like, PARAMS)] * len(values)
+    seen, _ = ours(config, grads, steps_per_epoch=per_epoch, epochs=len(measures) + 1, values=values)
+    rates = -np.diff(np.array([p["encoder"]["bias"][0] for p in seen]), prepend=0.3)
+    torch_sgd = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    # PyTorch waits for one epoch more than its patience; a rise of less than 1e-4 is none.
+    original = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        torch_sgd, "max", factor=0.5, patience=1, threshold=1e-4, threshold_mode="abs"
+    )
+    expected = [0.1]
+    for measure in measures:
+        original.step(measure)
+        expected.append(torch_sgd.param_groups[0]["lr"])
+    assert len(set(expected)) == 4
+    np.testing.assert_allclose(rates, np.repeat(expected, per_epoch), rtol=1e-4)
+
+
 def test_the_scale_of_a_norm_is_not_taken_for_that_of_plateau():
     params = {"norm": {"scale": jnp.ones(3)}}
     tx, _ = optim.build(Optim(), params, 1, 1)
@@ -165,6 +188,7 @@ def test_the_scale_of_a_norm_is_not_taken_for_that_of_plateau():
         ({"warmup": 2.0}, r"less than the 2 epochs, found 2\.0"),
         ({"schedule": "plateau", "patience": 0}, "patience"),
         ({"schedule": "plateau", "factor": 1.0}, "factor"),
+        ({"over": "auc"}, "says what a plateau is of, found schedule='warmup_cosine'"),
     ],
 )
 def test_what_cannot_work_is_refused(fields, message):

@@ -96,6 +96,10 @@ class NodeSet(Dataset):
     def evaluate(self, split: str, batch_size: int, **_) -> Iterator[Batch]:
         yield self._batches[split]
 
+    def called(self, split: str) -> tuple[str, list[str]]:
+        """Their places in the graph."""
+        return "node", [str(i) for i in self._where[split]]
+
     def labels(self, split: str) -> Int[np.ndarray, " m"]:
         return self._classes[self._where[split]]
 

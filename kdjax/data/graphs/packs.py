@@ -226,9 +226,9 @@ class GraphSet(Dataset):
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return self.graphs.label[self._where[split]]
 
-    def begins(self, split: str) -> Float64[np.ndarray, " n"]:
-        """When each window of the split begins, in seconds."""
-        return self.graphs.begin[self._where[split]]
+    def called(self, split: str) -> tuple[str, list[str]]:
+        """When each window begins, in seconds."""
+        return "begin", [f"{begin:.6f}" for begin in self.graphs.begin[self._where[split]]]
 
     def graph(self, split: str, i: int) -> dict[str, np.ndarray]:
         """One graph: "x", "name", "senders", "receivers", "label"."""

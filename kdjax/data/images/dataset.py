@@ -139,6 +139,7 @@ class Images(Dataset):
         self.facts = {"num_classes": self.num_classes}
         ids = range(1 + max((fact.label for fact in facts), default=0))
         self.image_classes = tuple(examples.source.classes) or tuple(map(str, ids))
+        self.kinds = self.image_classes
         self.mask_classes = _mask_classes(data, examples.source)
         written = transforms.writes(data.augment, examples.fields, self.num_classes)
         self.fields = {**with_flags({**examples.fields, **written}), **COMMON}
@@ -184,6 +185,9 @@ class Images(Dataset):
         if not stored:
             return [self._examples.source[int(i)][self.picture].shape[:2] for i in where[:most]]
         return [upright_size(stored[int(i)][0]) for i in where]
+
+    def called(self, split: str) -> tuple[str, list[str]]:
+        return "name", [self._facts[i].name for i in self._where[split]]
 
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return np.array([self._facts[i].label for i in self._where[split]], np.int64)

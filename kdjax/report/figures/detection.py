@@ -21,8 +21,13 @@ _BINS = 40
 _UPRIGHT = 9  # letters of a class under its cell; longer names are turned
 
 
-def score_histograms(sets: Sets, threshold: float = math.nan, *, xlabel: str = "anomaly score") -> str:
-    """How normal and attack scores lie about the threshold, a panel per set.
+KINDS = ("normal", "attack")
+
+
+def score_histograms(
+    sets: Sets, threshold: float = math.nan, *, xlabel: str = "anomaly score", kinds: tuple[str, ...] = KINDS
+) -> str:
+    """How the scores of both classes lie about the threshold, a panel per set.
 
     Each class fills an area of its own size, however rare it is. The outermost bins hold all that lies beyond; the axis
     is logarithmic where scores are positive and have a long tail.
@@ -40,15 +45,16 @@ def score_histograms(sets: Sets, threshold: float = math.nan, *, xlabel: str = "
         for ax in grid.flat[len(sets) :]:
             ax.set_axis_off()
         for i, (ax, (name, (scores, labels))) in enumerate(zip(grid.flat, sets.items(), strict=False)):
-            for kind, label, colour in ((0, "normal", NORMAL), (1, "attack", ATTACK)):
+            for kind, label, colour in ((0, kinds[0], NORMAL), (1, kinds[1], ATTACK)):
                 chosen = np.clip(scores[labels == kind], edges[0], edges[-1])
                 share = np.histogram(chosen, edges)[0] / max(len(chosen), 1)
                 ax.stairs(share, edges, fill=True, color=colour, alpha=0.4)
-                ax.stairs(share, edges, color=colour, linewidth=1.2, label=label if i == 0 else None)
+                ax.stairs(share, edges, color=colour, linewidth=1.2, label=plain(label) if i == 0 else None)
             if math.isfinite(threshold):
                 said = f"threshold {threshold:.3g}" if i == 0 else None
                 ax.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=said)
-            ax.set_title(plain(f"{name}: {np.sum(labels == 0)} normal, {np.sum(labels == 1)} attack"), fontsize=8)
+            count = ", ".join(f"{np.sum(labels == i)} {kind}" for i, kind in enumerate(kinds))
+            ax.set_title(plain(f"{name}: {count}"), fontsize=8)
             if log:
                 ax.set_xscale("log")
             ax.set_xlim(edges[0], edges[-1])
@@ -62,7 +68,7 @@ def score_histograms(sets: Sets, threshold: float = math.nan, *, xlabel: str = "
     return drawing(
         paint,
         (3.4 * columns + 1.0, 1.55 * rows + 1.0),
-        salt=salt_of("histograms", xlabel, threshold, *sets, *sum(sets.values(), ())),
+        salt=salt_of("histograms", xlabel, threshold, *kinds, *sets, *sum(sets.values(), ())),
     )
 
 
@@ -127,7 +133,7 @@ def _thinned(x: Float64[np.ndarray, " n"], y: Float64[np.ndarray, " n"]) -> tupl
     return x[keep], y[keep]
 
 
-def confusions(counts: dict[str, np.ndarray], classes: tuple[str, ...] = ("normal", "attack")) -> str:
+def confusions(counts: dict[str, np.ndarray], classes: tuple[str, ...] = KINDS) -> str:
     """A table [truth, prediction] for each name: how many, and which share of that truth; the shade is the share."""
     counts = {name: table for name, table in counts.items() if table.sum()}
     if not counts:

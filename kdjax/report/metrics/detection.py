@@ -25,7 +25,7 @@ from kdjax.config import ConfigError
 from kdjax.report.metrics import statistics
 
 NAMES = ("f1", "auc", "accuracy", "precision", "recall", "average_precision", "false_positive_rate")
-CALIBRATIONS = ("f1", "quantile", "original")
+CALIBRATIONS = ("f1", "accuracy", "quantile", "original")
 
 Scores = Float[np.ndarray, " n"]
 Labels = Integer[np.ndarray, " n"]
@@ -56,6 +56,17 @@ def measure(scores: Scores, labels: Labels, threshold: float) -> Measures:
     }
 
 
+def sides(scores: Scores, labels: Labels, threshold: float, kinds: tuple[str, ...]) -> Measures:
+    """The share of each class that is told rightly, and the accuracy of calling all above logit 0, which is probability
+    one half, class 1."""
+    _check_labels(labels)
+    if not len(scores) or np.isnan(scores).any():
+        return dict.fromkeys([*(f"{kind}_accuracy" for kind in kinds), "accuracy_at_half"], math.nan)
+    right = (scores > threshold) == labels
+    told = {f"{kind}_accuracy": statistics.mean(right[labels == i].tolist()) for i, kind in enumerate(kinds)}
+    return {**told, "accuracy_at_half": float(((scores > 0) == labels).mean())}
+
+
 def per_set(sets: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float) -> dict[str, Measures]:
     """The measures of each test set, given as name -> (scores, labels)."""
     return {name: measure(scores, labels, threshold) for name, (scores, labels) in sets.items()}
@@ -63,7 +74,7 @@ def per_set(sets: dict[str, tuple[np.ndarray, np.ndarray]], threshold: float) ->
 
 def summarise(sets: dict[str, Measures]) -> statistics.Statistics:
     """{"f1": {"mean", "std", "n"}, ...} over the sets of `per_set`, each counted once whatever its size."""
-    return statistics.over(list(sets.values()), NAMES)
+    return statistics.over(list(sets.values()), tuple(next(iter(sets.values()), dict.fromkeys(NAMES))))
 
 
 def as_statistics(measures: Measures) -> statistics.Statistics:
@@ -89,6 +100,28 @@ def auc(scores: Scores, labels: Labels) -> float:
     if len(np.unique(labels)) < 2 or np.isnan(scores).any():
         return math.nan
     return float(roc_auc_score(labels, _ranks(scores)))
+
+
+def auc_by_example(sets: list[tuple[Scores, Labels]]) -> list[float]:
+    """Jackknife pseudo-values (Tukey 1958) of the mean AUC over sets, set by set, those with one class left out.
+
+    Their mean is the mean AUC, and the differences of two models on the same examples have the standard error of the
+    difference of their AUCs, which is that of DeLong et al. 1988 but for terms of 1/n.
+    """
+    sets = [(scores, labels) for scores, labels in sets if not math.isnan(auc(scores, labels))]
+    total = sum(len(scores) for scores, _ in sets)
+    whole = statistics.mean([auc(scores, labels) for scores, labels in sets])
+    values: list[float] = []
+    for scores, labels in sets:
+        ranks, own, without = _ranks(scores), auc(scores, labels), np.zeros(len(scores))
+        for kind in (0, 1):
+            mine, others = ranks[labels == kind], np.sort(ranks[labels != kind])
+            below = (np.searchsorted(others, mine, "left") + np.searchsorted(others, mine, "right")) / (2 * len(others))
+            placed = below if kind else 1 - below
+            # With a single example of its class there is nothing left without it: it then stands for the whole.
+            without[labels == kind] = (len(mine) * own - placed) / (len(mine) - 1) if len(mine) > 1 else own
+        values += (whole + (total - 1) * (own - without) / len(sets)).tolist()
+    return values
 
 
 def average_precision(scores: Scores, labels: Labels) -> float:
@@ -137,6 +170,7 @@ def calibrate(scores: Scores, labels: Labels, how: str = "f1", *, quantile: floa
     - "f1": the largest F1. All thresholds in a gap between two neighbouring scores are the same there; of equally good
       gaps it is the widest, and the threshold its middle, far from either. Where nothing is better than to call all
       attack, it lies just below the lowest score.
+    - "accuracy": the largest accuracy, found in the same manner.
     - "quantile": that quantile of the normal scores, so that about 1 - `quantile` of the normal ones raise an alarm.
       Needs no attacks.
     - "original": the median of all scores, which the authors take of the node errors of (normal) training graphs.
@@ -150,25 +184,27 @@ def calibrate(scores: Scores, labels: Labels, how: str = "f1", *, quantile: floa
         faults.append(f"expected finite scores, found {(~np.isfinite(scores)).sum()} that are not; the model diverged")
     if not len(basis):
         faults.append(f"expected {'scores' if how == 'original' else 'scores of normal traffic'}, found none")
-    if how == "f1" and not attacks:
+    if how in ("f1", "accuracy") and not attacks:
         faults.append("expected attacks to find, found none; how='quantile' needs normal traffic alone")
     if how == "quantile" and not 0 <= quantile <= 1:
         faults.append(f"expected a quantile in [0, 1], found {quantile}")
     if faults:
         raise ConfigError(f"no threshold can be calibrated by {how!r}: " + "; ".join(faults))
-    if how == "f1":
-        return _best_f1(scores.astype(np.float64), labels)
+    if how in ("f1", "accuracy"):
+        return _best(how, scores.astype(np.float64), labels)
     return float(np.quantile(basis.astype(np.float64), 0.5 if how == "original" else quantile))
 
 
-def _best_f1(scores: Float64[np.ndarray, " n"], labels: Labels) -> float:
-    from sklearn.metrics import precision_recall_curve
-
+def _best(how: str, scores: Float64[np.ndarray, " n"], labels: Labels) -> float:
+    """The middle of the widest gap between neighbouring scores in which F1, or the accuracy, is largest."""
     # The alarms of entry i are the scores >= distinct[i], those of a threshold between distinct[i + 1] and distinct[i].
-    precision, recall, rising = precision_recall_curve(labels, scores)
-    precision, recall, distinct = precision[-2::-1], recall[-2::-1], rising[::-1]
-    f1 = 2 * precision * recall / np.maximum(precision + recall, np.finfo(np.float64).tiny)
-    best = np.flatnonzero(np.isclose(f1[:-1], f1.max(), rtol=1e-12, atol=0))
+    distinct, first = np.unique(-scores, return_inverse=True)
+    distinct = -distinct
+    hits = np.cumsum(np.bincount(first, labels == 1))
+    false = np.cumsum(np.bincount(first, labels == 0))
+    attacks, normal = hits[-1], false[-1]
+    value = 2 * hits / (hits + false + attacks) if how == "f1" else (hits + normal - false) / len(scores)
+    best = np.flatnonzero(np.isclose(value[:-1], value.max(), rtol=1e-12, atol=0))
     if not len(best):
         return float(np.nextafter(distinct[-1], -np.inf))
     widest = best[np.argmax(distinct[best] - distinct[best + 1])]

@@ -10,7 +10,7 @@ import jraph
 from jaxtyping import Array
 
 from kdjax.config import ConfigError, Data, Term
-from kdjax.tasks.can import alarms
+from kdjax.tasks import alarms
 from kdjax.tasks.task import Tested
 
 NEEDED = ("features", "id_logits", "posterior", "feature_error", "neighbour_error", "anomaly_parts")

@@ -8,8 +8,9 @@ from jaxtyping import Array, Float
 from kdjax.config import ConfigError, Data, Term, nearest
 from kdjax.report.figures import detection as detection_figures
 from kdjax.report.page import figure
-from kdjax.tasks.can import alarms, fusing
-from kdjax.tasks.can.detection import logit
+from kdjax.tasks import alarms
+from kdjax.tasks.can import fusing
+from kdjax.tasks.detection import logit
 from kdjax.tasks.task import Predictions, Tested
 
 NEEDED = ("state", "q", "anomaly", "probability", "alpha", "logits")
@@ -68,7 +69,7 @@ class Fusion(alarms.Scored):
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         """The agent's measures, and those of every simpler way with a threshold found in the same manner."""
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        result, table = alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"])
+        result, table = alarms.tested(predictions("test")["score"], dataset, calibrated["threshold"], self.by)
         splits = {
             split: fusing.Seen(**{name: predictions(split)[name] for name in SEEN}, label=dataset.labels(split))
             for split in ("train", "val", "test")
@@ -76,7 +77,7 @@ class Fusion(alarms.Scored):
         beside = []
         for title, scores in fusing.baselines(splits["train"], splits["val"]).items():
             limit = alarms.threshold(scores(splits["val"]), dataset.labels("val"))
-            measures, _ = alarms.tested(scores(splits["test"]), dataset, limit)
+            measures, _ = alarms.tested(scores(splits["test"]), dataset, limit, self.by)
             beside.append({"title": title, **measures})
         return {**result, "beside": beside}, table
 

@@ -209,7 +209,7 @@ def test_the_originals_threshold_is_the_median_of_all():
         (EVEN, ZEROS, {"how": "quantile", "quantile": 95.0}, r"in \[0, 1\], found 95.0"),
         (EVEN[:0], ZEROS[:0], {"how": "original"}, "expected scores, found none"),
         (np.array([NAN, np.inf, 0, 1]), np.array([0, 1, 0, 1]), {}, "finite scores, found 2 that are not"),
-        (EVEN, ONES, {"how": "median"}, "expected one of f1, quantile, original, found 'median'"),
+        (EVEN, ONES, {"how": "median"}, "expected one of f1, accuracy, quantile, original, found 'median'"),
     ],
 )
 def test_no_threshold_without_what_it_takes(scores, labels, args, said):

@@ -9,7 +9,7 @@ from kdjax.data.fields import GraphsField
 from kdjax.tasks import task as finished
 from kdjax.tasks.can.autoencoder import NEEDED, Autoencoder
 from tests.support.graph_packs import nodes_of
-from tests.tasks.can import test_detection
+from tests.tasks import test_detection
 
 TASK = Autoencoder.of(Data("can_traffic"))
 

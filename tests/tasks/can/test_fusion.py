@@ -12,7 +12,7 @@ from kdjax.config import ConfigError, Data
 from kdjax.tasks import task as finished
 from kdjax.tasks.can import fusing
 from kdjax.tasks.can.fusion import NEEDED, Agent, Fusion
-from tests.tasks.can.test_detection import Sets
+from tests.tasks.test_detection import Sets
 
 TASK = Fusion.of(Data("can_traffic"))
 

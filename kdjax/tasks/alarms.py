@@ -1,4 +1,7 @@
-"""What all tasks that end in an alarm have in common: thresholds, test sets, pictures. A higher score is an attack."""
+"""What all tasks that end in an alarm have in common: thresholds, test sets, pictures.
+
+A higher score speaks for class 1: an attack, an image that was generated.
+"""
 
 from typing import Any
 
@@ -7,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from kdjax.config import ConfigError
 from kdjax.report.figures import detection as detection_figures
 from kdjax.report.figures import graphs as graph_figures
 from kdjax.report.metrics import detection
 from kdjax.report.page import figure
 from kdjax.tasks.task import Arrays, Predictions, Tested
 
-POINTS = 1500  # graphs in the picture of embeddings
+POINTS = 1500  # examples in the picture of embeddings
+FIRST = {"f1": ("f1", "auc", "accuracy"), "auc": ("auc", "accuracy", "average_precision")}  # by the measure that counts
 
 
 def measured(logits: Float[Array, "*b"], batch: dict[str, Any]) -> dict[str, tuple[Array, Array]]:
@@ -29,49 +34,74 @@ def measured(logits: Float[Array, "*b"], batch: dict[str, Any]) -> dict[str, tup
     }
 
 
+def area(scores: np.ndarray, labels: Int[np.ndarray, " n"]) -> float:
+    """The AUC of what is known; refused where one of the two classes is missing, for it then means nothing."""
+    known = labels >= 0
+    if len(set(labels[known])) < 2:
+        there = f"class {labels[known][0]} alone" if known.any() else "no label at all"
+        raise ConfigError(
+            f"the validation data have {there}, and an AUC needs both classes; give them examples of both"
+        )
+    return detection.auc(scores[known], labels[known])
+
+
 def embedded(outputs: dict[str, Array]) -> dict[str, Array]:
     """The model's embedding of each graph, where it gives one."""
     return {"embedding": outputs["embedding"]} if "embedding" in outputs else {}
 
 
-def threshold(scores: np.ndarray, labels: Int[np.ndarray, " n"]) -> float:
-    """The threshold of the best F1 on validation data, or the 99th percentile where they have no attack."""
+def threshold(scores: np.ndarray, labels: Int[np.ndarray, " n"], of: str = "f1") -> float:
+    """The threshold of the best F1 on validation data (or of the best of `detection.CALIBRATIONS`), or the 99th
+    percentile where they have no attack."""
     labels = labels if (labels >= 0).any() else np.zeros_like(labels)  # where nothing is known all pass for normal
     known = labels >= 0
     has_attacks = (labels == 1).any()
-    return detection.calibrate(scores[known], labels[known], "f1" if has_attacks else "quantile", quantile=0.99)
+    return detection.calibrate(scores[known], labels[known], of if has_attacks else "quantile", quantile=0.99)
 
 
-def tested(scores: np.ndarray, dataset: Any, limit: float) -> tuple[dict, list[list]]:
-    """The measures of each test set and their mean over the sets, and a table with a row for each graph."""
+def tested(scores: np.ndarray, dataset: Any, limit: float, by: str) -> tuple[dict, list[list]]:
+    """The measures of each test set and their mean over the sets, the one that counts first, and a table with a row for
+    each example."""
     labels, groups = dataset.labels("test"), np.array(dataset.groups)
+    sets = {name: (groups == name) & (labels >= 0) for name in dict.fromkeys(dataset.groups)}
     measures = {}
-    for name in dict.fromkeys(dataset.groups):
-        chosen = (groups == name) & (labels >= 0)
-        measures[name] = detection.measure(scores[chosen], labels[chosen], limit)
+    for name, chosen in sets.items():
+        known = scores[chosen], labels[chosen]
+        sides = detection.sides(*known, limit, dataset.kinds) if by == "auc" else {}
+        measures[name] = dict.fromkeys(FIRST[by], 0.0) | detection.measure(*known, limit) | sides
     result: dict[str, Any] = {
         "metrics": detection.summarise(measures),
         "per_class": {name: detection.as_statistics(values) for name, values in measures.items()},
         "per_image": {"f1": [values["f1"] for values in measures.values()]},
         "threshold": limit,
     }
+    if by == "auc":
+        result["per_image"] = {"auc": detection.auc_by_example([(scores[at], labels[at]) for at in sets.values()])}
     alarms = scores[labels >= 0] > limit
     if len(alarms) and alarms.all() == alarms.any():
-        result["remark"] = f"raises {'an alarm at every' if alarms.any() else 'no alarm at any'} test window"
-    lines = zip(groups, dataset.begins("test"), labels, scores, strict=True)
-    rows = [[name, f"{begin:.6f}", int(label), float(score), int(score > limit)] for name, begin, label, score in lines]
-    return result, [["set", "begin", "label", "score", "alarm"], *rows]
+        which = dataset.kinds[int(alarms.any())]
+        result["remark"] = f"takes every test {dataset.item} for {which!r}"
+    heading, names = dataset.called("test")
+    lines = zip(groups, names, labels, scores, strict=True)
+    rows = [[group, name, int(label), float(score), int(score > limit)] for group, name, label, score in lines]
+    return result, [["set", heading, "label", "score", "alarm"], *rows]
 
 
 class Scored:
-    """What all tasks share whose prediction has a `score`, from whose threshold on a graph is an attack."""
+    """What all tasks share whose prediction has a `score`, from whose threshold on an example is of class 1."""
+
+    by: str = "f1"  # the measure that counts
+    damages: tuple[str, ...] = ()
 
     def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
         return {"threshold": threshold(predictions["score"], dataset.labels("val"))}
 
+    def gathered(self, predictions: Arrays, labels: Int[np.ndarray, " n"]) -> dict[str, float]:
+        return {}
+
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
         calibrated = calibrated or self.calibrate(predictions("val"), dataset)
-        return tested(predictions("test")["score"], dataset, calibrated["threshold"])
+        return tested(predictions("test")["score"], dataset, calibrated["threshold"], self.by)
 
     def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
         """A graph is no picture."""
@@ -80,7 +110,8 @@ class Scored:
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls the test sets."""
         count = len(dict.fromkeys(dataset.groups))
-        return {"group": "test set", "group_measures": ["auc"], "over": f"{count} test sets" if count > 1 else ""}
+        others = ["accuracy"] if self.by == "auc" else ["auc"]
+        return {"group": "test set", "group_measures": others, "over": f"{count} test sets" if count > 1 else ""}
 
 
 def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
@@ -92,10 +123,14 @@ def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
     sets = {name: (groups == name) & known for name in dict.fromkeys(last.dataset.groups)}
     drawn = {
         f"scores of {last.title}": detection_figures.score_histograms(
-            {name: (scores[chosen], labels[chosen]) for name, chosen in sets.items()}, limit, xlabel=xlabel
+            {name: (scores[chosen], labels[chosen]) for name, chosen in sets.items()},
+            limit,
+            xlabel=xlabel,
+            kinds=last.dataset.kinds,
         ),
         f"alarms of {last.title}": detection_figures.confusions(
-            {name: detection.confusion(scores[chosen], labels[chosen], limit) for name, chosen in sets.items()}
+            {name: detection.confusion(scores[chosen], labels[chosen], limit) for name, chosen in sets.items()},
+            last.dataset.kinds,
         ),
         "all test sets together": detection_figures.roc_curves(
             {stage.title: (stage.predicted["score"][known], labels[known]) for stage in stages}
@@ -111,7 +146,7 @@ def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
 
 
 def embedding(stage: Tested, groups: np.ndarray, labels: np.ndarray) -> str:
-    """The embeddings of some graphs of every set on a plane, where the model's predictions hold embeddings."""
+    """The embeddings of some examples of every set on a plane, where the model's predictions hold embeddings."""
     from sklearn.decomposition import PCA  # takes a second to import, and training needs none of it
 
     known = stage.predicted.get("embedding", np.zeros((0, 0)))
@@ -123,8 +158,8 @@ def embedding(stage: Tested, groups: np.ndarray, labels: np.ndarray) -> str:
         return ""
     plane = PCA(2, svd_solver="full")
     points, share = plane.fit_transform(features), plane.explained_variance_ratio_
-    names = [f"{groups[i]}, {'attack' if labels[i] == 1 else 'normal'}" for i in chosen]
-    title = f"embeddings of {stage.title}, {len(chosen)} test graphs"
+    names = [f"{groups[i]}, {stage.dataset.kinds[int(labels[i] == 1)]}" for i in chosen]
+    title = f"embeddings of {stage.title}, {len(chosen)} test {stage.dataset.item}s"
     return figure(title, detection_figures.embedding(points, names, share), wide=True)
 
 

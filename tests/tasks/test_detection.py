@@ -8,9 +8,9 @@ import pytest
 from sklearn import metrics
 
 from kdjax.config import ConfigError, Data
+from kdjax.tasks import alarms
 from kdjax.tasks import task as finished
-from kdjax.tasks.can import alarms
-from kdjax.tasks.can.detection import Detection, logit
+from kdjax.tasks.detection import Detection, logit
 
 TASK = Detection.of(Data("can_traffic"))
 VAL = np.array([0, 0, 1, 0, 1, 0, 0, 1])
@@ -22,13 +22,15 @@ class Sets:
 
     val: np.ndarray = dataclasses.field(default_factory=lambda: VAL)
     test: np.ndarray = dataclasses.field(default_factory=lambda: np.array([0, 1, 1, 0, 0, 1, -1, 0, 1]))
+    kinds: tuple[str, ...] = ("normal", "attack")
+    item: str = "graph"
     groups: tuple[str, ...] = ("here",) * 5 + ("elsewhere",) * 4
 
     def labels(self, split):
         return {"train": VAL, "val": self.val, "test": self.test}[split]
 
-    def begins(self, split):
-        return np.arange(len(self.labels(split))) / 4
+    def called(self, split):
+        return "begin", [f"{i / 4:.6f}" for i in range(len(self.labels(split)))]
 
     def graph(self, split, i):
         ring = np.arange(3)
@@ -87,10 +89,16 @@ def test_what_is_not_finite_shows_unless_it_is_padding():
 
 @pytest.mark.parametrize(
     ("outputs", "found"),
-    [({}, "none"), ({"logits": jnp.zeros((2, 3, 4))}, r"\[2, 3, 4\]"), ({"logits": jnp.zeros((2, 1))}, r"\[2, 1\]")],
+    [
+        ({}, "none"),
+        ({"logits": jnp.zeros((2, 3, 4))}, r"\[2, 3, 4\]"),
+        ({"logits": jnp.zeros((2, 1, 1, 1))}, r"\[2, 1, 1, 1\]"),
+    ],
 )
 def test_other_models_are_refused(outputs, found):
-    with pytest.raises(ConfigError, match=rf"needs 'logits' \[packs, graphs, 1 or 2\], the model gives {found}"):
+    with pytest.raises(
+        ConfigError, match=rf"needs 'logits' \[images, 1 or 2\] or \[packs, graphs, 1 or 2\], the model gives {found}"
+    ):
         TASK.check(outputs)
     for k in (1, 2):
         TASK.check({"logits": jnp.zeros((2, 3, k))})
