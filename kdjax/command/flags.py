@@ -25,11 +25,16 @@ WEIGHTS = flags.DEFINE_string(
 DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
 IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
 LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
-THRESHOLD = flags.DEFINE_float("threshold", None, "predict: scores above it are alerts; else the model's own.")
+THRESHOLD = flags.DEFINE_float(
+    "threshold", None, "predict: scores above it are alerts, images of class 1; else the model's own."
+)
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "Names of the classes in masks, without the background, by their rising values: cyst,tumour."
+)
+TEACHER = flags.DEFINE_string(
+    "teacher", "", "What students learn from, for recipes that take it: a name that the recipe knows, or a file."
 )
 OUTPUT = flags.DEFINE_string(
     "output",
@@ -74,7 +79,7 @@ def parse(argv: list[str]) -> list[str]:
 
     Returns what is left of the words, the command's name first.
     """
-    ARGV[:] = argv = completed(spelt_out(argv))
+    ARGV[:] = argv = taught(completed(spelt_out(argv)))
     spec = value_of("config", argv)
     if spec:
         if wrong := faults(configs.load(spec), argv):
@@ -118,6 +123,17 @@ def completed(argv: list[str]) -> list[str]:
     if value_of("config", argv) or not value_of("workdir", argv) or not saved.is_file():
         return argv
     return [argv[0], f"--config={saved}", *argv[1:]]
+
+
+def taught(argv: list[str]) -> list[str]:
+    """`--config=FILE:VARIANT --teacher=NAME` as `--config=FILE:VARIANT,teacher=NAME`, which is what a recipe reads."""
+    teacher, spec = value_of("teacher", argv), value_of("config", argv)
+    if not teacher:
+        return argv
+    if not spec or configs.is_saved(spec):
+        raise ConfigError("--teacher says what a recipe learns from: give it together with --config=RECIPE")
+    named = f"{spec},teacher={teacher}" if ":" in spec else f"{spec}:teacher={teacher}"
+    return [f"--config={named}" if word == f"--config={spec}" else named if word == spec else word for word in argv]
 
 
 def value_of(flag: str, argv: list[str]) -> str:

@@ -59,15 +59,21 @@ def predict(experiment: Experiment, workdir: Path) -> int:
             extra = " and no --images" if flags.IMAGES.value else ""
             raise ConfigError(f"{prefix} graphs needs --log=FILE, a CAN log, or --log=- for standard input{extra}")
         return detect(experiment, workdir)
-    if given:
+    scores = predicting.task_name(experiment, flags.STAGE.value) == "detection"
+    if given and not (scores and given == ["threshold"]):
         raise ConfigError(f"{prefix} images knows no --{', --'.join(given)}; give it --images=FOLDER")
     if not flags.IMAGES.value:
         raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
     output = Path(flags.OUTPUT.value or workdir / "predictions")
-    count = predicting.predict(
-        experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, Path(flags.IMAGES.value), output
-    )
-    print(f"masks and overlays of {count} images: {output}")
+    asked = experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, Path(flags.IMAGES.value), output
+    if not scores:
+        print(f"masks and overlays of {predicting.predict(*asked)} images: {output}")
+        return 0
+    from kdjax.deploy import score as scoring
+
+    scored = scoring.score(*asked, flags.THRESHOLD.value)
+    told = f"{scored['found']} of {scored['images']} images are taken for {scored['kind']!r}"
+    print(f"{told} (logit above {scored['threshold']:.4g}): {output / scoring.TABLE}, heat-maps beside it")
     return 0
 
 

@@ -37,7 +37,7 @@ def costs(models: dict[str, tuple[Learner, dict]]) -> dict[str, dict[str, float 
 
 def evaluation(learner: Learner, variables: dict) -> tuple[Any, dict, dict, int]:
     """The compiled evaluation of a model, what it is given, and for how many examples."""
-    share = {"process": jax.process_index(), "processes": jax.process_count()}
+    share: dict[str, Any] = {"process": jax.process_index(), "processes": jax.process_count()}
     local = next(iter(learner.dataset.evaluate("test", learner.stage.data.batch_size, **share)))
     batch = sharding.global_batch(local, learner.mesh)
     return learner.evaluate_fn, learner.place(variables), batch, batch["valid"].size

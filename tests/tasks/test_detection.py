@@ -2,15 +2,17 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics
 
 from kdjax.config import ConfigError, Data
+from kdjax.experiment import robustness
 from kdjax.tasks import alarms
 from kdjax.tasks import task as finished
-from kdjax.tasks.detection import Detection, logit
+from kdjax.tasks.detection import DAMAGES, Detection, logit
 
 TASK = Detection.of(Data("can_traffic"))
 VAL = np.array([0, 0, 1, 0, 1, 0, 0, 1])
@@ -191,3 +193,93 @@ def test_example_graphs_are_of_a_set_that_has_both_kinds():
     assert "elsewhere, attack" in html
     assert "here, normal" not in html.replace("elsewhere, normal", "")
     assert alarms.graphs(finished.Tested(row, Sets(test=np.zeros(9, int)), predicted)) == {}
+
+
+IMAGES = Detection.of(Data("real_fake"), by="auc", threshold="accuracy", damages=["jpeg"])
+
+
+@dataclasses.dataclass
+class Faces(Sets):
+    """Test images instead of graphs."""
+
+    kinds: tuple[str, ...] = ("real", "fake")
+    item: str = "image"
+    picture: str = "image"
+
+    def called(self, split):
+        return "name", [f"{i}.png" for i in range(len(self.labels(split)))]
+
+    def resized(self, split, i):
+        return {"image": np.full((16, 16, 3), 100, np.uint8)}
+
+
+def test_an_auc_is_that_of_all_validation_data():
+    scores = np.array([0.1, 0.4, 0.35, 0.2, 2.0, -1.0, 0.3, 1.0], np.float32)
+    found = IMAGES.gathered({"score": scores}, np.append(VAL[:-1], -1))
+    assert found == {"auc": pytest.approx(metrics.roc_auc_score(VAL[:-1], scores[:-1]))}
+    assert TASK.gathered({"score": scores}, VAL) == {}, "nobody asked"
+    assert set(found) <= set(IMAGES.measures)
+    for labels, said in ((np.zeros(8, int), "class 0 alone"), (np.full(8, -1), "no label at all")):
+        with pytest.raises(ConfigError, match=f"have {said}, and an AUC needs both classes"):
+            IMAGES.gathered({"score": scores}, labels)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"by": "dice"}, "by: no measure 'dice'"),
+        ({"threshold": "quantile"}, "threshold: expected f1 or accuracy, found 'quantile'"),
+        ({"damages": ("jpg",)}, "damages: no kind 'jpg'; did you mean 'jpeg'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, said):
+    with pytest.raises(ConfigError, match=said):
+        Detection.of(Data("real_fake"), **options)
+
+
+def test_every_damage_that_may_be_asked_for_is_done():
+    assert set(robustness.STRENGTHS) == set(DAMAGES)
+
+
+def test_images_are_told_by_name_and_each_class_is_measured():
+    rng = np.random.default_rng(1)
+    scores = rng.normal(2 * np.maximum(Sets().test, 0)).astype(np.float32)
+    result, (head, *rows) = alarms.tested(scores, Faces(), 1.0, "auc")
+    assert list(result["metrics"])[:3] == ["auc", "accuracy", "average_precision"]
+    here = result["per_class"]["here"]
+    attack, alarm = Sets().test[:5] == 1, scores[:5] > 1
+    assert here["fake_accuracy"]["mean"] == pytest.approx(alarm[attack].mean())
+    assert here["real_accuracy"]["mean"] == pytest.approx(1 - alarm[~attack].mean())
+    assert here["accuracy_at_half"]["mean"] == pytest.approx(np.mean((scores[:5] > 0) == attack))
+    assert len(result["per_image"]["auc"]) == 8, "nobody knows what the ninth is"
+    assert head == ["set", "name", "label", "score", "alarm"]
+    assert rows[6][:2] == ["elsewhere", "6.png"]
+    assert alarms.tested(np.full(9, 5.0), Faces(), 1.0, "auc")[0]["remark"] == "takes every test image for 'fake'"
+
+
+def test_the_report_shows_where_a_model_looks_and_how_it_falls():
+    scores = np.random.default_rng(1).normal(2 * np.maximum(Sets().test, 0)).astype(np.float32)
+    predicted = {"score": scores, "patches": np.tile(scores[:, None, None], (1, 3, 3))}
+    result, _ = alarms.tested(scores, Faces(), 1.0, "auc")
+    falls = {"JPEG compression, quality": {"none": 0.9, "95": 0.8}}
+    made = [
+        finished.Tested({"title": title, "role": role, **result, "robustness": falls}, Faces(), predicted)
+        for title, role in (("large", "teacher"), ("small", "student"), ("alone", "control"))
+    ]
+    sections = IMAGES.pictures(made)
+    assert list(sections) == ["Detection", "Robustness", "Where they look"]
+    assert "alone" in sections["Robustness"]
+    shown = sections["Where they look"]
+    assert shown.count('class="panels"') == 4, "a real and a fake one from each of two sets"
+    assert "patches of large" in shown
+    assert "patches of alone" not in shown
+    assert "logit of a fake" in sections["Detection"]
+
+
+def test_patches_of_a_large_map_are_few():
+    logits = jax.random.normal(jax.random.key(0), (2, 40, 20, 1))
+    found = IMAGES.predict({"logits": jnp.zeros((2, 1)), "patch_logits": logits, "features": jnp.ones((2, 5))}, {})
+    assert found["patches"].shape == (2, 32, 20)
+    assert found["embedding"].shape == (2, 5)
+    assert found["score"].shape == (2,)
+    np.testing.assert_allclose(found["patches"].mean(), logits.mean(), atol=0.02)

@@ -62,7 +62,7 @@ def sides(scores: Scores, labels: Labels, threshold: float, kinds: tuple[str, ..
     _check_labels(labels)
     if not len(scores) or np.isnan(scores).any():
         return dict.fromkeys([*(f"{kind}_accuracy" for kind in kinds), "accuracy_at_half"], math.nan)
-    right = (scores > threshold) == labels
+    right = ((scores > threshold) == labels).astype(float)
     told = {f"{kind}_accuracy": statistics.mean(right[labels == i].tolist()) for i, kind in enumerate(kinds)}
     return {**told, "accuracy_at_half": float(((scores > 0) == labels).mean())}
 
@@ -102,7 +102,7 @@ def auc(scores: Scores, labels: Labels) -> float:
     return float(roc_auc_score(labels, _ranks(scores)))
 
 
-def auc_by_example(sets: list[tuple[Scores, Labels]]) -> list[float]:
+def auc_by_example(sets: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     """Jackknife pseudo-values (Tukey 1958) of the mean AUC over sets, set by set, those with one class left out.
 
     Their mean is the mean AUC, and the differences of two models on the same examples have the standard error of the

@@ -174,6 +174,61 @@ def test_of_equally_good_gaps_the_widest_is_halved(scores, expected):
     assert detection.calibrate(scores, labels) == expected
 
 
+@pytest.mark.parametrize("levels", [None, 2])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_threshold_has_a_better_accuracy(seed, levels):
+    scores, labels = drawn(seed, levels=levels)
+    threshold = detection.calibrate(scores, labels, "accuracy")
+    every = [np.mean((scores > t) == labels) for t in (*(scores[scores < scores.max()]), scores.min() - 1.0)]
+    assert np.mean((scores > threshold) == labels) == max(every)
+
+
+def test_the_two_sides_are_told_apart():
+    scores, labels = np.array([-1.0, 0.2, 0.4, 2.0, 3.0]), np.array([0, 0, 1, 1, 0])
+    found = detection.sides(scores, labels, 1.0, ("real", "fake"))
+    assert found == {"real_accuracy": 2 / 3, "fake_accuracy": 0.5, "accuracy_at_half": 3 / 5}
+    assert all(map(math.isnan, detection.sides(scores * NAN, labels, 1.0, ("real", "fake")).values()))
+
+
+def delong(a, b, labels):
+    """The variance of the difference of two AUCs on the same examples (DeLong et al. 1988), pair by pair."""
+
+    def parts(scores):
+        pairs = np.array([[(p > n) + 0.5 * (p == n) for n in scores[labels == 0]] for p in scores[labels == 1]])
+        return pairs.mean(axis=1), pairs.mean(axis=0)
+
+    differences = [x - y for x, y in zip(parts(a), parts(b), strict=True)]
+    return sum(d.var(ddof=1) / len(d) for d in differences)
+
+
+@pytest.mark.parametrize("levels", [None, 2])
+def test_the_auc_by_example_has_the_standard_error_of_delong(levels):
+    scores, labels = drawn(5, 400, levels)
+    other = scores + np.random.default_rng(1).normal(0, 0.8, len(scores)).astype(np.float32)
+    ours, theirs = (np.array(detection.auc_by_example([(s, labels)])) for s in (scores, other))
+    assert ours.mean() == pytest.approx(detection.auc(scores, labels), abs=1e-9)
+    error = (ours - theirs).std(ddof=1) / np.sqrt(len(scores))
+    assert error == pytest.approx(np.sqrt(delong(scores, other, labels)), rel=0.01)
+
+
+def test_the_auc_by_example_is_the_jackknife_of_the_mean_over_sets():
+    """Each example in turn left out; a set with one class tells nothing and is left out."""
+    sets = [drawn(0, 20), drawn(1, 30, levels=2), (EVEN, ONES)]
+    known = sets[:2]
+
+    def mean(sets):
+        return np.mean([pairs_in_order(*pair) for pair in sets])
+
+    n, left_out = 50, []
+    for s, (scores, labels) in enumerate(known):
+        for i in range(len(scores)):
+            rest = list(known)
+            rest[s] = np.delete(scores, i), np.delete(labels, i)
+            left_out.append(mean(rest))
+    expected = n * mean(known) - (n - 1) * np.array(left_out)
+    np.testing.assert_allclose(detection.auc_by_example(sets), expected, rtol=1e-9)
+
+
 def test_thresholds_of_perfect_and_of_hopeless_scores():
     scores = np.array([1.0, 2.0, 5.0, 6.0])
     assert detection.calibrate(scores, np.array([0, 0, 1, 1])) == 3.5

@@ -1,0 +1,77 @@
+"""Where in an image a model sees what it looks for: the probability of each patch, laid over the image."""
+
+from html import escape
+
+import numpy as np
+from jaxtyping import Float, Float64, UInt8
+
+from kdjax.report.figures import curves, legend
+from kdjax.report.figures.examples import panel
+
+NO, YES = (0, 114, 178), (213, 94, 0)  # the colours of class 0 and class 1
+SIDE = 224  # pixels of the longer side of a panel
+
+Map = Float[np.ndarray, "_ _"]
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+def overlay(image: Picture, logits: Map, threshold: float = 0.0) -> Picture:
+    """The image in grey under the colour of the likelier class, the stronger the surer; `threshold` is on the line."""
+    from PIL import Image
+
+    sure = 2 / (1 + np.exp(-np.clip(logits.astype(np.float64) - threshold, -30, 30))) - 1
+    size = image.shape[1::-1]
+    sure = np.asarray(Image.fromarray(sure.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
+    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
+    colour = np.where(sure[..., None] > 0, np.array(YES, np.float32), np.array(NO, np.float32))
+    share = 0.75 * np.abs(sure)[..., None]
+    return (grey * (1 - share) + colour * share).round().astype(np.uint8)
+
+
+def maps(rows: list[dict], kinds: tuple[str, ...]) -> str:
+    """Images and what each model sees in them, as a section of the report.
+
+    A row: "name", "truth", "image" uint8 [h, w, 3], "models" {title: (map of logits, score, threshold)}.
+    """
+    if not rows:
+        return ""
+    parts = []
+    for row in rows:
+        shown = curves.resize(row["image"], SIDE)
+        cells = [panel(shown, row["name"], f"{escape(row['name'])}<b>{escape(row['truth'])}</b>")]
+        for title, (logits, score, threshold) in row["models"].items():
+            said = kinds[int(score > threshold)]
+            caption = f"{escape(title)}<b>{escape(said)}, {score:+.2f}</b>"
+            cells.append(panel(overlay(shown, logits, threshold), f"{row['name']}: patches of {title}", caption))
+        parts.append(f'<div class="panels">{"".join(cells)}</div>')
+    swatches = {f"speaks for {kinds[0]}": NO, f"speaks for {kinds[1]}": YES}
+    note = "The number is the logit of the whole image; the colour of a patch is as strong as it is sure."
+    return legend.html(swatches) + "".join(parts) + f'<p class="note">{escape(note)}</p>'
+
+
+def robustness(curves_of: dict[str, dict[str, dict[str, float]]], measure: str) -> dict[str, str]:
+    """For each kind of damage a drawing: the measure over its strength, a line for each model.
+
+    `curves_of`: kind -> title -> strength -> measure.
+    """
+    from kdjax.report.figures.drawing import INK, SERIES, drawing, plain, salt_of
+
+    def one(kind: str, lines: dict[str, dict[str, float]]) -> str:
+        def paint(figure) -> None:
+            ax = figure.subplots()
+            for i, (title, values) in enumerate(lines.items()):
+                dash = "-" if i < len(SERIES) else "--"
+                y: Float64[np.ndarray, " n"] = np.array(list(values.values()), float)
+                ax.plot(
+                    range(len(y)), y, dash, marker="o", markersize=3, color=SERIES[i % len(SERIES)], label=plain(title)
+                )
+            strengths = next(iter(lines.values()))
+            ax.set_xticks(range(len(strengths)), list(strengths))
+            ax.set_xlabel(kind)
+            ax.set_ylabel(measure)
+            ax.grid(color=INK, alpha=0.12, linewidth=0.6)
+            figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.4)
+
+        return drawing(paint, (4.4, 2.9), salt=salt_of("robustness", kind, *map(str, lines.values())))
+
+    return {f"under {kind}": one(kind, lines) for kind, lines in curves_of.items() if lines}
