@@ -1,0 +1,204 @@
+"""LaDeDa distilled into Tiny-LaDeDa: was an image generated, told patch by patch.
+
+    python -m kdjax.launch --config=configs/forensics_distill.py               drawn images, nothing to download
+    python -m kdjax.launch --config=configs/forensics_distill.py:smoke         the same, tiny
+    python -m kdjax.launch --config=configs/forensics_distill.py:folder=DIR    {train,val}/{0_real,1_fake}, test/SET/..
+    python -m kdjax.launch --config=configs/forensics_distill.py:csv=FILE      a table of path,label
+    python -m kdjax.launch --config=configs/forensics_distill.py --stage=diagnose    is the teacher any good here?
+
+A detector knows the generators that it was trained on; on one's own images it may be worth nothing. So it is measured
+first (`diagnose`), and the gates act by what they find: from an AUC of 0.65 on it is good, from 0.55 on marginal, and
+below that its last block is trained on one's own images (`finetuned`); where that does not help either, the students
+are trained with cross-entropy alone. They learn the teacher's logit of each patch beside the labels, in two stages
+(`head`, then `student`) or in one (`single`).
+
+--teacher=wildrf|forensynth takes the published weights, --teacher=finetuned tunes whatever comes, and any other word is
+a file. The published ones are converted by
+
+    python -m convert ladeda --src WildRF_LaDeDa.pth --dst weights/ladeda_wildrf.safetensors --set preprocess=npr
+"""
+
+from typing import Any
+
+from kdjax.config import (
+    ConfigError,
+    Data,
+    Experiment,
+    Gate,
+    Model,
+    Optim,
+    Schedule,
+    Stage,
+    Stop,
+    Task,
+    Teacher,
+    Term,
+    nearest,
+)
+
+VARIANTS = ("", "smoke", "folder", "csv")
+WORDS = ("teacher", "blocks", "align", "progress")  # behind a comma: folder=/faces,teacher=wildrf,blocks=2
+PUBLISHED = {name: f"weights/ladeda_{name}.safetensors" for name in ("wildrf", "forensynth")}
+ALIGN = ("windows", "centres", "crops")  # how the student's patches meet the teacher's
+PROGRESS = ("epochs", "auc")  # what the weights of the terms go by
+
+GOOD, MARGINAL = 0.65, 0.55  # AUC
+WEIGHTS = (0.01, 0.05, 0.1, 0.5)  # of what the teacher says of patches; the labels have the rest
+SURER = (0.7, 0.8, 0.9)  # the AUC from which on each following weight holds, where they go by it
+DETECTION = Task("detection", by="auc", threshold="accuracy", damages=("jpeg", "blur", "resize"))
+
+
+def get_config(variant: str = "") -> Experiment:
+    variant, place, words = read(variant)
+    smoke, own = variant == "smoke", variant in ("folder", "csv")
+    given = words["teacher"] not in ("", "finetuned")
+    large, tiny = models(own or given, smoke)
+    here, elsewhere = images(variant, place)
+    tuned = words["teacher"] == "finetuned"
+
+    teacher = Stage(
+        task=DETECTION,
+        title="LaDeDa, pretraining",
+        auxiliary=True,
+        data=here if own or given else elsewhere,
+        model=large,
+        init=PUBLISHED.get(words["teacher"], words["teacher"]) if given else PUBLISHED["wildrf"] if own else "",
+        adopt=True,
+        optim=Optim("adam", lr=1e-3, warmup=0.5, weight_decay=1e-4, clip=1.0, ema=0.98),
+        epochs=0 if own or given else 1 if smoke else 8,
+        grad_norms_every=0,
+    )
+    diagnose = Stage(
+        task=DETECTION,
+        title="LaDeDa, as it comes",
+        data=here,
+        model=large,
+        init="stage:teacher",
+        epochs=0,
+        gate=None if tuned else Gate(MARGINAL, good=GOOD, otherwise="finetuned"),
+    )
+    finetuned = Stage(
+        task=DETECTION,
+        title="LaDeDa, last block tuned",
+        data=here,
+        model=large,
+        init="stage:diagnose",
+        optim=Optim(
+            "adam",
+            lr=1e-4 if own else 1e-3,
+            schedule="plateau",
+            over="auc",
+            weight_decay=1e-4,
+            trainable=last_blocks(large, int(words["blocks"] or 1)),
+        ),
+        epochs=1 if smoke else 30 if own else 8,
+        stop=Stop(patience=5),
+        gate=Gate(MARGINAL, good=GOOD, otherwise="control"),
+        grad_norms_every=0,
+    )
+    learnt_from = Teacher(stage="finetuned" if tuned else "diagnose")
+    students = {
+        "head": student(here, tiny, learnt_from, words, 1 if smoke else 5, title="student, first stage, distilled"),
+        "student": student(here, tiny, learnt_from, words, 1 if smoke else 20, title="student, two stages, distilled"),
+        "single": student(
+            here, tiny, learnt_from, words, 2 if smoke else 50 if own else 25, title="student, distilled"
+        ),
+    }
+    students["head"].auxiliary = True
+    students["head"].optim = Optim(
+        "adam", lr=1e-3, schedule="plateau", over="auc", patience=2, weight_decay=1e-4, trainable=only("fc")
+    )
+    students["student"].init = "stage:head"
+    students["student"].optim = Optim(
+        "adam", lr=1e-4 if own else 1e-3, end_lr=1e-6, weight_decay=1e-4, clip=1.0, trainable=only("layer1_0", "fc")
+    )
+    stages = {"teacher": teacher, "diagnose": diagnose, "finetuned": finetuned, **students}
+    return Experiment(name="forensics_distill", stages=stages, quick_compile=smoke)
+
+
+def read(variant: str) -> tuple[str, str, dict[str, str]]:
+    """ "folder=DIR,teacher=wildrf" -> the variant, its place, and the other words."""
+    first, *others = variant.split(",")
+    name, _, place = first.partition("=")
+    if name in WORDS:
+        name, place, others = "", "", [first, *others]
+    if name not in VARIANTS:
+        raise ConfigError(
+            f"configs/forensics_distill.py has no variant {name!r}; {nearest(name, [*VARIANTS[1:], *WORDS])}"
+        )
+    words: dict[str, str] = {word: "" for word in WORDS}
+    for other in others:
+        word, _, value = other.partition("=")
+        if word not in WORDS:
+            raise ConfigError(f"configs/forensics_distill.py knows no {word!r}; {nearest(word, WORDS)}")
+        words[word] = value
+    for word, choices in (("align", ALIGN), ("progress", PROGRESS)):
+        if words[word] not in ("", *choices):
+            raise ConfigError(f"{word}={words[word]}: expected one of {', '.join(choices)}")
+    if words["blocks"] and not words["blocks"].isdigit():
+        raise ConfigError(f"blocks={words['blocks']}: expected how many of the last blocks are tuned, a whole number")
+    return name, place, words
+
+
+def student(data: Data, tiny: Model, teacher: Teacher, words: dict[str, str], epochs: int, title: str) -> Stage:
+    """What the teacher says of each patch, and the labels; the former counts for more as training goes on."""
+    if words["align"] == "crops":
+        tiny = Model(tiny.name, **tiny.options, crop=10, stride=8)
+    adapter = {"windows": "adaptive_pool", "centres": "patch_centres", "crops": ""}[words["align"] or "windows"]
+    over = "auc" if words["progress"] == "auc" else ""
+    at = SURER if over else [epochs * quarter / 4 for quarter in (1, 2, 3)]
+
+    def progress(weights: list[float]) -> Schedule:
+        return Schedule("steps", start=weights[0], points=tuple(zip(at, weights[1:], strict=True)), over=over)
+
+    return Stage(
+        task=DETECTION,
+        title=title,
+        data=data,
+        model=tiny,
+        teachers={"ladeda": teacher},
+        terms={
+            "patches": Term(
+                "mse", "patch_logits", "ladeda:patch_logits", adapter=adapter, schedule=progress([*WEIGHTS])
+            ),
+            "bce": Term("bce", label="class", schedule=progress([1 - weight for weight in WEIGHTS])),
+        },
+        optim=Optim("adam", lr=1e-3 if data.source != "forgeries" else 4e-3, weight_decay=1e-4, clip=1.0),
+        epochs=epochs,
+        grad_norms_every=5,
+    )
+
+
+def models(published: bool, smoke: bool) -> tuple[Model, Model]:
+    """LaDeDa sees what cells of 2 x 2 pixels leave over, Tiny-LaDeDa a diagonal gradient, as in the original."""
+    size = 256 if published else 64
+    options: dict[str, Any] = {} if published else {"variant": "small"}
+    if smoke:
+        options["widths"] = (4, 8, 8, 16)
+    return Model("ladeda", preprocess=None if published else "npr", image_size=size, **options), Model(
+        "tiny_ladeda", image_size=size
+    )
+
+
+def images(variant: str, place: str) -> tuple[Data, Data]:
+    """The images that matter, and others that the small LaDeDa comes to know generators from."""
+    common: dict[str, Any] = {"augment": {"hflip": 0.5, "jpeg": 0.1, "blur": 0.1}}
+    if variant in ("folder", "csv"):
+        own = {"image_size": 256, "batch_size": 16, **common}
+        where = {"root": place or "data/faces"} if variant == "folder" else {"csv": place or "data/faces.csv"}
+        data = Data("real_fake" if variant == "folder" else "real_fake_table", **where, **own)
+        return data, data
+    counts = {"train": 64, "val": 32, "test": 16} if variant == "smoke" else {"train": 2000, "val": 400, "test": 200}
+    common |= {"image_size": 64, "batch_size": 16, "size": 64, **counts}
+    return Data("forgeries", domain="phone", **common), Data("forgeries", domain="studio", seed=1, **common)
+
+
+def only(*parts: str) -> tuple[tuple[str, bool], ...]:
+    """These parts of the model are trained, and the adapters."""
+    return ((rf"model/({'|'.join(parts)})/.*", True), (r"model/.*", False), (r".*", True))
+
+
+def last_blocks(model: Model, count: int) -> tuple[tuple[str, bool], ...]:
+    depths = model.options.get("depths") or ((1, 1, 1, 1) if model.options.get("variant") == "small" else (3, 4, 6, 3))
+    blocks = [f"layer{i + 1}_{j}" for i, depth in enumerate(depths) for j in range(depth)]
+    return only(*blocks[-count:], "fc")
