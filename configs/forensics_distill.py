@@ -74,6 +74,7 @@ def get_config(variant: str = "") -> Experiment:
         data=here,
         model=large,
         init="stage:teacher",
+        adopt=True,
         epochs=0,
         gate=None if tuned else Gate(MARGINAL, good=GOOD, otherwise="finetuned"),
     )
@@ -83,6 +84,7 @@ def get_config(variant: str = "") -> Experiment:
         data=here,
         model=large,
         init="stage:diagnose",
+        adopt=True,
         optim=Optim(
             "adam",
             lr=1e-4 if own else 1e-3,

@@ -401,7 +401,7 @@ class Stage:
     init: the weights to start from: a file, an earlier stage, "stage:NAME", or a finished stage of another run,
         "WORKDIR:STAGE"
     init_skip: patterns of parameters that `init` leaves as new: a head of other classes
-    adopt: a file in `init` also says with which options the model is built
+    adopt: what `init` names, a file or an earlier stage, also says with which options the model is built
     inputs: input of the model -> field of the batch, where they differ
     parts: submodule -> the stage whose model it is from the start
     teachers: what terms read beside the student and the batch, by names of one's own

@@ -135,6 +135,13 @@ def images(loaded: Kept) -> Form:
     if config.task_of(loaded.stage).name == "segmentation":
         described["output"]["how"] = "at the size of an image: the logits are resized by the same rule, then decided"
         code += MASK.format(decided="large[..., 0] > 0" if classes == 2 else "large.argmax(axis=-1)")
+    if config.task_of(loaded.stage).name == "detection":
+        limit, kinds = (
+            calibrated(loaded.about).get("threshold", 0.0),
+            json.loads(loaded.about.get("image_classes", "[]")),
+        )
+        described["output"] |= {"how": "the logit of class 1, which it is above the threshold", "threshold": limit}
+        described["output"] |= {"classes": kinds} if kinds else {}
     if data.classes:
         described["output"]["classes"] = ["background", *data.classes]
     described["code"] = code.splitlines()

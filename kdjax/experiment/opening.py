@@ -73,8 +73,10 @@ class Opening:
         self.datasets[key] = self.datasets.get(key) or pipeline.build(data, parts)
         if data.num_classes is None:
             data.num_classes = self.datasets[key].facts.get("num_classes", 2)
+        began = stage.init.removeprefix("stage:")
+        started = self.models.get(began) if began == stage.init else self.learners[began].stage.model
         try:
-            stage = resolved(replace(stage, data=data), self.datasets[key].facts, self.models.get(stage.init))
+            stage = resolved(replace(stage, data=data), self.datasets[key].facts, started)
         except ConfigError as error:
             raise ConfigError(f"stages.{name}.{error}") from error
         models = {earlier: learner.stage.model for earlier, learner in self.learners.items()}
