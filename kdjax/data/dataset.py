@@ -32,8 +32,17 @@ class Dataset(ABC):
     facts: dict[str, Any] = {}  # what options of models may ask of the data
     keepsakes: dict[str, Any] = {}  # file name -> what a model's users must know of its data, left beside its weights
 
-    def __init__(self, sizes: dict[str, int], labelled: Bool[np.ndarray, " n"], notes: Sequence[str], workers: int = 0):
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        labelled: Bool[np.ndarray, " n"],
+        notes: Sequence[str],
+        workers: int = 0,
+        groups: Sequence[str] = (),
+    ):
+        """`groups` names the test set of each example of the split "test", where there are several."""
         self.sizes, self.notes, self.workers = sizes, tuple(notes), workers
+        self.groups = tuple(groups) or ("test",) * sizes["test"]
         self.trained_on = np.arange(sizes["train"])  # the examples of the training split that are dealt out
         self._labelled = {split: np.ones(n, bool) for split, n in sizes.items()} | {"train": labelled}
 

@@ -13,7 +13,7 @@ from kdjax.data.fields import LABELS, Field
 
 SPLITS = ("train", "val", "test")
 LOOKED_AT = 32  # examples, from the first to the last, that decide the fields of a source that declares none
-TEXTS = ("name", "group")  # what an example says of itself; no fields of a batch
+TEXTS = ("name", "group", "test_set")  # what an example says of itself; no fields of a batch
 
 
 class Facts(NamedTuple):
@@ -25,6 +25,7 @@ class Facts(NamedTuple):
     label: int  # the class of the image; -1 where it has none
     example: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()  # the labels that this example lacks
+    test_set: str = "test"  # the name of the test set that it belongs to if it is tested on
 
 
 @runtime_checkable
@@ -134,6 +135,7 @@ def facts_of(example: dict[str, Any], fields: Mapping[str, Field], name: str) ->
         -1 if label is None else int(label),
         example,
         missing,
+        str(example.get("test_set", "test")),
     )
 
 

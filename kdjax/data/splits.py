@@ -5,13 +5,15 @@ images with the same content, or of the same patient, are never on two sides.
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from kdjax.data.source import SPLITS, Facts
+
+NAMED = 3  # of the examples that are left out
 
 
 def deal(
@@ -24,12 +26,14 @@ def deal(
     later one of train, val, test.
     """
     strata: dict[tuple, list[tuple[str, list[int]]]] = defaultdict(list)
-    dropped: Counter = Counter()
+    dropped: dict[tuple[str, str], list[str]] = defaultdict(list)
     for component in _components(facts):
         common = tuple(s for s in SPLITS if all(s in allowed[i] for i in component))
         if not common:
             common = (max((allowed[i] for i in component), key=lambda a: SPLITS.index(a[0]))[0],)
-            dropped.update((allowed[i][0], common[0]) for i in component if common[0] not in allowed[i])
+            for i in component:
+                if common[0] not in allowed[i]:
+                    dropped[allowed[i][0], common[0]].append(facts[i].name)
             component = [i for i in component if common[0] in allowed[i]]
         key = min(_hash(seed, facts[i]) for i in component)
         strata[common, max(facts[i].label for i in component)].append((key, component))
@@ -48,8 +52,9 @@ def deal(
             owed[split] -= len(component)
             passed += len(component)
     notes = [
-        f"{n} images of {split} are left out: the same image or patient is also in {other}"
-        for (split, other), n in sorted(dropped.items())
+        f"{len(names)} images of {split} are left out, as the same image or patient is also in {other}: "
+        f"{', '.join(sorted(names)[:NAMED])}{', ...' if names[NAMED:] else ''}"
+        for (split, other), names in sorted(dropped.items())
     ]
     return {split: np.array(sorted(where), np.int64) for split, where in indices.items()}, notes
 

@@ -90,7 +90,14 @@ def test_a_copy_in_two_given_splits_stays_in_the_later(first, second, kept):
     present = {int(i) for indices in where.values() for i in indices}
     assert present == set(range(9)) - {1 - kept}
     gone, home = ((first, second), (second, first))[1 - kept]
-    assert notes == [f"1 images of {gone} are left out: the same image or patient is also in {home}"]
+    lost = f"n{1 - kept}"
+    assert notes == [f"1 images of {gone} are left out, as the same image or patient is also in {home}: {lost}"]
+
+
+def test_a_note_names_the_first_of_the_copies():
+    facts = [Facts(f"n{i}", "", f"{i % 5}", 0) for i in range(10)]
+    _, (note,) = deal(facts, [("train",)] * 5 + [("test",)] * 5, SHARES, 0)
+    assert note == "5 images of train are left out, as the same image or patient is also in test: n0, n1, n2, ..."
 
 
 def test_a_copy_of_a_test_image_leaves_an_undealt_set():

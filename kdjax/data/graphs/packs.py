@@ -173,13 +173,12 @@ class GraphSet(Dataset):
         buckets: int = 2,
         normal_only: bool = False,
     ):
-        """`groups` names the test set of each graph of the split "test"; with `normal_only` only graphs without an
-        attack are dealt out for training."""
-        self.data, self.graphs, self.groups, self.parts = data, graphs, tuple(groups), parts
+        """With `normal_only` only graphs without an attack are dealt out for training."""
+        self.data, self.graphs, self.parts = data, graphs, parts
         self.num_classes, self._where = 2, dict(where)
         labels = graphs.label[where["train"]]
         known = np.random.default_rng(data.split_seed).permutation(len(labels)) < round(data.labelled * len(labels))
-        super().__init__({k: len(v) for k, v in where.items()}, known & (labels >= 0), notes)
+        super().__init__({k: len(v) for k, v in where.items()}, known & (labels >= 0), notes, groups=groups)
         if normal_only:
             self.trained_on = np.flatnonzero(labels == 0)
         if not len(self.trained_on):

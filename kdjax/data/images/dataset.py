@@ -133,6 +133,7 @@ class Images(Dataset):
             _labelled([facts[i] for i in where["train"]], data, len(labels_of(examples.fields))),
             notes,
             workers=data.workers,
+            groups=[facts[i].test_set for i in where["test"]],
         )
         self.data, self.views = data, data.views
         self.num_classes = data.class_count

@@ -38,6 +38,7 @@ class Entry:
     label: int = 0
     group: str = ""
     split: str = ""  # "" where the data set brings no splits
+    test_set: str = "test"
 
 
 class Images:
@@ -98,13 +99,14 @@ class Images:
         if decode:
             example = self[i]
             content = hashlib.blake2b(example["image"].tobytes(), digest_size=16, salt=b"%d" % len(example["image"]))
-            return Facts(entry.name, entry.group, content.hexdigest(), example["class"], example)
+            label = example["class"]
+            return Facts(entry.name, entry.group, content.hexdigest(), label, example, test_set=entry.test_set)
         size = _header(entry.image, upright=True)
         for path in entry.masks:
             if (mask_size := _header(path)) != size and not self.stretch_masks:
                 raise ConfigError(_another_size(path, mask_size, entry.image, size))
         content = hashlib.blake2b(Path(entry.image).read_bytes(), digest_size=16)
-        return Facts(entry.name, entry.group, content.hexdigest(), entry.label)
+        return Facts(entry.name, entry.group, content.hexdigest(), entry.label, test_set=entry.test_set)
 
     def _fitted(self, path: str, plane: np.ndarray, image_path: str, image: np.ndarray) -> np.ndarray:
         if plane.shape[:2] == image.shape[:2]:

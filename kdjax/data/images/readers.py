@@ -191,6 +191,7 @@ class Union:
             -1 if facts.label < 0 else self._label(which, facts.label),
             example,
             tuple(sorted(missing)),
+            facts.test_set,
         )
 
     def _place(self, i: int) -> tuple[int, int]:

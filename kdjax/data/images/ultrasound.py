@@ -8,16 +8,17 @@ compounds several), and its logarithm is what the screen shows.
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Complex, Float, UInt8
 from scipy import ndimage
 
-from kdjax.config import ConfigError, nearest
 from kdjax.data.fields import Field
 from kdjax.data.images.files import CLASS, IMAGE, MASK
+from kdjax.data.images.generated import Generated
 from kdjax.data.source import SPLITS, Facts
 
 CLASSES = ("benign", "malignant", "normal")
@@ -27,7 +28,7 @@ DOMAINS = {"mixed": 1 / 6, "linear": 0.0, "convex": 1.0}  # share of fan-shaped 
 
 
 @dataclass(frozen=True)
-class Ultrasound:
+class Ultrasound(Generated):
     """Generated breast ultrasound, nothing to download; the splits lie one after the other.
 
     `domain` is the probe: linear (a rectangle), convex (a fan), or mixed. Masks hold 1 for a lesion, or with three
@@ -35,52 +36,25 @@ class Ultrasound:
     the beginning of a longer one.
     """
 
-    num_classes: int = 2
-    size: int = 128
-    train: int = 400
-    val: int = 60
-    test: int = 100
-    seed: int = 0
     domain: str = "mixed"
+    num_classes: int = 2
 
-    def __post_init__(self):
-        faults = [f"{k}: expected at least 1, found {n}" for k in SPLITS if (n := getattr(self, k)) < 1]
-        if self.size < 32:
-            faults.append(f"size: expected at least 32 pixels, found {self.size}")
-        if self.num_classes not in (2, 3):
-            faults.append(f"num_classes: expected 2 (lesion) or 3 (benign, malignant), found {self.num_classes}")
-        if self.domain not in DOMAINS:
-            faults.append(f"domain: no {self.domain!r}; {nearest(self.domain, DOMAINS)}")
-        if faults:
-            raise ConfigError("the ultrasound images cannot be made:\n  " + "\n  ".join(faults))
+    fields: ClassVar[dict[str, Field]] = {"image": IMAGE, "mask": MASK, "class": CLASS}
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+    domains: ClassVar[Iterable[str]] = DOMAINS
 
-    @property
-    def fields(self) -> dict[str, Field]:
-        return {"image": IMAGE, "mask": MASK, "class": CLASS}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return CLASSES
-
-    @property
-    def allowed(self) -> list[tuple[str, ...]]:
-        return [(split,) for split in SPLITS for _ in range(getattr(self, split))]
-
-    @property
-    def files(self) -> tuple[tuple[str, ...], ...]:
-        return ()
-
-    faults = notes = files
+    def option_faults(self) -> list[str]:
+        if self.num_classes in (2, 3):
+            return super().option_faults()
+        fault = f"num_classes: expected 2 (lesion) or 3 (benign, malignant), found {self.num_classes}"
+        return [*super().option_faults(), fault]
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
-        label = _label(self._rng(i))
+        label = _label(self.rng(i))
         return Facts(self._name(i, label), "", "", label)
 
-    def __len__(self) -> int:
-        return self.train + self.val + self.test
-
     def __getitem__(self, i: int) -> dict[str, Any]:
-        rng = self._rng(i)
+        rng = self.rng(i)
         label = _label(rng)
         grey, mask = scan(rng, self.size, label, convex=rng.random() < DOMAINS[self.domain])
         if self.num_classes == 3 and label == MALIGNANT:
@@ -88,19 +62,8 @@ class Ultrasound:
         return {"image": np.stack([grey] * 3, -1), "mask": mask, "class": label, "name": self._name(i, label)}
 
     def _name(self, i: int, label: int) -> str:
-        split, index = self._place(i)
-        return f"{split}_{index:05d}_{CLASSES[label]}"
-
-    def _place(self, i: int) -> tuple[str, int]:
-        for split in SPLITS:
-            if 0 <= i < getattr(self, split):
-                return split, i
-            i -= getattr(self, split)
-        raise IndexError(f"no such example in {self}")
-
-    def _rng(self, i: int) -> np.random.Generator:
-        split, index = self._place(i)
-        return np.random.default_rng([self.seed, SPLITS.index(split), index])
+        part, index = self.place(i)
+        return f"{SPLITS[part]}_{index:05d}_{CLASSES[label]}"
 
 
 def _label(rng: np.random.Generator) -> int:

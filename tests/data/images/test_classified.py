@@ -62,6 +62,27 @@ def test_a_union_with_images_that_have_no_mask(tmp_path):
             assert f"/{kind}/" in name
 
 
+class Reader:
+    """Images that say themselves to which test set they belong, where they do."""
+
+    allowed = [("train",)] * 4 + [("val",)] * 2 + [("test",)] * 6
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        own = {"test_set": "ab"[i % 2]} if i < 10 else {}
+        return {"image": np.full((16, 16, 3), i, np.uint8), "class": i % 2, "name": str(i), **own}
+
+
+def test_test_images_have_a_test_set():
+    dataset = build("tests.data.images.test_classified:Reader")
+    assert dataset.groups == ("a", "b", "a", "b", "test", "test")
+    assert "test_set" not in dataset.fields
+    union = build("union", sources=[{"source": "tests.data.images.test_classified:Reader"}])
+    assert union.groups == dataset.groups
+
+
 def test_what_is_wrong_with_folders_of_classes(tmp_path):
     options = folders.classes(tmp_path)
     assert "num_classes: expected 2, as many as there are classes (cat, dog), found 5" in faults(

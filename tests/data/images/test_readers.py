@@ -157,7 +157,7 @@ def test_layout_drops_from_train_what_is_in_test(tmp_path):
     folders.picture(tmp_path / "train" / "img" / "0.png", 200)  # the content of test/img/0.png
     dataset = build("layout", **options)
     assert dataset.sizes == {"train": 5, "val": 6, "test": 6}
-    assert dataset.notes == ("1 images of train are left out: the same image or patient is also in test",)
+    assert dataset.notes == ("1 images of train are left out, as the same image or patient is also in test: 0",)
 
 
 def test_layout_reads_class_ids(tmp_path):
