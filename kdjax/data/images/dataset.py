@@ -89,7 +89,8 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     stats = [
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
-    reading = [data.source, data.options, data.num_classes, data.classes, data.image_size, data.workers]
+    values = getattr(source, "values", ())  # of masks, which may be ids to one stage and found by another
+    reading = [data.source, data.options, data.num_classes, data.classes, values, data.image_size, data.workers]
     key = json.dumps([reading, stats], default=str)
     if key in _shared:
         examples, facts = _shared[key]
@@ -213,7 +214,7 @@ def _mask_classes(data: Data, source: Source) -> tuple[str, ...]:
     values = tuple(getattr(source, "values", ()))
     if data.classes:
         return ("background", *data.classes)
-    named = [f"value {value}" for value in values[1:]]
+    named = [value if isinstance(value, str) else f"value {value}" for value in values[1:]]
     return ("background", *named) if len(values) > 2 and values != tuple(range(len(values))) else ()
 
 
