@@ -89,7 +89,8 @@ def data_at(place: str, stage: Stage) -> config.Data:
     if task not in READERS:
         raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
     data = copy.copy(stage.data)
-    data.source, data.options, data.split = name, {"root": folder}, (0.0, 0.0, 1.0)
+    alike = {} if bits_of(stage) is None else {"bits": bits_of(stage)}
+    data.source, data.options, data.split = name, {"root": folder, **alike}, (0.0, 0.0, 1.0)
     data.labelled, data.augment = 1.0, {}
     return data
 
@@ -110,12 +111,12 @@ def predict(
     images, output = Path(images).expanduser(), Path(output).expanduser()
     name, plain = chosen(experiment, stage)
     _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
-    targets = plan(images, output)
+    targets = plan(images, output, bits_of(plain))
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
     swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
-        image = files.read_image(str(path))
+        image = files.read_image(str(path), bits=bits_of(plain))
         mask = classes(logits, (image.shape[0], image.shape[1]))
         target = targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +140,11 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     its = {"title": stages[name].title, "folder": stages[name].folder}
     plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
+
+
+def bits_of(stage: Stage) -> int | None:
+    """How many bits its images use in files of 16, where the config says it."""
+    return stage.data.options.get("bits")
 
 
 def kind_of(experiment: Experiment, name: str) -> str:
@@ -213,7 +219,8 @@ def logits_of(
         chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(chunk):
-            image[row] = resize(files.read_image(str(path)), image.shape[1:3]) / np.float32(255)
+            stored = files.read_image(str(path), bits=bits_of(stage))
+            image[row] = resize(stored, image.shape[1:3]) / np.float32(255)
         logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
         yield from zip(chunk, logits, strict=False)
 
@@ -237,7 +244,7 @@ def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[
 # -- the files -------------------------------------------------------------------------------------------------------
 
 
-def plan(images: Path, output: Path) -> dict[Path, Path]:
+def plan(images: Path, output: Path, bits: int | None = None) -> dict[Path, Path]:
     """Image -> where its results go, without suffix; raises one error with everything that stands in the way."""
     alone = images.is_file()
     if not alone and not images.is_dir():
@@ -256,7 +263,7 @@ def plan(images: Path, output: Path) -> dict[Path, Path]:
         targets[path] = taken[target] = target
         faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in foreign(target)]
         try:
-            files.read_image(str(path))
+            files.read_image(str(path), bits=bits)
         except ConfigError as error:
             faults.append(str(error))
     if faults:

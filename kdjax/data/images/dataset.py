@@ -46,10 +46,21 @@ def build(data: Data, parts: int = 1) -> "Images":
         _refuse(data, faults)
     if max(len(source), sum(map(len, source.files))) > DECODED and source.files:
         notes.append(f"more than {DECODED} files: only headers were checked, and copies are known by their bytes")
-    notes = [*source.notes, *notes]
+    notes = [*source.notes, *notes, *_dark(examples)]
     for note in notes:
         logging.info("data %s: %s", data.source, note)
     return Images(data, examples, facts, where, notes)
+
+
+def _dark(examples: Examples) -> list[str]:
+    """A note on images that use a few of the bits of their files, which are read by the same rule as all others."""
+    bits = next((bits for bits in (10, 12) if examples.brightest <= (2**bits - 1) // 257), None)
+    if bits is None:
+        return []
+    return [
+        f"no pixel of {len(examples)} images is above {examples.brightest} of 255: nearly black; if they are grey, of "
+        f"{bits} bits in files of 16, set the option bits={bits} of the data"
+    ]
 
 
 def counted(data: Data, source: Source) -> Data:
