@@ -101,7 +101,7 @@ def images(size: int, variant: str, folder: str) -> tuple[Data, Data]:
         return Data("ultrasound", labelled=0.5, **common), Data("ultrasound", seed=1, **common)
     other = Data("ultrasound", size=size, seed=1, train=2400, val=96, test=96, **common)
     if variant == "folder":
-        return Data("folder", root=folder or "data/folder", num_classes=None, **common), other
+        return Data("folder", root=folder or "data/folder", num_classes=None, bits=None, **common), other
     if variant:
         return Data("busi", root=folder, labelled=0.25, **common), other
     here = Data("ultrasound", size=size, domain="linear", train=1200, val=96, test=128, labelled=0.02, **common)

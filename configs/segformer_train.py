@@ -4,6 +4,7 @@
     python -m kdjax.launch --config=configs/segformer_train.py:smoke          the same, tiny
     python -m kdjax.launch --config=configs/segformer_train.py:busi=DIR       BUSI: benign, malignant, normal
     python -m kdjax.launch --config=configs/segformer_train.py:busi_b0=DIR    from published weights, for a GPU
+    python -m kdjax.launch --config=configs/segformer_train.py:folder=DIR     your own images, as in `sam_distill.py`
 
 `busi_b0` starts from `weights/segformer_b0.safetensors`, a converted checkpoint of Hugging Face's names, whatever its
 classes: the last convolution is new.
@@ -12,9 +13,11 @@ The default, seed 0: Dice 0.826, in 147 s of processor time, 2 min 25 s on the t
 using (load 3 to 4); smoke 21 s there. `busi_b0` has not been run.
 """
 
-from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Task, Term, nearest
+from typing import Any
 
-VARIANTS = ("", "smoke", "busi", "busi_b0")
+from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Task, nearest
+
+VARIANTS = ("", "smoke", "busi", "busi_b0", "folder")
 AUGMENT = {"hflip": 0.5, "rotate": 0.5, "zoom": 0.5, "gamma": 0.5, "contrast": 0.5}
 TINY = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 1), "heads": (1, 2, 3, 4), "decoder_dim": 24}
 
@@ -24,19 +27,15 @@ def get_config(variant: str = "") -> Experiment:
     if variant not in VARIANTS:
         raise ConfigError(f"configs/segformer_train.py has no variant {variant!r}; {nearest(variant, VARIANTS[1:])}")
     smoke, published = variant == "smoke", variant == "busi_b0"
-    size = {"": 64, "smoke": 48, "busi": 96, "busi_b0": 512}[variant]
+    size = {"": 64, "smoke": 48, "busi": 96, "busi_b0": 512, "folder": 96}[variant]
     segformer = Stage(
-        task=Task("segmentation"),
+        # Half cross-entropy, half soft Dice; smooth=1 so that an image without a lesion asks for an empty mask.
+        task=Task("segmentation", weight=0.5, smooth=1.0, balanced=False),
         title="SegFormer B0",
-        data=images(size, variant, folder or "data/busi"),
+        data=images(size, variant, folder),
         model=Model("segformer", variant="b0", image_size=size, **(TINY if smoke else {})),
         init="weights/segformer_b0.safetensors" if published else "",
         init_skip=("params/decode_head/classifier/.*",) if published else (),
-        # Half cross-entropy, half soft Dice; smooth=1 so that an image without a lesion asks for an empty mask.
-        terms={
-            "bce": Term("bce", label="mask", weight=0.5),
-            "dice": Term("dice", label="mask", weight=0.5, args={"smooth": 1.0}),
-        },
         # The original's recipe: the head learns ten times as fast as an encoder that knows something already.
         optim=Optim(
             "adamw",
@@ -47,7 +46,7 @@ def get_config(variant: str = "") -> Experiment:
             clip=1.0,
             ema=0.98,
         ),
-        epochs={"": 10, "smoke": 1, "busi": 100, "busi_b0": 50}[variant],
+        epochs={"": 10, "smoke": 1, "busi": 100, "busi_b0": 50, "folder": 100}[variant],
         grad_norms_every=0,
         dtype="bfloat16" if published else "float32",
     )
@@ -55,8 +54,11 @@ def get_config(variant: str = "") -> Experiment:
 
 
 def images(size: int, variant: str, folder: str) -> Data:
+    common: dict[str, Any] = {"image_size": size, "batch_size": 8, "augment": AUGMENT}
+    if variant == "folder":
+        return Data("folder", root=folder or "data/folder", num_classes=None, bits=None, **common)
     if variant.startswith("busi"):
-        return Data("busi", root=folder, image_size=size, batch_size=8, augment=AUGMENT)
+        return Data("busi", root=folder or "data/busi", **common)
     train, held_out = (64, 16) if variant == "smoke" else (1200, 96)
     generated = {"size": size, "domain": "linear", "train": train, "val": held_out, "test": held_out}
-    return Data("ultrasound", image_size=size, batch_size=8, augment=AUGMENT, **generated)
+    return Data("ultrasound", **common, **generated)

@@ -3,7 +3,7 @@
 kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the working directory of a run that began
 --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
 --mode=train                  train what is not trained yet, then report (the default)
---mode=look                   a page that shows the data as the student will see them, before anything is trained
+--mode=look                   a page that shows the images as the student will see them, before anything is trained
 --mode=eval                   score a stage on its test images, or on another labelled folder with --data=; or, with
                               --weights=, another file of weights
 --mode=predict                masks and overlays for images: --images=FOLDER or FILE, --output=; or, for models of CAN

@@ -111,12 +111,12 @@ def report(experiment: Experiment, workdir: Path) -> int:
 
 
 def metrics(words: list[str]) -> int:
-    from kdjax.report.metrics import segmentation as compare
+    from kdjax.deploy import mask_folders
 
     if not (flags.PREDICTED.value and flags.TRUTH.value):
         raise ConfigError("--mode=metrics needs --predicted=FOLDER and --truth=FOLDER")
     output = flags.OUTPUT.value or "metrics.csv"
-    summary = compare.compare_folders(
+    summary = mask_folders.compare_folders(
         flags.PREDICTED.value, flags.TRUTH.value, output, flags.NUM_CLASSES.value, flags.EMPTY.value
     )
     for name, value in summary["metrics"].items():

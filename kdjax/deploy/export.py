@@ -19,7 +19,7 @@ from kdjax.config import ConfigError, Experiment
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images.resize import RULE
-from kdjax.deploy.predict import Kept, calibrated, chosen, load
+from kdjax.deploy.predict import Kept, bits_of, calibrated, chosen, load
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
@@ -118,14 +118,14 @@ def signature(loaded: Kept) -> dict[str, Any]:
 def images(loaded: Kept) -> Form:
     """Images -> logits."""
     data = loaded.stage.data
-    side, classes = data.image_size, data.num_classes
+    side, classes, bits = data.image_size, data.num_classes, bits_of(loaded.stage) or 16
     spec = build_model(loaded.stage.model).inputs["image"]
     binary = "1 channel, the logit of the foreground: it is there where logits > 0"
     several = f"{classes} channels, a logit for each class: the class is their argmax"
     described = {
         "input": {
             "image": {"shape": ["b", side, side, 3], "dtype": "float32", "range": [0, 1]},
-            "how": f"RGB, upright by its EXIF, of 16 bits the upper eight; resized to {side} x {side}, divided by 255",
+            "how": f"RGB, upright by its EXIF, of {bits} bits the upper 8; resized to {side} x {side}, divided by 255",
             "resize": RULE,
         },
         "output": {"logits": {"dtype": "float32", "how": binary if classes == 2 else several}},

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,7 +90,8 @@ def data_at(place: str, stage: Stage) -> config.Data:
     if task not in READERS or pipeline.kind(stage.data) != "images":
         raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
     data = copy.copy(stage.data)
-    data.source, data.options, data.split = name, {"root": folder}, (0.0, 0.0, 1.0)
+    alike = {} if bits_of(stage) is None else {"bits": bits_of(stage)}
+    data.source, data.options, data.split = name, {"root": folder, **alike}, (0.0, 0.0, 1.0)
     data.labelled, data.augment = 1.0, {}
     return data
 
@@ -111,12 +112,12 @@ def predict(
     images, output = Path(images).expanduser(), Path(output).expanduser()
     name, plain = chosen(experiment, stage)
     _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
-    targets = plan(images, output, ("mask", "overlay"))
+    targets = plan(images, output, ("mask", "overlay"), bits_of(plain))
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
     swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
     for path, logits in logits_of(list(targets), plain, experiment, variables):
-        image = files.read_image(str(path))
+        image = files.read_image(str(path), bits=bits_of(plain))
         mask = classes(logits, (image.shape[0], image.shape[1]))
         target = targets[path]
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +141,11 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     its = {"title": stages[name].title, "folder": stages[name].folder}
     plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
+
+
+def bits_of(stage: Stage) -> int | None:
+    """How many bits its images use in files of 16, where the config says it."""
+    return stage.data.options.get("bits")
 
 
 def kind_of(experiment: Experiment, name: str) -> str:
@@ -219,7 +225,8 @@ def logits_of(
         chunk = paths[begin : begin + size]
         image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
         for row, path in enumerate(chunk):
-            image[row] = resize(files.read_image(str(path)), image.shape[1:3]) / np.float32(255)
+            stored = files.read_image(str(path), bits=bits_of(stage))
+            image[row] = resize(stored, image.shape[1:3]) / np.float32(255)
         logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
         yield from zip(chunk, logits, strict=False)
 
@@ -243,7 +250,7 @@ def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[
 # -- the files -------------------------------------------------------------------------------------------------------
 
 
-def plan(images: Path, output: Path, kinds: tuple[str, ...]) -> dict[Path, Path]:
+def plan(images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = None) -> dict[Path, Path]:
     """Image -> where its results of these kinds go, without kind and suffix; raises one error with everything that
     stands in the way."""
     alone = images.is_file()
@@ -257,7 +264,7 @@ def plan(images: Path, output: Path, kinds: tuple[str, ...]) -> dict[Path, Path]
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
     targets, faults, taken = {}, [], {}
     with ThreadPoolExecutor() as pool:
-        unreadable = dict(zip(paths, pool.map(fault_of, paths), strict=True))
+        unreadable = dict(zip(paths, pool.map(partial(fault_of, bits=bits), paths), strict=True))
     for path in paths:
         target = output / path.relative_to(images.parent if alone else images).with_suffix("")
         if target in taken:
@@ -272,10 +279,10 @@ def plan(images: Path, output: Path, kinds: tuple[str, ...]) -> dict[Path, Path]
     return targets
 
 
-def fault_of(path: Path) -> str:
+def fault_of(path: Path, bits: int | None) -> str:
     """Why an image cannot be read; "" where it can."""
     try:
-        files.read_image(str(path))
+        files.read_image(str(path), bits=bits)
     except ConfigError as error:
         return str(error)
     return ""

@@ -55,7 +55,7 @@ def score(
     if threshold is None:
         threshold = predict.calibrated(about).get("threshold", 0.0)
     kinds = tuple(json.loads(about.get("image_classes", "null")) or KINDS)
-    targets = predict.plan(images, output, ("heat",))
+    targets = predict.plan(images, output, ("heat",), predict.bits_of(plain))
     output.mkdir(parents=True, exist_ok=True)
     top, rows = images if images.is_dir() else images.parent, []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -76,7 +76,7 @@ def scores_of(
     paths: list[Path], stage: Stage, experiment: Experiment, variables: dict, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Path, UInt8[np.ndarray, "h w 3"], dict[str, Any]]]:
     """Each image and what the task predicts of it, seen as in training. While a batch is scored the next is read."""
-    mesh, side = sharding.make_mesh(experiment.mesh), stage.data.image_size
+    mesh, side, bits = sharding.make_mesh(experiment.mesh), stage.data.image_size, predict.bits_of(stage)
     shares = sharding.shares(mesh)
     size = -(-min(stage.data.batch_size, len(paths)) // shares) * shares
     network, task = Network(build_model(stage.model, stage.dtype), names=tuple(stage.inputs.items())), task_of(stage)
@@ -84,7 +84,7 @@ def scores_of(
     variables = sharding.place(variables, sharding.shardings(variables, mesh, experiment.mesh.rules))
 
     def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-        image = files.read_image(str(path))
+        image = files.read_image(str(path), bits=bits)
         return image, resize(image, (side, side))
 
     def batch(chunk: list[Path]) -> list[Any]:

@@ -33,7 +33,10 @@ def look(experiment: Experiment, workdir: str | Path, stage: str = "") -> Path:
         raise ConfigError(f"--stage={name}: no such stage; {nearest(name, experiment.stages)}")
     chosen = experiment.stages[name]
     if (kind := pipeline.kind(chosen.data)) != "images":
-        raise ConfigError(f"--mode=look shows images, and the data of stage {name!r} are {kind}")
+        raise ConfigError(
+            f"--mode=look shows images, and the data of stage {name!r} are {kind}; --mode=train tells what it reads "
+            "and all that is wrong with it, before it trains"
+        )
     dataset: Any = pipeline.build(chosen.data)
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)

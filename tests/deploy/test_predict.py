@@ -11,9 +11,8 @@ from PIL import ExifTags, Image
 from kdjax import launch
 from kdjax.config import ConfigError, Task
 from kdjax.data import pipeline
-from kdjax.deploy import predict
+from kdjax.deploy import mask_folders, predict
 from kdjax.distill.teachers import build_model
-from kdjax.report.metrics import segmentation as metrics
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
 from tests.support import folders
@@ -184,6 +183,20 @@ def test_one_image_is_enough(run, images, tmp_path):
     refused(on(run, "--mode=predict", f"--images={root / 'notes.txt'}"), "notes.txt: expected images (.png")
 
 
+def test_images_of_twelve_bits_are_seen_as_in_training(run, tmp_path):
+    path, workdir = run
+    (tmp_path / "in").mkdir()
+    shown = grey((40, 30))
+    Image.fromarray(shown).save(tmp_path / "in" / "eight.png")
+    Image.fromarray(np.ceil(shown * (4095 / 255)).astype(np.uint16)).save(tmp_path / "in" / "twelve.png")
+    experiment = launch.load(str(path))
+    experiment.stages["student"].data.options["bits"] = 12
+    predict.predict(experiment, workdir, "", "", tmp_path / "in", tmp_path / "out")
+    masks = [read(tmp_path / "out" / f"{name}_mask.png") for name in ("eight", "twelve")]
+    np.testing.assert_array_equal(*masks)
+    assert predict.data_at("some/where", experiment.stages["student"]).options == {"root": "some/where", "bits": 12}
+
+
 @pytest.mark.parametrize("place", ["{}", "folder:{}", "layout:{}"])
 def test_eval_scores_all_of_another_folder(run, tmp_path, place):
     """Or what the folder itself calls its test images."""
@@ -240,7 +253,7 @@ def test_eval_agrees_with_predict_and_metrics(run, tmp_path):
     assert (
         predict.predict(experiment, workdir, "", "", tmp_path / "images", tmp_path / "out") == 11 == row["test_images"]
     )
-    found = metrics.compare_folders(tmp_path / "out", tmp_path / "truth", tmp_path / "found.csv", 2, "original")
+    found = mask_folders.compare_folders(tmp_path / "out", tmp_path / "truth", tmp_path / "found.csv", 2, "original")
     assert found["metrics"] == row["metrics"]
     assert 0 < row["metrics"]["dice"]["mean"] < 1
 

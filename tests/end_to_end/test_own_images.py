@@ -1,6 +1,7 @@
 """One's own images by flags: the classes come from the masks, and their names go everywhere that they are shown."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from kdjax.data import pipeline
 from kdjax.experiment import checks
 from kdjax.experiment import look as looking
 from kdjax.experiment.resolve import resolved
+from kdjax.train.setup import task_of
 from tests.support import folders, tiny
 from tests.support.command import command, refused
 
@@ -81,14 +83,15 @@ def test_what_the_student_sees_is_what_a_step_makes_of_it():
 
 
 def test_a_look_shows_images_alone(tmp_path):
-    refused(command("--mode=look", "--config=configs/can_distill.py", f"--workdir={tmp_path}"), "are graphs")
+    ended = command("--mode=look", "--config=configs/can_distill.py", f"--workdir={tmp_path}")
+    refused(ended, "are graphs; --mode=train tells what it reads and all that is wrong with it, before it trains")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_flagship_takes_a_folder(own, tmp_path):
     experiment = launch.load(f"configs/sam_distill.py:folder={own[1]}")
     teacher, student = experiment.stages["teacher"], experiment.stages["student"]
-    assert (student.data.source, student.data.options) == ("folder", {"root": str(own[1])})
+    assert (student.data.source, student.data.options) == ("folder", {"root": str(own[1]), "bits": None})
     assert experiment.stages["sam"].data.num_classes == 2
     assert teacher.init_skip, "its head is of other classes"
     facts = pipeline.build(student.data).facts
@@ -98,6 +101,14 @@ def test_the_flagship_takes_a_folder(own, tmp_path):
         command("--config=configs/sam_distill.py:smoke", "--classes=a,b", f"--workdir={tmp_path}"),
         "--classes names what a config leaves open with num_classes=None",
     )
+
+
+@pytest.mark.parametrize("recipe", ["sam_distill", "segformer_distill", "segformer_train"])
+def test_every_recipe_of_masks_takes_a_folder(own, recipe):
+    (*_, last) = launch.load(f"{recipe}:folder={own[1]}").stages.values()
+    counted = replace(last, data=replace(last.data, **pipeline.build(last.data).facts))
+    assert resolved(last, {"num_classes": 3}).model.options["num_classes"] == counted.data.num_classes == 3
+    assert task_of(counted).terms()["ce"].weight == last.task.options["weight"]
 
 
 def test_an_option_that_the_config_says_stays():

@@ -46,10 +46,21 @@ def build(data: Data, parts: int = 1) -> "Images":
         _refuse(data, faults)
     if max(len(source), sum(map(len, source.files))) > DECODED and source.files:
         notes.append(f"more than {DECODED} files: only headers were checked, and copies are known by their bytes")
-    notes = [*source.notes, *notes]
+    notes = [*source.notes, *notes, *_dark(examples)]
     for note in notes:
         logging.info("data %s: %s", data.source, note)
     return Images(data, examples, facts, where, notes)
+
+
+def _dark(examples: Examples) -> list[str]:
+    """A note on images that use a few of the bits of their files, which are read by the same rule as all others."""
+    bits = next((bits for bits in (10, 12) if examples.brightest <= (2**bits - 1) // 257), None)
+    if bits is None:
+        return []
+    return [
+        f"no pixel of {len(examples)} images is above {examples.brightest} of 255: nearly black; if they are grey, of "
+        f"{bits} bits in files of 16, set the option bits={bits} of the data"
+    ]
 
 
 def counted(data: Data, source: Source) -> Data:
@@ -89,7 +100,8 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     stats = [
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
-    reading = [data.source, data.options, data.num_classes, data.classes, data.image_size, data.workers]
+    values = getattr(source, "values", ())  # of masks, which may be ids to one stage and found by another
+    reading = [data.source, data.options, data.num_classes, data.classes, values, data.image_size, data.workers]
     key = json.dumps([reading, stats], default=str)
     if key in _shared:
         examples, facts = _shared[key]
@@ -218,7 +230,7 @@ def _mask_classes(data: Data, source: Source) -> tuple[str, ...]:
     values = tuple(getattr(source, "values", ()))
     if data.classes:
         return ("background", *data.classes)
-    named = [f"value {value}" for value in values[1:]]
+    named = [value if isinstance(value, str) else f"value {value}" for value in values[1:]]
     return ("background", *named) if len(values) > 2 and values != tuple(range(len(values))) else ()
 
 

@@ -26,6 +26,7 @@ class Examples:
     def __init__(self, source: Source, size: int, cache: bool = True, num_classes: int = 256):
         self.source, self.size, self.num_classes = source, size, num_classes
         self.fields = {name: squared(field, size) for name, field in source.fields.items()}
+        self.brightest = 255  # of all pixels of all images, once they are looked over
         each = sum(math.prod(f.shape) * _stored(f).itemsize for f in self.fields.values())
         self._cache = cache and len(source) * each <= CACHE_BYTES
         self._forget()
@@ -44,12 +45,15 @@ class Examples:
     def inspect(self) -> tuple[list[Facts], list[str]]:
         """The facts of every example and all faults, in order; keeps what it decodes on the way."""
         decode = max(len(self), sum(map(len, self.source.files))) <= DECODED
+        pictures = [name for name, field in self.fields.items() if field.kind == "image"]
+        brightest: list[int] = []
 
         def look(i: int) -> Facts | str:
             try:
                 facts = self.source.inspect(i, decode)
                 if facts.example is not None:
                     self._keep(i, facts.example)
+                    brightest.extend(int(np.max(facts.example[name], initial=0)) for name in pictures)
             except ConfigError as error:
                 return str(error)
             return facts._replace(example=None)
@@ -59,6 +63,7 @@ class Examples:
                 results = list(pool.map(look, range(len(self))))
         else:
             results = [look(i) for i in range(len(self))]
+        self.brightest = max(brightest, default=255)
         return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
 
     def _keep(self, i: int, example: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ class Images:
 
     A mask of another size than its image is refused, or with `stretch_masks` brought to that size. Where `num_classes`
     is None, or the classes of the mask have names, `mask_names`, the values in the masks are looked for, and `values`
-    has the value of each class.
+    has the value of each class. `bits` says how many bits images use in files of 16 bits.
     """
 
     fields: ClassVar[dict[str, Field]] = {"image": IMAGE, "mask": MASK, "class": CLASS}
@@ -60,10 +60,13 @@ class Images:
         notes: Sequence[str] = (),
         stretch_masks: bool = False,
         mask_names: Sequence[str] = (),
+        bits: int | None = None,
     ):
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
-        self.classes, self.stretch_masks = tuple(classes), stretch_masks
+        self.classes, self.stretch_masks, self.bits = tuple(classes), stretch_masks, bits
         self.faults, self.notes, self.values = list(faults), list(notes), ()
+        if bits is not None and not 8 <= bits <= 16:
+            self.faults.append(f"bits: expected 8 to 16, the bits that images use in files of 16, found {bits}")
         if num_classes is None or mask_names:
             planes = [path for entry in self.entries for path in entry.masks]
             self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
@@ -81,7 +84,7 @@ class Images:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         entry = self.entries[i]
-        image = read_image(entry.image)
+        image = read_image(entry.image, bits=self.bits)
         if "mask" not in self.fields:
             return {"image": image, "class": entry.label, "name": entry.name}
         planes = [self._fitted(path, read_plane(path), entry.image, image) for path in entry.masks]
@@ -202,11 +205,12 @@ def unmasked(path: Path, expected: str) -> str:
 # -- decoding --------------------------------------------------------------------------------------------------------
 
 
-def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str, content: bytes | None = None, bits: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The image in a file, or in `content`, which `path` then only names: upright as its EXIF says, 8 bits, RGB.
 
-    Of 16 bits a pixel the upper eight count, or the value itself where none of the image is above 255. Grey becomes
-    three equal channels; transparency is left out; what is partly transparent has its own colour.
+    Of 16 bits a pixel the upper eight count, or the value itself where none of the image is above 255; with `bits` the
+    upper eight of so many. Grey becomes three equal channels; transparency is left out; what is partly transparent has
+    its own colour.
     """
     image = _open(path, content, upright=True)
     if image.mode == "F" or image.mode.startswith("I"):
@@ -214,8 +218,11 @@ def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h 
         if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
             kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
             raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; scale it to 0 to 255 and save it")
-        grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
-        return np.stack([grey] * 3, -1)
+        largest = int(wide.max(initial=0))
+        white = 2**bits - 1 if bits else 0xFFFF if largest > 255 else 255
+        if largest > white:
+            raise ConfigError(f"{path}: expected {bits} bits a pixel, at most {white}, found {largest}; set other bits")
+        return np.stack([(wide.astype(np.int32) * 255 // white).astype(np.uint8)] * 3, -1)
     return np.asarray(image.convert("RGB"))
 
 

@@ -1,4 +1,7 @@
-"""One's own images in folders: with masks, split or together, or a folder for each class."""
+"""One's own images in folders: with masks, split or together, or a folder for each class.
+
+Each reader takes `bits`: how many bits the images use in grey files of 16, such as 12.
+"""
 
 import re
 from collections.abc import Sequence
@@ -31,11 +34,12 @@ class Layout(Images):
         stretch_masks: bool = False,
         num_classes: int | None = None,
         mask_names: Sequence[str] = (),
+        bits: int | None = None,
     ):
         entries, faults, notes = split_folders(Path(root).expanduser())
         if not entries and not faults:
             faults = [files.missing(root, "folders train, val and test, with img and label in each")]
-        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks, mask_names)
+        super().__init__(entries, ("image",), num_classes, faults, notes, stretch_masks, mask_names, bits)
 
 
 class Folder(Images):
@@ -57,6 +61,7 @@ class Folder(Images):
         stretch_masks: bool = False,
         num_classes: int | None = None,
         mask_names: Sequence[str] = (),
+        bits: int | None = None,
     ):
         entries: list[Entry] = []
         if bool(root) == bool(images and masks):
@@ -68,7 +73,7 @@ class Folder(Images):
             faults += _elsewhere(Path(root).expanduser())
         else:
             entries, faults = _paired(Path(images).expanduser(), Path(masks).expanduser(), "", group)
-        super().__init__(entries, ("image",), num_classes, faults, (), stretch_masks, mask_names)
+        super().__init__(entries, ("image",), num_classes, faults, (), stretch_masks, mask_names, bits)
 
 
 class Classes(Images):
@@ -80,7 +85,7 @@ class Classes(Images):
 
     fields: ClassVar[dict[str, Field]] = {"image": files.IMAGE, "class": files.CLASS}
 
-    def __init__(self, root: str, group: str = "", num_classes: int = 2):
+    def __init__(self, root: str, group: str = "", num_classes: int = 2, bits: int | None = None):
         top = Path(root).expanduser()
         splits = {s: where for s, names in SPLIT_FOLDERS.items() if (where := files.folder(top, *names))}
         tops = splits or {"": top}
@@ -105,7 +110,7 @@ class Classes(Images):
                         faults.append(f"{path}: its name does not fit the pattern of groups {group!r}; mend either")
                     own, title = match[1] if match else "", str(path.relative_to(top))
                     entries.append(Entry(str(path), (), title, names.index(name), group=own, split=split))
-        super().__init__(entries, names, num_classes, faults)
+        super().__init__(entries, names, num_classes, faults, bits=bits)
 
 
 def split_folders(top: Path, patient: str = "") -> tuple[list[Entry], list[str], list[str]]:

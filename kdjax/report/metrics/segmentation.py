@@ -17,11 +17,7 @@ A nan is left out of the means; `n` says over how many images a mean was taken. 
 whole image is 0/0 as well; it counts as 1 (no false alarm was possible), or nan under "skip".
 """
 
-import csv
 import math
-import os
-import pathlib
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -33,8 +29,6 @@ from kdjax.report.metrics.statistics import Statistics
 
 NAMES = ("dice", "iou", "hd95", "precision", "recall", "specificity", "pixel_accuracy")
 EMPTY = ("original", "diagonal", "skip")
-SUFFIXES = ("_mask", "_pred")  # of a file name, before the extension; not part of the image's name
-MASK_FILES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jpg", ".jpeg")
 
 Scores = dict[int, dict[str, float]]  # class id -> metric -> value
 
@@ -47,7 +41,7 @@ def segmentation(
     empty: str = "original",
 ) -> Scores:
     """Every metric for each foreground class 1 .. num_classes-1 of one image."""
-    _check_empty(empty)
+    check_empty(empty)
     return {k: _one_class(predicted == k, truth == k, empty) for k in range(1, num_classes)}
 
 
@@ -90,7 +84,7 @@ def _border(mask: Bool[np.ndarray, "h w"]) -> Integer[np.ndarray, "n 2"]:
     return np.argwhere(mask & ~inner)
 
 
-def _check_empty(empty: str) -> None:
+def check_empty(empty: str) -> None:
     if empty not in EMPTY:
         raise ConfigError(f"empty: expected one of {', '.join(EMPTY)}, found {empty!r}")
 
@@ -111,134 +105,3 @@ def summarise_classes(rows: list[Scores]) -> dict[str, Statistics]:
 def class_mean(scores: Scores) -> dict[str, float]:
     """The mean of each metric over the classes of an image, nan left out."""
     return {name: statistics.mean([of_class[name] for of_class in scores.values()]) for name in NAMES}
-
-
-# -- two folders of masks --------------------------------------------------------------------------------------------
-
-
-def compare_folders(
-    predicted_dir: str | os.PathLike,
-    truth_dir: str | os.PathLike,
-    output_csv: str | os.PathLike,
-    num_classes: int = 2,
-    empty: str = "original",
-) -> dict[str, Any]:
-    """Compares masks of the same name, writes a CSV and returns {"images", "metrics", "per_class"} (`summarise`).
-
-    Files pair by their place in their folder and their name without extension and without "_mask" or "_pred"; "x.png"
-    beside "x_mask.png" is taken for the image itself, and "*_overlay" is passed over. Pixels are class ids, or 0 and
-    255 for two classes. The CSV has a line per image (for several classes: one per class and one, "all", for their
-    mean) and ends with the mean, the standard deviation and the number of values. Raises one ConfigError that lists
-    everything that is wrong, and then writes nothing.
-    """
-    _check_empty(empty)
-    faults: list[str] = []
-    predicted, truth = (_mask_files(pathlib.Path(d), faults) for d in (predicted_dir, truth_dir))
-    if predicted and truth:
-        faults += [
-            f"{predicted[s]}: no true mask of that name in {truth_dir}" for s in sorted(predicted.keys() - truth)
-        ]
-        faults += [
-            f"{truth[s]}: no prediction of that name in {predicted_dir}" for s in sorted(truth.keys() - predicted)
-        ]
-    rows: dict[str, Scores] = {}
-    for stem in sorted(predicted.keys() & truth.keys()):
-        p, t = (_read_mask(path, num_classes, faults) for path in (predicted[stem], truth[stem]))
-        if p is None or t is None:
-            continue
-        if p.shape != t.shape:
-            sizes = " and ".join(f"{m.shape[1]}x{m.shape[0]}" for m in (p, t))
-            faults.append(f"{predicted[stem]} and {truth[stem]}: expected equal sizes, found {sizes}")
-            continue
-        rows[stem] = segmentation(p, t, num_classes, empty=empty)
-    if faults:
-        more = [f"... and {len(faults) - 30} more"] if len(faults) > 30 else []
-        raise ConfigError("the folders cannot be compared:\n  " + "\n  ".join(faults[:30] + more))
-    results = list(rows.values())
-    summary = {"images": len(rows), "metrics": summarise(results), "per_class": summarise_classes(results)}
-    _write_csv(pathlib.Path(output_csv), rows, summary, several=num_classes > 2)
-    return summary
-
-
-def _mask_files(folder: pathlib.Path, faults: list[str]) -> dict[str, pathlib.Path]:
-    """Image name -> file of its mask."""
-    if not folder.is_dir():
-        faults.append(f"{folder}: expected a folder of masks, found {'a file' if folder.exists() else 'nothing'}")
-        return {}
-    candidates: dict[str, list[pathlib.Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in MASK_FILES and not path.stem.endswith("_overlay"):
-            name = path.relative_to(folder).with_name(_image_name(path)).as_posix()
-            candidates.setdefault(name, []).append(path)
-    if not candidates:
-        faults.append(f"{folder}: expected masks ({', '.join(MASK_FILES)}), found none")
-    chosen = {}
-    for name, paths in candidates.items():
-        named = [p for p in paths if _image_name(p) != p.stem] or paths
-        if len(named) > 1:
-            faults.append(f"{folder}: expected one mask for {name!r}, found {', '.join(p.name for p in named)}")
-        chosen[name] = named[0]
-    return chosen
-
-
-def _image_name(path: pathlib.Path) -> str:
-    for suffix in SUFFIXES:
-        if path.stem.endswith(suffix) and path.stem != suffix:
-            return path.stem.removesuffix(suffix)
-    return path.stem
-
-
-def _read_mask(path: pathlib.Path, num_classes: int, faults: list[str]) -> np.ndarray | None:
-    """Class ids [h, w], or None with a line added to `faults`."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            mask = np.asarray(file).astype(np.int64)
-    except (OSError, ValueError, SyntaxError) as error:
-        faults.append(f"{path}: cannot be read as an image: {error}")
-        return None
-    if mask.ndim == 3:
-        colours = mask[..., : 1 if mask.shape[-1] == 2 else 3]  # without alpha
-        if (colours != colours[..., :1]).any():
-            faults.append(f"{path}: expected class ids in one channel, found colours; convert it first")
-            return None
-        mask = colours[..., 0]
-    ids = np.unique(mask)
-    if num_classes == 2 and np.isin(ids, (0, 255)).all():
-        return mask // 255
-    if ids[0] < 0 or ids[-1] >= num_classes:
-        allowed = f"0..{num_classes - 1}" + (" (or 0 and 255)" if num_classes == 2 else "")
-        strange = [int(i) for i in ids if not 0 <= i < num_classes]
-        listed = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
-        remedy = "JPEG does not keep ids, use PNG" if path.suffix.lower() in (".jpg", ".jpeg") else "or more classes"
-        faults.append(f"{path}: expected ids {allowed}, found {listed}; mend the mask, {remedy}")
-        return None
-    return mask
-
-
-def _write_csv(output: pathlib.Path, rows: dict[str, Scores], summary: dict[str, Any], several: bool) -> None:
-    """Under another name first, so that a full disk leaves an older file as it was."""
-    scopes = [("all", summary["metrics"]), *(summary["per_class"].items() if several else ())]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(output.name + ".part")
-    try:
-        with part.open("w", newline="") as file:
-            writer = csv.writer(file)
-            key = lambda image, scope: [image, scope] if several else [image]  # noqa: E731
-            writer.writerow([*key("image", "class"), *NAMES])
-            for stem, scores in rows.items():
-                writer.writerow([*key(stem, "all"), *_cells(class_mean(scores))])
-                for k, of_class in scores.items() if several else ():
-                    writer.writerow([*key(stem, k), *_cells(of_class)])
-            for statistic in ("mean", "std", "n"):
-                for scope, metrics in scopes:
-                    values = {name: metrics[name][statistic] for name in NAMES}
-                    writer.writerow([*key(statistic, scope), *_cells(values)])
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _cells(values: dict[str, float | int]) -> list[str]:
-    return ["" if math.isnan(values[name]) else f"{values[name]:.6g}" for name in NAMES]

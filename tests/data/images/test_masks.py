@@ -61,7 +61,7 @@ def test_names_say_how_many_classes_there_are(tmp_path):
     assert dataset.mask_classes == ("background", "cyst", "tumour")
     assert Data("folder", classes=("a", "b")).num_classes == 3
     told = faults(classes=("cyst", "tumour", "vessel"), **options)
-    assert "the masks: expected 4 values, one for each name and the background, found 0, 127, 255" in told
+    assert "the masks: expected 4 values, one for each class and the background, found 0, 127, 255" in told
     assert told.count("\n") == 1
     ids = draw(tmp_path / "ids", [1, 3], [3])
     assert build(classes=("a", "b", "c"), **ids).num_classes == 4, "of ids, one may not occur"
@@ -76,6 +76,61 @@ def test_a_soft_edge_is_no_class_and_a_picture_no_mask(tmp_path):
     assert "the masks: expected at most 64 classes, found 0, 1, 2" in faults(
         num_classes=None, **draw(tmp_path / "many", *many)
     )
+
+
+def paint(root, *masks):
+    """A folder of images whose masks have squares of these colours or grey levels, and nine more that have none."""
+    for i, colours in enumerate([*masks, *[()] * 9]):
+        folders.picture(root / f"{i}.png", i)
+        grey = all(isinstance(colour, int) for colour in colours)
+        mask = np.zeros((20, 24) if grey else (20, 24, 3), np.uint8)
+        for k, colour in enumerate(colours):
+            mask[2:8, 2 + 7 * k :][:, :6] = colour
+        Image.fromarray(mask).save(root / f"{i}_mask.png")
+    return {"root": str(root)}
+
+
+GREEN, RED, BLUE, WHITE = (0, 128, 0), (200, 0, 0), (0, 0, 128), (255, 255, 255)
+
+
+def test_colours_are_classes_by_their_rising_numbers(tmp_path):
+    options = paint(tmp_path, (RED, GREEN), (BLUE, WHITE), (255,))
+    dataset = build(num_classes=None, **options)
+    assert dataset.mask_classes == ("background", "#000080", "#008000", "#c80000", "#ffffff")
+    source = Folder(**options)
+    classes = {e["name"]: set(np.unique(e["mask"])) for e in map(source.__getitem__, range(len(source)))}
+    assert [classes[str(i)] for i in range(4)] == [{0, 2, 3}, {0, 1, 4}, {0, 4}, {0}]
+    named = build(classes=("sea", "wood", "house", "cloud"), **options)
+    assert named.mask_classes == ("background", "sea", "wood", "house", "cloud")
+    told = faults(num_classes=5, **options)
+    assert "0_mask.png: expected a mask of class ids, found colours; store one number per pixel, 0 for none, or" in told
+    assert "set num_classes=None in the data if each colour is a class" in told
+
+
+def test_one_colour_has_soft_edges_and_several_have_none(tmp_path):
+    one = paint(tmp_path / "one", (RED,), (RED,))
+    edge = np.zeros((20, 24, 3), np.uint8)
+    edge[5:15, :, 0] = np.clip(np.arange(24) * 20 - 100, 0, 200)
+    Image.fromarray(edge).save(tmp_path / "one" / "0_mask.png")
+    assert build(num_classes=None, **one).num_classes == 2
+    source = Folder(**one)
+    found = next(e["mask"] for e in map(source.__getitem__, range(len(source))) if e["name"] == "0")
+    np.testing.assert_array_equal(found, edge[..., 0] > 100)
+    several = paint(tmp_path / "several", (RED, GREEN))
+    edge[..., 1] = 7
+    Image.fromarray(edge).save(tmp_path / "several" / "1_mask.png")
+    told = faults(num_classes=None, **several)
+    assert "1_mask.png: expected the values of the other masks, #000000, #000700, #008000, #c80000, #c80700, fo" in told
+
+
+def test_photographs_are_no_masks(tmp_path):
+    options = folders.folder(tmp_path)
+    for i in range(20):
+        colours = np.random.default_rng(i).integers(0, 256, (5, 6, 3), np.uint8)
+        Image.fromarray(np.kron(colours, np.ones((4, 4, 1), np.uint8))).save(tmp_path / f"case{i}_mask.png")
+    told = faults(num_classes=None, **options)
+    assert "the masks: expected at most 64 classes, found #000000, #0" in told
+    assert told.count("\n") == 1
 
 
 def test_names_need_masks_and_each_one_its_class():

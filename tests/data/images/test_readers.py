@@ -280,6 +280,35 @@ def test_kinds_of_pictures_have_a_rule(tmp_path):
         files.read_image(str(tmp_path / "moves.gif"))
 
 
+@pytest.mark.parametrize(("largest", "bits"), [(900, 10), (4095, 12)])
+def test_images_of_fewer_bits_than_their_files_are_told_and_read(tmp_path, largest, bits):
+    options = folders.folder(tmp_path)
+    stored = np.random.default_rng(0).integers(0, largest + 1, (20, 24)).astype(np.uint16)
+    stored[0, 0] = largest
+    for i in range(20):
+        Image.fromarray(np.roll(stored, i, 0)).save(tmp_path / f"case{i}.png")
+    note = (
+        f"no pixel of 20 images is above {largest // 257} of 255: nearly black; if they are grey, of {bits} bits in "
+        f"files of 16, set the option bits={bits} of the data"
+    )
+    assert note in build("folder", **options).notes
+    dataset = build("folder", bits=bits, **options)
+    assert not dataset.notes
+    example = by_name(Folder(bits=bits, **options))["case0"]
+    np.testing.assert_array_equal(example["image"][..., 2], stored.astype(int) * 255 // (2**bits - 1))
+    assert f"case0.png: expected 9 bits a pixel, at most 511, found {largest}" in faults("folder", bits=9, **options)
+    assert "bits: expected 8 to 16" in faults("folder", bits=7, **options)
+
+
+def test_the_rule_of_bits_is_that_of_the_set_and_not_of_an_image(tmp_path):
+    """A dark image among others is no brighter than they make it."""
+    options = folders.folder(tmp_path)
+    for i in range(20):
+        Image.fromarray(np.full((20, 24), 200 if i == 0 else 4000 + i, np.uint16)).save(tmp_path / f"case{i}.png")
+    images = by_name(Folder(bits=12, **options))
+    assert (images["case0"]["image"].max(), images["case1"]["image"].max()) == (12, 249)
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_folder_reads_what_lies_deeper_and_keeps_the_path(tmp_path, together):
     names = ["x", "a/x", "a/b/ü", ".hidden/x"]

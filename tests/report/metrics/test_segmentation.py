@@ -1,9 +1,7 @@
-import csv
 import math
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from kdjax.config import ConfigError
 from kdjax.report.metrics import segmentation as metrics
@@ -153,98 +151,3 @@ def test_an_image_counts_with_the_mean_of_its_classes():
     of_class = metrics.summarise_classes(rows)
     assert of_class["1"]["dice"] == pytest.approx({"mean": 0.4, "std": 0.2, "n": 2})
     assert of_class["2"]["dice"] == pytest.approx({"mean": 0.7, "std": 0.3, "n": 2})
-
-
-# -- two folders -----------------------------------------------------------------------------------------------------
-
-
-def save(folder, masks):
-    folder.mkdir(exist_ok=True)
-    for name, mask in masks.items():
-        Image.fromarray(np.asarray(mask, np.uint8)).save(folder / name)
-    return folder
-
-
-def table(path):
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_folders_of_binary_masks(tmp_path):
-    predicted = {f"case{i}_pred.png": 255 * blob(i) for i in range(3)}
-    truth = {f"case{i}_mask.png": blob(i + 10) for i in range(3)}  # ids 0 and 1, where the others are 0 and 255
-    images = {f"case{i}.png": np.full((23, 31, 3), (9, 8, 7)) for i in range(3)}
-    a = save(tmp_path / "a", predicted | {"case0_overlay.png": images["case0.png"]})
-    b = save(tmp_path / "b", truth | images)
-    got = metrics.compare_folders(a, b, tmp_path / "new" / "out.csv")
-    assert got["images"] == 3
-    expected = [metrics.segmentation(blob(i), blob(i + 10), 2) for i in range(3)]
-    assert got["metrics"] == metrics.summarise(expected)
-    lines = table(tmp_path / "new" / "out.csv")
-    assert [line["image"] for line in lines] == ["case0", "case1", "case2", "mean", "std", "n"]
-    assert float(lines[1]["hd95"]) == pytest.approx(expected[1][1]["hd95"], rel=1e-5)
-    assert float(lines[3]["dice"]) == pytest.approx(np.mean([e[1]["dice"] for e in expected]), rel=1e-5)
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out.csv"]
-
-
-def test_folders_of_several_classes_have_a_line_per_class(tmp_path):
-    a = save(tmp_path / "a", {"x.png": blob(0, classes=3), "y.png": np.zeros((23, 31))})
-    b = save(tmp_path / "b", {"x.png": blob(1, classes=3), "y.png": np.zeros((23, 31))})
-    got = metrics.compare_folders(a, b, tmp_path / "out.csv", num_classes=3, empty="skip")
-    lines = table(tmp_path / "out.csv")
-    keys = [(line["image"], line["class"]) for line in lines]
-    assert keys == [(i, k) for i in ("x", "y", "mean", "std", "n") for k in ("all", "1", "2")]
-    assert lines[keys.index(("y", "1"))]["dice"] == ""
-    assert lines[keys.index(("n", "2"))]["dice"] == "1"
-    x = metrics.segmentation(blob(0, classes=3), blob(1, classes=3), 3)
-    assert float(lines[keys.index(("mean", "2"))]["dice"]) == pytest.approx(x[2]["dice"], rel=1e-5)
-    assert got["per_class"]["2"]["dice"]["n"] == 1
-
-
-def test_everything_that_is_wrong_with_the_folders_comes_at_once_and_the_old_table_stays(tmp_path):
-    good = np.zeros((4, 4))
-    a = save(
-        tmp_path / "a", {"only_here.png": good, "size.png": np.zeros((4, 5)), "ids.png": good + 3, "cut.png": good}
-    )
-    b = save(tmp_path / "b", {"only_there.png": good, "size.png": good, "ids.png": good, "cut.png": good})
-    save(b, {"two_mask.png": good, "two_pred.png": good, "colour.png": np.full((4, 4, 3), (1, 0, 0))})
-    save(a, {"two.png": good, "colour.png": good})
-    (a / "cut.png").write_bytes((a / "cut.png").read_bytes()[:40])
-    out = tmp_path / "out.csv"
-    out.write_text("yesterday's\n")
-    with pytest.raises(ConfigError) as error:
-        metrics.compare_folders(a, b, out)
-    said = str(error.value)
-    for text in (
-        "only_here.png: no true mask of that name",
-        "only_there.png: no prediction of that name",
-        "expected equal sizes, found 5x4 and 4x4",
-        "ids.png: expected ids 0..1 (or 0 and 255), found 3",
-        "cut.png: cannot be read as an image",
-        "expected one mask for 'two', found two_mask.png, two_pred.png",
-        "colour.png: expected class ids in one channel, found colours",
-    ):
-        assert text in said
-    assert out.read_text() == "yesterday's\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "out.csv"]
-
-
-def test_an_empty_and_a_missing_folder_are_named(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(ConfigError, match=r"(?s)a: expected masks .*found none.*b: expected a folder of masks"):
-        metrics.compare_folders(tmp_path / "a", tmp_path / "b", tmp_path / "out.csv")
-
-
-def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
-    a = save(tmp_path / "a", {"x.png": blob(0)})
-    out = tmp_path / "out.csv"
-    out.write_text("yesterday's\n")
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(metrics, "_cells", full)
-    with pytest.raises(OSError, match="No space"):
-        metrics.compare_folders(a, a, out)
-    assert out.read_text() == "yesterday's\n"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "out.csv"]
