@@ -96,6 +96,9 @@ class NodeSet(Dataset):
     def evaluate(self, split: str, batch_size: int, **_) -> Iterator[Batch]:
         yield self._batches[split]
 
+    def content(self, split: str) -> list[np.ndarray]:
+        return jax.tree.leaves(self._batches[split])
+
     def labels(self, split: str) -> Int[np.ndarray, " m"]:
         return self._classes[self._where[split]]
 

@@ -1,9 +1,11 @@
 """Examples at the size that is trained on: looked over before training, and kept in memory where they fit."""
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ class Examples:
         self.fields = {name: squared(field, size) for name, field in source.fields.items()}
         each = sum(math.prod(f.shape) * _stored(f).itemsize for f in self.fields.values())
         self._cache = cache and len(source) * each <= CACHE_BYTES
+        self.digests: dict[int, bytes] = {}  # of what was looked over
         self._forget()
 
     def __len__(self) -> int:
@@ -49,7 +52,11 @@ class Examples:
             try:
                 facts = self.source.inspect(i, decode)
                 if facts.example is not None:
-                    self._keep(i, facts.example)
+                    self.digests[i] = digest(self._keep(i, facts.example))
+                else:  # the image is not decoded, and its masks are known by their bytes as well
+                    masks = self.source.files[i][1:] if self.source.files else ()
+                    labels = b"".join(Path(file).read_bytes() for file in masks)
+                    self.digests[i] = digest({"image": facts.content, "mask": labels, "class": facts.label})
             except ConfigError as error:
                 return str(error)
             return facts._replace(example=None)
@@ -61,13 +68,13 @@ class Examples:
             results = [look(i) for i in range(len(self))]
         return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
 
-    def _keep(self, i: int, example: dict[str, Any]) -> None:
+    def _keep(self, i: int, example: dict[str, Any]) -> dict[str, np.ndarray]:
         arrays = self._arrays(i, example)
-        if not self._cache:
-            return
-        for name, array in arrays.items():
-            self._memory[name][i], self._present[name][i] = array, True
-        self._ready[i] = True  # last: another thread may be looking
+        if self._cache:
+            for name, array in arrays.items():
+                self._memory[name][i], self._present[name][i] = array, True
+            self._ready[i] = True  # last: another thread may be looking
+        return arrays
 
     def _arrays(self, i: int, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The fields of an example as they are stored; refuses a field that differs from its declaration."""
@@ -120,6 +127,15 @@ class Examples:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+def digest(values: Mapping[str, Any]) -> bytes:
+    """Of arrays, texts and bytes by name."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(values.items()):
+        array = np.asarray(value, order="C")
+        whole.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return whole.digest()
 
 
 def squared(field: Field, size: int) -> Field:
