@@ -17,11 +17,14 @@ kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the worki
 kdjax convert                 PyTorch's checkpoints in and out, as `python -m convert`
 """
 
+import contextlib
 import ctypes
+import io
 import os
 import shlex
 import signal
 import sys
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from typing import Any
 from absl import app
 
 from kdjax import registry
-from kdjax.command import configs, flags, lists, modes
+from kdjax.command import configs, flags, lists, modes, peers
 from kdjax.command.configs import load
 from kdjax.command.flags import parse
 from kdjax.config import ConfigError
@@ -42,6 +45,9 @@ GO_ON = "To go on, run the same command again:"
 
 def run() -> None:
     """The `kdjax` command, and `python -m kdjax.launch`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a terminal knows ASCII alone
     if sys.argv[1:2] == ["convert"]:
         from convert.__main__ import main as convert
 
@@ -66,6 +72,7 @@ def main(argv: list[str]) -> int:
     keep_memory()
     if flags.COORDINATOR.value:
         connect()
+    check_devices()
     experiment, spec = flags.CONFIG.value, flags.spec()
     if flags.CLASSES.value:
         configs.name_classes(experiment, flags.CLASSES.value)
@@ -75,8 +82,25 @@ def main(argv: list[str]) -> int:
     workdir = Path(flags.WORKDIR.value or configs.default_workdir(spec))
     from kdjax.experiment.run import compiling
 
-    with compiling(quick=experiment.quick_compile):
+    together = peers.Together() if flags.COORDINATOR.value else contextlib.nullcontext()
+    with together, compiling(quick=experiment.quick_compile):
         return modes.OF_RUNS[mode](experiment, workdir)
+
+
+def check_devices() -> None:
+    """Refuses what the environment asks of JAX where there is no such thing, or kdjax cannot do it."""
+    import jax
+
+    if jax.config.read("jax_enable_x64"):
+        raise ConfigError("JAX_ENABLE_X64: expected it off, since kdjax computes in 32 bits, found it on; unset it")
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(
+            f"JAX_PLATFORMS={asked}: expected a device of that kind, found none ({error}); unset it, or install JAX "
+            "for that device"
+        ) from error
 
 
 def connect() -> None:
@@ -87,8 +111,7 @@ def connect() -> None:
     if address == "auto":
         jax.distributed.initialize()
         return
-    if processes is None or process is None:
-        raise ConfigError("--coordinator=HOST:PORT needs --processes=N and --process=I (0 on that host)")
+    peers.refuse(address, processes, process)
     jax.distributed.initialize(address, processes, process)
 
 
@@ -117,8 +140,14 @@ def answer(act: Callable[[], Any]) -> int:
             return 128 + error.signal
         if not _mendable(error):
             raise
-        print(f"\nerror: {error}", file=sys.stderr)
+        print(f"\nerror: {printable(error)}", file=sys.stderr)
         return 2
+
+
+def printable(text: Any) -> str:
+    """With the control characters of names and headers spelt out, so that a terminal shows them and does nothing."""
+    plain = {c: c if c == "\n" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in set(str(text))}
+    return "".join(plain[c] for c in str(text))
 
 
 def _mendable(error: Exception) -> bool:

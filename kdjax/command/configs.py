@@ -8,7 +8,8 @@ from pathlib import Path
 import kdjax
 from kdjax import config
 from kdjax.config import ConfigError, Experiment, nearest, raised_at
-from kdjax.experiment.saved import from_json
+from kdjax.experiment.saved import LOST, from_json
+from kdjax.train import kept
 
 RECIPES = Path(kdjax.__file__).parent / "configs"  # in the clone a link to its configs/
 
@@ -16,7 +17,7 @@ RECIPES = Path(kdjax.__file__).parent / "configs"  # in the clone a link to its 
 def load(spec: str) -> Experiment:
     """The experiment of "FILE", "FILE:VARIANT" or WORKDIR/config.json, nothing overridden."""
     if is_saved(spec):
-        return from_json(Path(spec).read_text())
+        return from_json(kept.text_of(Path(spec), LOST), spec)
     name, colon, variant = spec.partition(":")
     path = find(name)
     try:

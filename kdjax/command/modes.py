@@ -97,15 +97,16 @@ def export(experiment: Experiment, workdir: Path) -> int:
 
 
 def report(experiment: Experiment, workdir: Path) -> int:
-    from kdjax.experiment import outcome
+    from kdjax.experiment import lock, outcome
     from kdjax.experiment.opening import open_run
     from kdjax.report import tables
 
     if not (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} holds no run to report; train it first, or name another --workdir")
-    opened = open_run(experiment, workdir)
-    summary = outcome.summarise(opened)
-    outcome.report(opened, summary)
+    with lock.held(workdir):
+        opened = open_run(experiment, workdir)
+        summary = outcome.summarise(opened)
+        outcome.report(opened, summary)
     print(f"{tables.text(summary)}\n\nreport: {workdir / 'report.html'}")
     return 0
 

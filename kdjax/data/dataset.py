@@ -1,8 +1,13 @@
 """What every kind of data has in common: which examples come when, found by the number of the step."""
 
+import hashlib
+import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import grain
@@ -64,6 +69,19 @@ class Dataset(ABC):
     def called(self, split: str) -> tuple[str, list[str]]:
         """What tells a person one example from another, and that of each example."""
 
+    @abstractmethod
+    def content(self, split: str) -> Iterable[np.ndarray | bytes]:
+        """All that a split consists of, or digests of it, in its order."""
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of each split: the same as long as its examples, their labels and their order are."""
+        digests = {split: hashlib.blake2b(digest_size=16) for split in self.sizes}
+        for split, digest in digests.items():
+            for part in [*self.content(split), self._labelled[split]]:
+                digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).view(np.uint8).data)
+        return {split: digest.hexdigest() for split, digest in digests.items()}
+
     def axis(self, batch_size: int) -> int:
         """The length of the axis that devices share, in a batch of so many examples."""
         return batch_size
@@ -123,7 +141,7 @@ class Dataset(ABC):
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain's workers read flags, which nobody has parsed in a notebook
             options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
-            return iter(batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(options))
+            return iter(batches.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(options, end_with_parent))
         threads = min(4, os.cpu_count() or 1)
         return iter(batches.to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
 
@@ -149,6 +167,19 @@ class _Reader:
         indices, views = dealt
         batch = self.dataset.batch(self.split, indices, self.share)
         return {**batch, "view": views[self.share].astype(np.int32)} if "view" in self.dataset.fields else batch
+
+
+def end_with_parent(worker: int = 0, workers: int = 1) -> None:
+    """Called in a reader process: it ends when the process that it reads for ends, however that does; what of shared
+    memory is left then is removed by Python's own tracker."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _share(batch_size: int, process: int, processes: int) -> slice:

@@ -23,7 +23,7 @@ from kdjax.deploy.predict import Kept, bits_of, calibrated, chosen, load
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
-from kdjax.experiment.workdir import write
+from kdjax.train import kept
 from kdjax.train.setup import task_of
 from kdjax.weights import safetensors, stablehlo
 
@@ -91,7 +91,7 @@ def export(experiment: Experiment, workdir: str | Path, stage: str = "", weights
             **_keepsake(partial, loaded),
         }
         record = {"stage": name, "weights": str(loaded.path), **signature(loaded), "files": files}
-        write(partial / SIGNATURE, json.dumps(record, indent=1) + "\n")
+        kept.write(partial / SIGNATURE, json.dumps(record, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
     finally:

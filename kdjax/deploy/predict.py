@@ -28,10 +28,10 @@ from kdjax.experiment import checks, outcome
 from kdjax.experiment.cost import costs
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
-from kdjax.experiment.workdir import stage_folder, weights_file, write
+from kdjax.experiment.workdir import MODEL, as_left, stage_folder, weights_file
 from kdjax.report import tables
 from kdjax.report.figures import curves, legend
-from kdjax.train import sharding
+from kdjax.train import kept, sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial_shapes, prepare, task_of
 from kdjax.weights import safetensors
@@ -74,7 +74,7 @@ def write_results(summary: dict, workdir: Path) -> str:
     """Says where the scores are also to be found; a folder that cannot be written to takes nothing from them."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write(workdir / RESULTS, tables.results(summary))
+        kept.write(workdir / RESULTS, tables.results(summary))
     except OSError as error:
         return f"not written to {workdir / RESULTS}: {error}"
     return f"also in {workdir / RESULTS}"
@@ -171,10 +171,13 @@ class Kept(NamedTuple):
 def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
     """What the stage left, or another file; refused where it is not for the stage's model."""
     folder = stage_folder(workdir, name, stage)
-    path = Path(weights_file(weights)).expanduser() if weights else folder / "model.safetensors"
+    path = Path(weights_file(weights)).expanduser() if weights else folder / MODEL
     if not weights and not path.is_file():
-        raise ConfigError(f"stage {name!r} has left no {path} yet; train it first, or name a file with --weights")
-    variables, about = safetensors.load(path)
+        raise ConfigError(
+            f"stage {name!r} has left no {path} yet, or it is gone: train the run, which makes it anew of a finished "
+            "stage, or name a file with --weights"
+        )
+    variables, about = safetensors.load(path if weights else as_left(path))
     try:
         model = safetensors.model_in(about)
         options = as_told(stage.model.options, model.options if model else {})
@@ -185,7 +188,7 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
     stage = dataclasses.replace(stage, data=as_trained_on(stage.data, about))
     beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
-    return Kept(path, stage, variables, about, next((file for file in beside if file.is_file()), None))
+    return Kept(path, stage, variables, about, next((as_left(file) for file in beside if file.is_file()), None))
 
 
 def as_trained_on(data: Data, about: dict[str, str]) -> Data:

@@ -6,7 +6,7 @@ from pathlib import Path
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.experiment.plan import references, with_controls
 from kdjax.experiment.saved import differences, from_json, refuse_other_edition
-from kdjax.experiment.workdir import is_finished, result_of, stage_folder
+from kdjax.experiment.workdir import CONFIG, RESULT, config_of, gone, is_finished, result_of, stage_folder
 
 RUNNING = ("mesh", "log", "quick_compile")  # of an experiment: how it is run
 ENDING = ("epochs", "stop", "gate")  # of a stage: when it ends, and what follows
@@ -15,11 +15,10 @@ SPREAD = ("warmup_cosine", "warmup_poly")  # schedules of the learning rate that
 
 def check_owner(folder: Path, experiment: Experiment) -> None:
     """Refuses a folder that holds another experiment, or stages that cannot train on as they are asked to."""
-    if not (folder / "config.json").exists():
+    if (text := config_of(folder)) is None:
         return
-    text = (folder / "config.json").read_text()
     refuse_other_edition(text, folder)
-    before = from_json(text)
+    before = from_json(text, folder / CONFIG)
     same_end = {
         name: replace(stage, **{field: getattr(before.stages[name], field) for field in ENDING})
         for name, stage in experiment.stages.items()
@@ -45,11 +44,13 @@ def extension_faults(folder: Path, before: dict[str, Stage], stages: dict[str, S
         place = stage_folder(folder, name, stage)
         if has_begun(place) and (reason := longer_fault(folder, name, before[name], stages)):
             field = name.removesuffix("_control")
-            finished = (place / "result.json").exists()
+            finished = (place / RESULT).exists()
             start = (
                 f", and start from what is trained: --config.stages.{field}.init={folder}:{name}" if finished else ""
             )
             faults.setdefault(field, f"stages.{field}: {reason}; choose another --workdir{start}")
+        if has_begun(place) and (reason := lost_fault(place, stage)):
+            faults.setdefault(name, f"stages.{name}: {reason}")
     return list(faults.values())
 
 
@@ -73,5 +74,16 @@ def longer_fault(folder: Path, name: str, before: Stage, stages: dict[str, Stage
     return f"{change}: stage {users[0]!r} has already used what it was" if users else ""
 
 
+def lost_fault(place: Path, stage: Stage) -> str:
+    """What keeps a finished stage from making files again that are gone."""
+    lost = gone(place, result := result_of(place))
+    if not lost or not stage.epochs or not is_finished(result, stage) or any((place / "checkpoints").glob("*")):
+        return ""
+    return (
+        f"it is finished, but {' and '.join(lost)} of {place} are gone, and so are the checkpoints that they would be "
+        f"made from; put them back, or remove {place / RESULT} to train the stage again"
+    )
+
+
 def has_begun(place: Path) -> bool:
-    return (place / "result.json").exists() or any((place / "checkpoints").glob("*"))
+    return (place / RESULT).exists() or any((place / "checkpoints").glob("*"))

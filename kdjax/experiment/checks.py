@@ -1,16 +1,40 @@
 """Finds everything in an experiment that cannot work, before anything is built."""
 
 import re
+import sys
+import unicodedata
+from typing import Any
 
-from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, type_faults
+from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, task_of, type_faults
 from kdjax.distill.scope import PLACES, paths
-from kdjax.experiment.plan import gate_faults, references, teacher_folders
+from kdjax.experiment.plan import gate_faults, hears, references, teacher_folders
 
+COLDEST = 1e-3  # temperature, below which a softmax is a maximum and its logarithm overflows
 SHAPES = ("linear", "cosine", "steps")  # of a schedule
+
+
+MEANT = "[]*?\\"  # characters that the libraries below take for patterns or for other folders in the name of a folder
+
+
+def name_fault(folder: Any) -> str:
+    """What keeps a folder from being written to under its name; "" where nothing does."""
+    strange = sorted({c for c in str(folder) if c in MEANT or unicodedata.category(c) in ("Cc", "Cs")})
+    if not strange:
+        return ""
+    found = " ".join(map(repr, strange))
+    return (
+        f"{str(folder)!r}: expected a path without patterns and control characters, in UTF-8, found {found}; choose "
+        "another one"
+    )
 
 
 def validate(experiment: Experiment) -> None:
     """Raises one ConfigError that lists everything in the experiment that cannot work."""
+    if sys.flags.optimize:  # Flax takes LoRA's interceptor away inside an assert: gradients of adapters would double
+        raise ConfigError(
+            "expected Python with its asserts, found python -O (or PYTHONOPTIMIZE), which leaves out work that Flax "
+            "does in them, so that LoRA would learn twice as fast; start without -O"
+        )
     if faults := type_faults(Experiment, experiment):
         raise ConfigError("the config has values of the wrong type:\n  " + "\n  ".join(faults))
     seen: list[str] = []
@@ -28,6 +52,8 @@ def validate(experiment: Experiment) -> None:
             if stage.gate.otherwise == "control" and not experiment.control:
                 faults.append(f"{at}.gate.otherwise='control' needs the control runs that control=False switches off")
         seen.append(name)
+    if not 0 <= experiment.seed < 2**32:
+        faults.append(f"seed: expected a whole number in [0, 2**32), found {experiment.seed}")
     for axis in ("data", "fsdp", "model"):
         size = getattr(experiment.mesh, axis)
         if size == 0 or size < -1:
@@ -41,7 +67,7 @@ def validate(experiment: Experiment) -> None:
 
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields
-    0: "epochs save_every grad_norms_every data.workers data.views "
+    0: "epochs save_every grad_norms_every data.workers data.views data.split_seed "
     "optim.warmup optim.end_lr optim.weight_decay optim.clip",
     1: "data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
 }
@@ -62,6 +88,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     faults = _too_small(stage)
     if stage.folder and any(part in ("", ".", "..") for part in stage.folder.replace("\\", "/").split("/")):
         faults.append(f"folder: expected a path below the working directory such as 'a/b', found {stage.folder!r}")
+    elif fault := name_fault(stage.folder):
+        faults.append(f"folder {fault}")
     for reference in references(stage):
         if reference not in earlier:
             choice = nearest(reference, earlier)
@@ -88,14 +116,40 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
         faults.append(f"data.classes: {named}, and data.num_classes is {data.num_classes}; set it to the same")
     if stage.budget.bytes < 0 or not 0 < stage.budget.safety <= 1:
         faults.append(f"budget: expected bytes of at least 0 and a safety in (0, 1], found {stage.budget}")
-    if optim.lr <= 0:
-        faults.append(f"optim.lr: expected a positive number, found {optim.lr}")
-    if not 0 <= optim.ema < 1:
-        faults.append(f"optim.ema: expected a decay in [0, 1), found {optim.ema}")
+    for name in ("lr", "eps"):
+        if getattr(optim, name) <= 0:
+            faults.append(f"optim.{name}: expected a positive number, found {getattr(optim, name)}")
+    for name in ("b1", "b2", "momentum", "ema"):
+        if not 0 <= getattr(optim, name) < 1:
+            faults.append(f"optim.{name}: expected a decay in [0, 1), found {getattr(optim, name)}")
+    if stage.teachers and not any(term.weight and hears(term, stage) for term in stage.terms.values()):
+        faults.append("teachers: no term that has a weight reads them; give one a weight, or leave the teachers out")
+    faults += [f"task.options.{fault}" for fault in _negative(task_of(stage).options)]
+    faults += [f"model.options.{fault}" for fault in _dropout_faults(stage.model.options)]
     if optim.statistics not in ("trained", "all"):
         faults.append(f"optim.statistics: expected 'trained' or 'all', found {optim.statistics!r}")
     if stage.dtype not in ("float32", "bfloat16"):
         faults.append(f"dtype: expected float32 or bfloat16, found {stage.dtype!r}")
+    return faults
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _negative(options: dict[str, Any]) -> list[str]:
+    weight = options.get("weight")
+    return [f"weight: expected at least 0, found {weight}"] if _is_number(weight) and weight < 0 else []
+
+
+def _dropout_faults(options: dict[str, Any]) -> list[str]:
+    """Of the options of a model, and of the models inside it."""
+    faults = []
+    for name, value in options.items():
+        if isinstance(value, dict):
+            faults += [f"{name}.{fault}" for fault in _dropout_faults(value)]
+        elif "drop" in name and _is_number(value) and not 0 <= value < 1:
+            faults.append(f"{name}: expected a rate in [0, 1), found {value}")
     return faults
 
 
@@ -142,7 +196,17 @@ def _term_faults(stage: Stage, term: Term) -> list[str]:
             elif place not in known:
                 choice = nearest(place, stage.teachers if term.teacher else known)
                 faults.append(f": no teacher {place!r}; {choice}")
+    if term.weight < 0:
+        faults.append(f".weight: expected at least 0, which leaves the term out, found {term.weight}")
+    temperature = term.args.get("temperature")
+    if _is_number(temperature) and temperature < COLDEST:
+        faults.append(
+            f".args.temperature: expected a positive number (2 to 8 for logits, 0.05 to 0.5 for similarities), found "
+            f"{temperature}"
+        )
     schedule = term.schedule
+    if schedule and min(schedule.start, schedule.end, *(value for _, value in schedule.points)) < 0:
+        faults.append(".schedule: expected factors of at least 0, found a negative one")
     if schedule and schedule.shape not in SHAPES:
         faults.append(f".schedule.shape: expected {', '.join(SHAPES)}, found {schedule.shape!r}")
     if schedule and (schedule.shape == "steps") != bool(schedule.points):

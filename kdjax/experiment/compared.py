@@ -1,33 +1,34 @@
 """Finished runs, read from their working directories and grouped by what they differ in."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
 from kdjax.config import ConfigError, Experiment, Log, Mesh
+from kdjax.experiment.outcome import REPORT, SUMMARY
 from kdjax.experiment.saved import differences, from_json, to_json
+from kdjax.experiment.workdir import CONFIG, config_of
 from kdjax.report.comparison import Folded, fold
+from kdjax.train import kept
 
 DIFFERENCES = 6  # of two configs that are told
 
 
 def compare(folders: list[Path]) -> tuple[dict[str, Folded], list[str]]:
     """Runs by name, those folded into one that differ in their seed alone; and how the others differ from the first."""
-    finished = [folder for folder in folders if (folder / "summary.json").is_file()]
+    finished = [folder for folder in folders if (folder / SUMMARY).is_file()]
     left_out = [f"left out: {folder} holds no finished run" for folder in folders if folder not in finished]
     if not finished:
         raise ConfigError(
             f"expected working directories of finished runs, found {', '.join(map(str, folders)) or 'none'}"
         )
     groups: dict[str, list[Path]] = {}
-    configs = {folder: from_json((folder / "config.json").read_text()) for folder in finished}
+    configs = {folder: from_json(config_of(folder) or "", folder / CONFIG) for folder in finished}
     for folder in finished:
         groups.setdefault(to_json(but_seed(configs[folder])), []).append(folder)
     named = {name_of(members, finished): members for members in groups.values()}
     runs = {
-        name: fold([json.loads((folder / "summary.json").read_text()) for folder in members])
-        for name, members in named.items()
+        name: fold([kept.read_json(folder / SUMMARY, REPORT) for folder in members]) for name, members in named.items()
     }
     first, *others = named
     of_first = but_seed(configs[named[first][0]])

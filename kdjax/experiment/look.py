@@ -14,8 +14,8 @@ from kdjax.data.fields import known
 from kdjax.data.images.dataset import Images
 from kdjax.experiment import checks
 from kdjax.experiment.plan import needed
-from kdjax.experiment.workdir import write
 from kdjax.report import look as page
+from kdjax.train import kept
 from kdjax.train.setup import augmentation
 from kdjax.train.step import as_floats, named_key
 
@@ -41,7 +41,7 @@ def look(experiment: Experiment, workdir: str | Path, stage: str = "") -> Path:
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
     html = page.render(seen(f"{experiment.name}, {name}", chosen, dataset, experiment.seed))
-    write(folder / PAGE, html)
+    kept.write(folder / PAGE, html)
     return folder / PAGE
 
 

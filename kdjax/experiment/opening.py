@@ -10,19 +10,20 @@ from typing import Any
 import jax
 
 from kdjax import config
-from kdjax.config import ConfigError, Experiment, Stage
+from kdjax.config import ConfigError, Experiment, Stage, task_of
 from kdjax.data import pipeline
 from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan
 from kdjax.experiment.changes import check_owner
 from kdjax.experiment.resolve import resolved
-from kdjax.experiment.workdir import Run, claim, stage_folder, stages_inside, weights_file, write
+from kdjax.experiment.workdir import Run, as_left, claim, result_of, stage_folder, stages_inside, weights_file
 from kdjax.report import trackers
-from kdjax.train import budget, sharding
+from kdjax.train import budget, kept, sharding
 from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
 from kdjax.weights import safetensors
 
+FEW = 64  # a batch of so many may hold an example more than once, where a data set is as small
 BATCH = "batch_size"  # the file of a stage that holds what its budget allowed
 
 
@@ -31,10 +32,13 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
     checks.validate(experiment)
     trackers.check(experiment.log)
     folder = Path(workdir)
+    if fault := checks.name_fault(folder.absolute()):
+        raise ConfigError(f"--workdir {fault}")
     check_owner(folder, experiment)
     opening = Opening(experiment, folder, sharding.make_mesh(experiment.mesh))
     for name, planned in plan.planned(experiment, stage).items():
         opening.add(name, planned)
+    opening.refuse_other_data()
     claim(folder, experiment)
     opening.keep_batch_sizes()
     return Run(experiment, folder, opening.learners, opening.files)
@@ -71,6 +75,8 @@ class Opening:
         parts = sharding.parts(self.mesh, size, stage.optim.accumulate, f"stages.{name}")
         key = json.dumps([config.to_dict(data), parts])
         self.datasets[key] = self.datasets.get(key) or pipeline.build(data, parts)
+        if faults := example_faults(stage, 0 if stage.budget.bytes else size, self.datasets[key]):
+            raise ConfigError("\n  ".join(f"stages.{name}.{fault}" for fault in faults))
         if data.num_classes is None:
             data.num_classes = self.datasets[key].facts.get("num_classes", 2)
         began = stage.init.removeprefix("stage:")
@@ -89,7 +95,7 @@ class Opening:
             return student.stage.data.batch_size
         begun = stage_folder(self.folder, name, stage) / BATCH
         if begun.exists():
-            return int(begun.read_text())
+            return begun_size(begun)
         unit = sharding.shares(self.mesh) * stage.optim.accumulate
         allowed = stage.budget
         try:
@@ -115,7 +121,39 @@ class Opening:
             if learner.stage.budget.bytes and jax.process_index() == 0:
                 folder = stage_folder(self.folder, name, learner.stage)
                 folder.mkdir(parents=True, exist_ok=True)
-                write(folder / BATCH, str(learner.stage.data.batch_size))
+                kept.write_json(folder / BATCH, {BATCH: learner.stage.data.batch_size})
+
+    def refuse_other_data(self) -> None:
+        """Stages that are done learned from the same data as those that follow them, or are tested again."""
+        for name, learner in self.learners.items():
+            result = result_of(stage_folder(self.folder, name, learner.stage))
+            if result and result.get("data", learner.dataset.fingerprints) != learner.dataset.fingerprints:
+                raise ConfigError(
+                    f"{self.folder}: stage {name!r} was trained on data of other contents than there are now; give it "
+                    "the same data, or start anew with another --workdir"
+                )
+
+
+def example_faults(stage: Stage, size: int, dataset: Dataset) -> list[str]:
+    """What a stage cannot learn from the examples that there are, in batches of `size`, 0 where a budget says it."""
+    faults, most = [], len(dataset.trained_on)
+    if dataset.item != "node" and size > max(most, FEW):
+        faults.append(f"data.batch_size: expected at most {most}, as many as there are to train on, found {size}")
+    if (stage.curriculum and stage.curriculum.scorer) or task_of(stage).name in ("detection", "fusion"):
+        labels = dataset.labels("train")
+        if missing := [kind for kind, label in (("normal", 0), ("attack", 1)) if not (labels == label).any()]:
+            faults.append(
+                f"data: expected normal and attack to learn from, found no {' and no '.join(missing)} among the "
+                f"{len(labels)} examples to train on; add some that are labelled so"
+            )
+    return faults
+
+
+def begun_size(path: Path) -> int:
+    """The batch size that a stage began with; earlier versions wrote the number alone."""
+    remedy = "remove it if the stage has not begun, and put it back or choose another --workdir if it has"
+    text = kept.text_of(path, remedy)
+    return int(text) if text.isdecimal() else kept.unsealed(text, path, remedy)[BATCH]
 
 
 def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Teacher:
@@ -137,7 +175,7 @@ def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Tea
             f"stages.{name}.teachers.{key}: no teacher is named; expected one finished stage in {folder / pattern}, "
             f"found {listed}: train it first, or name a stage or a file of weights"
         )
-    model = safetensors.model_in(safetensors.load(finished[0])[1])
+    model = safetensors.model_in(safetensors.load(as_left(finished[0]))[1])
     return replace(teacher, model=model, weights=str(finished[0]))
 
 

@@ -1,7 +1,6 @@
 """The outcome of a run: tests its stages, sums them up and shows them."""
 
 import csv
-import json
 import os
 import platform
 from dataclasses import replace
@@ -17,17 +16,21 @@ from kdjax.data.fields import readable
 from kdjax.experiment.cost import costs
 from kdjax.experiment.plan import judged
 from kdjax.experiment.saved import to_json
-from kdjax.experiment.workdir import Run, result_of, write
+from kdjax.experiment.workdir import Run, fault, result_of
 from kdjax.report import tables, trackers
 from kdjax.report.metrics import cka
 from kdjax.tasks.task import Tested
+from kdjax.train import kept
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
 from kdjax.train.setup import Learner
 from kdjax.train.step import as_floats
 
 WIDEST = 512  # channels of a layer that is compared with others: more say little of as few nodes
-COSTS = "costs.json"
+COSTS, SUMMARY = "costs.json", "summary.json"
+AGAIN = "remove it and run the same command again: it is measured anew"
+REPORT = "make it anew with `kdjax report` and its folder"
+FILES = (kept.CHECKSUMS, "data")  # what a result says of files alone
 SHOWN = 4  # images whose feature maps the report shows
 
 
@@ -38,7 +41,7 @@ def test(learner: Learner, variables: dict, folder: Path | None, calibrated: dic
     result, table = learner.task.test(predictions, learner.dataset, calibrated)
     if folder is not None and jax.process_index() == 0:
         np.savez_compressed(folder / "test.npz", **predictions("test"))  # type: ignore[arg-type]
-        with open(folder / "test.csv", "w", newline="") as file:
+        with open(folder / "test.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(table)
     return {**result, "test_images": learner.dataset.sizes["test"]}
 
@@ -127,7 +130,7 @@ def measure_costs(opened: Run) -> None:
     """Writes what the finished models cost, all measured in one go, where that is not known yet."""
     models: dict[str, tuple[Learner, dict]] = {}
     path, finished = opened.folder / COSTS, [name for name in opened.learners if opened.finished(name)]
-    if path.exists() and json.loads(path.read_text())["of"] == finished:
+    if path.exists() and kept.read_json(path, AGAIN)["of"] == finished:
         return
     for name in finished:
         learner = opened.learners[name]
@@ -137,25 +140,25 @@ def measure_costs(opened: Run) -> None:
             models |= {f"{name}/{key}": of_file for key, of_file in teachers.items()}
     measured = costs(models)
     if jax.process_index() == 0:
-        write(path, json.dumps({"of": finished, "costs": measured}, indent=1))
+        kept.write_json(path, {"of": finished, "costs": measured})
 
 
 def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
     """What the tables and the report show. `skipped` says why stages did not run."""
     stages = {name: learner.stage for name, learner in opened.learners.items()}
     teaching = {t.stage for stage in stages.values() for t in stage.teachers.values()}
-    results = {name: opened.folder_of(name) / "result.json" for name in stages}
+    results = {name: result for name in stages if (result := result_of(opened.folder_of(name)))}
     known = opened.folder / COSTS
-    cost = json.loads(known.read_text())["costs"] if known.exists() else {}
+    cost = kept.read_json(known, AGAIN)["costs"] if known.exists() else {}
     rows = []
     for name, stage in stages.items():
-        if stage.auxiliary or not results[name].exists():
+        if stage.auxiliary or name not in results:
             continue
         control = name.endswith("_control")
         role = "control" if control else "student" if stage.teachers else "teacher" if name in teaching else "other"
         teachers = [t.stage or name for t in stage.teachers.values() if t.stage or t.weights]
         row = {"stage": name, "role": role, "teachers": teachers}  # the rows of teachers from files are of this stage
-        row |= json.loads(results[name].read_text()) | cost.get(name, {})
+        row |= {k: v for k, v in results[name].items() if k not in FILES} | cost.get(name, {})
         others = [{"stage": name, "role": "baseline", **other} for other in row.pop("beside", [])]
         from_files = [other | cost.get(f"{name}/{other['from_file']}", {}) for other in others if "from_file" in other]
         rows += [*from_files, row, *(other for other in others if "from_file" not in other)]
@@ -163,7 +166,7 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
     return {
         "name": opened.experiment.name,
         "seed": opened.experiment.seed,
-        "seconds": sum(json.loads(path.read_text())["seconds"] for path in results.values() if path.exists()),
+        "seconds": sum(result["seconds"] for result in results.values()),
         "hardware": hardware(),
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "num_classes": last.stage.data.num_classes,
@@ -204,13 +207,21 @@ def report(opened: Run, summary: dict) -> None:
 
     folder = opened.folder
     curves = {
-        learner.stage.title or name: trackers.read(opened.folder_of(name) / "metrics.jsonl")
+        learner.stage.title or name: trackers.read(path)
         for name, learner in opened.learners.items()
+        if showable(path := opened.folder_of(name) / trackers.METRICS)
     }
     html = page.render(summary, curves, pictures(opened, summary), to_json(opened.experiment))
-    write(folder / "summary.json", json.dumps(summary, indent=1))
-    write(folder / "test_results.txt", tables.results(summary))
-    write(folder / "report.html", html)
+    kept.write_json(folder / SUMMARY, summary)
+    kept.write(folder / "test_results.txt", tables.results(summary))
+    kept.write(folder / "report.html", html)
+
+
+def showable(path: Path) -> bool:
+    """Whether a file that only the report needs is as its stage left it; says what is left out of the report."""
+    if text := fault(path):
+        print(f"warning  {text}; the report leaves out what it shows\n", flush=True)
+    return not text and (path.exists() or path.name == trackers.METRICS)
 
 
 def pictures(opened: Run, summary: dict) -> dict[str, str]:
@@ -221,7 +232,7 @@ def pictures(opened: Run, summary: dict) -> dict[str, str]:
         if row["role"] == "baseline" or "from_file" in row:
             continue
         folder, learner = opened.folder_of(row["stage"]), opened.learners[row["stage"]]
-        if (folder / "test.npz").exists():
+        if showable(folder / "test.npz"):
             predictions = dict(np.load(folder / "test.npz"))
             tested.setdefault(task_of(learner.stage).name, []).append(Tested(row, learner.dataset, predictions))
         maps += feature_maps(row, folder / "maps.npz")
@@ -234,7 +245,7 @@ def pictures(opened: Run, summary: dict) -> dict[str, str]:
 def feature_maps(row: dict, path: Path) -> str:
     from kdjax.report.figures import features
 
-    if not path.exists():
+    if not showable(path):
         return ""
     with np.load(path) as arrays:
         sides = {

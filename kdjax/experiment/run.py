@@ -1,11 +1,10 @@
 """Runs the stages of an experiment in order: train, test, gate, report."""
 
-import json
 import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,12 @@ import jax
 from jax.experimental import multihost_utils
 
 from kdjax.config import ConfigError, Experiment, Gate
-from kdjax.experiment import plan
+from kdjax.experiment import checks, lock, plan
 from kdjax.experiment.cost import peak_bytes
 from kdjax.experiment.opening import open_run
 from kdjax.experiment.outcome import beside, compare, data_of, measure_costs, report, summarise, test
 from kdjax.experiment.robustness import robustness
-from kdjax.experiment.workdir import Run, write
+from kdjax.experiment.workdir import Run, claim, keep_result
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
 from kdjax.train.loop import train
@@ -36,7 +35,9 @@ def run(experiment: Experiment, workdir: str | Path, stage: str = "") -> dict:
 
     With `stage`, only that one and what it needs.
     """
-    with Signals() as signals, compiling(quick=experiment.quick_compile):
+    checks.validate(experiment)
+    alone = lock.held(Path(workdir)) if jax.process_index() == 0 else nullcontext()
+    with Signals() as signals, compiling(quick=experiment.quick_compile), alone:
         opened = open_run(experiment, workdir, stage)
         if jax.process_index() == 0:
             print(overview(opened), flush=True)
@@ -63,7 +64,7 @@ def run_stages(opened: Run, signals: Signals) -> dict[str, str]:
         if result is None:
             result = train_and_test(opened, name, signals)
             if jax.process_index() == 0:
-                write(opened.folder_of(name) / "result.json", json.dumps(result, indent=1))
+                keep_result(opened.folder_of(name), result)
         gate = opened.learners[name].stage.gate
         if gate is None:
             continue
@@ -122,6 +123,7 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
     stage = learner.stage
     log = replace(opened.experiment.log, group=opened.experiment.log.group or opened.folder.resolve().name)
     given = opened.init(stage), opened.teachers(stage), log, signals
+    claim(folder, opened.experiment)  # a copy, beside what was made with it
     trained = train(learner, folder, *given, ranked(opened, learner))
     variables = opened.weights(name)
     tested = test(learner, variables, folder, trained["calibrated"])

@@ -1,34 +1,33 @@
 """An experiment as JSON, as it lies in a working directory, and where two of them differ."""
 
 import dataclasses
-import json
 import re
 import types
 import typing
+from pathlib import Path
 from typing import Any
 
 from kdjax.config import ConfigError, Experiment, Task, to_dict
+from kdjax.train import kept
 
+LOST = "put it back, or remove it: then the copy counts that a stage which has begun has beside it"
 EDITION = 2  # of the frame that writes working directories; one that says none is of the first, kdjax 0.1
 
 
 def to_json(experiment: Experiment) -> str:
-    return json.dumps({"edition": EDITION, **to_dict(experiment)}, indent=1)
+    return kept.sealed({"edition": EDITION, **to_dict(experiment)})
 
 
-def from_json(text: str) -> Experiment:
-    try:
-        saved = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"config.json: expected a config as a run saves it, found no JSON ({error})") from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("stages"), dict):
-        raise ConfigError("config.json: expected a config as a run saves it, found one without stages")
+def from_json(text: str, place: Path | str = "config.json") -> Experiment:
+    saved = kept.unsealed(text, place, LOST)
+    if not isinstance(saved.get("stages"), dict):
+        raise ConfigError(f"{place}: expected a config as a run saves it, found one without stages")
     return _from(Experiment, saved)
 
 
-def refuse_other_edition(text: str, folder: Any) -> None:
+def refuse_other_edition(text: str, folder: Path) -> None:
     """Refuses to continue a run of another edition of the frame; its weights can still be used."""
-    edition = json.loads(text).get("edition", 1)
+    edition = kept.unsealed(text, folder / "config.json", LOST).get("edition", 1)
     if edition != EDITION:
         maker = "kdjax 0.1" if edition == 1 else f"edition {edition} of kdjax's frame"
         raise ConfigError(

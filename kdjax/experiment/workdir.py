@@ -1,7 +1,5 @@
-"""The working directory of a run: where files lie, how far its stages are, and how files are written."""
+"""The working directory of a run: where files lie, how far its stages are, and who is at work in it."""
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +7,15 @@ import jax
 
 from kdjax.config import ConfigError, Experiment, Stage, nearest
 from kdjax.experiment.plan import standing_in, with_controls
-from kdjax.experiment.saved import from_json, to_json
+from kdjax.experiment.saved import LOST, from_json, to_json
+from kdjax.report.trackers import METRICS
+from kdjax.train import kept
 from kdjax.train.recording import Record
 from kdjax.train.setup import Learner
 from kdjax.weights import safetensors
+
+MODEL, RESULT, CONFIG = "model.safetensors", "result.json", "config.json"
+LASTING = (MODEL, "test.npz", "test.csv", "maps.npz")  # what a finished stage leaves, and what can be made of it again
 
 
 @dataclass
@@ -34,16 +37,17 @@ class Run:
         return stage_folder(self.folder, stage, self.learners[stage].stage)
 
     def finished(self, stage: str) -> dict | None:
-        """The result of a stage that has nothing left to train."""
-        result = result_of(self.folder_of(stage))
-        return result if is_finished(result, self.learners[stage].stage) else None
+        """The result of a stage that has nothing left to train, and of whose files none is gone."""
+        place = self.folder_of(stage)
+        result = result_of(place)
+        return result if is_finished(result, self.learners[stage].stage) and not gone(place, result) else None
 
     def weights(self, stage: str) -> dict:
         """The variables that a finished stage left."""
-        path = self.folder_of(stage) / "model.safetensors"
+        path = self.folder_of(stage) / MODEL
         if not path.exists():
             raise ConfigError(f"stage {stage!r} has no {path} yet; run it first with --stage={stage}")
-        return safetensors.load(path)[0]
+        return safetensors.load(as_left(path))[0]
 
     def init(self, stage: Stage) -> dict[str, dict]:
         """What a stage is from the start, by submodule; "" is all of it."""
@@ -74,42 +78,79 @@ def stage_folder(folder: Path, name: str, stage: Stage) -> Path:
     return path
 
 
-def write(path: Path, text: str) -> None:
-    """A whole file or none."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def claim(folder: Path, experiment: Experiment) -> None:
     """Keeps the config in the folder, as it is now."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "config.json", to_json(experiment)
-    if jax.process_index() == 0 and not (path.exists() and path.read_text() == text):
-        write(path, text)
+    path, text = folder / CONFIG, to_json(experiment)
+    if jax.process_index() == 0 and not (path.exists() and path.read_bytes() == text.encode()):
+        kept.write(path, text)
+
+
+def config_of(folder: Path) -> str | None:
+    """The config that a run was made with: the folder's, or, where that is gone, the one that a stage began with."""
+    path = folder / CONFIG
+    if not path.exists() and (beside := sorted(folder.glob(f"*/**/{CONFIG}"), key=lambda copy: copy.stat().st_mtime)):
+        path = beside[-1]
+    return kept.text_of(path, LOST) if path.exists() else None
 
 
 def weights_file(place: str) -> str:
     """A file of weights as it is; of "WORKDIR:STAGE", a finished stage of another run, the file that it left."""
     folder, colon, name = place.rpartition(":")
     if not colon or Path(place).expanduser().exists() or not Path(folder).expanduser().is_dir():
+        if place:
+            as_left(Path(place).expanduser())
         return place
     other = Path(folder).expanduser()
-    if not (other / "config.json").is_file():
+    if (text := config_of(other)) is None:
         raise ConfigError(f"{place}: expected WORKDIR:STAGE, found no config.json in {folder}, which so holds no run")
-    stages = with_controls(from_json((other / "config.json").read_text()))
+    stages = with_controls(from_json(text, other / CONFIG))
     if name not in stages:
         raise ConfigError(f"{place}: the run has no stage {name!r}; {nearest(name, stages)}")
-    path = stage_folder(other, name, stages[name]) / "model.safetensors"
+    path = stage_folder(other, name, stages[name]) / MODEL
     if not path.exists():
         raise ConfigError(f"{place}: stage {name!r} of that run has not finished; train it first")
-    return str(path)
+    return str(as_left(path))
 
 
 def result_of(place: Path) -> dict | None:
     """What a stage in this folder came to, when it last finished."""
-    path = place / "result.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    path = place / RESULT
+    if not path.exists():
+        return None
+    return kept.read_json(path, "remove it and run the same command again: the stage is tested anew")
+
+
+def keep_result(place: Path, result: dict) -> None:
+    """With the checksums of all that the stage leaves behind."""
+    others = [path.name for path in place.glob("*.json") if path.name not in (RESULT, CONFIG)]  # how logs are read
+    noted = kept.checksums(place, [*LASTING, METRICS, *others])
+    kept.write_json(place / RESULT, {**result, kept.CHECKSUMS: noted})
+
+
+def gone(place: Path, result: dict | None) -> list[str]:
+    """The files of a finished stage that are no longer there, and can be made again from its best epoch."""
+    noted = (result or {}).get(kept.CHECKSUMS, {MODEL: ""})
+    return [name for name in noted if name != METRICS and not (place / name).exists()]
+
+
+def fault(path: Path) -> str:
+    """How a file of a finished stage differs from what the stage left; "" where nothing says what that was."""
+    try:
+        noted = (result_of(path.parent) or {}).get(kept.CHECKSUMS, {})
+    except kept.Damaged:  # who reads the result says so; a file may also lie beside a result.json that is no run's
+        return ""
+    return kept.fault(path, noted[path.name]) if path.name in noted else ""
+
+
+def as_left(path: Path) -> Path:
+    """The file, refused where its stage left another."""
+    if text := fault(path):
+        raise kept.Damaged(
+            f"{text}; put back what the stage left, or remove the file and train the run again, which makes it anew "
+            "from the stage's best epoch"
+        )
+    return path
 
 
 def is_finished(result: dict | None, stage: Stage) -> bool:

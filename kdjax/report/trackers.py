@@ -37,9 +37,20 @@ def check(log: Log) -> None:
 
 
 def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; none where there is no file."""
+    """The records of a metrics.jsonl, without a last line that is still being written; none where there is no file."""
     path = pathlib.Path(path)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}, line {number}: expected a record, found none ({error}); remove the line to leave it out"
+            ) from error
+    return records
 
 
 class Trackers:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from kdjax.train import sharding
+from kdjax.train import kept, sharding
 from kdjax.train.evaluation import evaluate
 from kdjax.train.recording import Record
 from kdjax.train.setup import Learner
@@ -16,6 +16,8 @@ from kdjax.weights import safetensors
 
 def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[str, Any]:
     """Leaves `model.safetensors` of the best epoch in `folder`; returns what there is to tell of the stage."""
+    if fault := record.fault(folder):
+        raise kept.Damaged(f"{fault}; put it back, or remove {folder / 'checkpoints'} to start this stage over")
     best, _ = safetensors.load(folder / Path(record.best_file).name)
     best = learner.place({"params": best["params"], "collections": best.get("collections", {})})
     variables = learner.whole_fn(best["params"], best["collections"], fixed["frozen"])
@@ -28,7 +30,7 @@ def finish(learner: Learner, folder: Path, record: Record, fixed: dict) -> dict[
     keep(folder / "model.safetensors", variables, about)
     if jax.process_index() == 0:
         for name, keepsake in learner.dataset.keepsakes.items():
-            (folder / name).write_text(json.dumps(keepsake))
+            kept.write(folder / name, json.dumps(keepsake))
     return {
         "calibrated": calibrated,
         "epochs": record.epochs,

@@ -15,10 +15,11 @@ import numpy as np
 
 from kdjax.config import Log
 from kdjax.data.fields import known
-from kdjax.train import checkpoint, knobs, sharding
+from kdjax.report.trackers import METRICS
+from kdjax.train import checkpoint, kept, knobs, sharding
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count, finish, keep
-from kdjax.train.recording import Record, Recorder, refuse_non_finite
+from kdjax.train.recording import Record, Recorder, refuse_non_finite, written
 from kdjax.train.sampling import Ranked
 from kdjax.train.setup import Learner
 from kdjax.train.signals import Signals, Stopped
@@ -44,7 +45,12 @@ def train(
     stage, per_epoch, checkpoints = learner.stage, learner.steps_per_epoch, folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     state, fixed, fingerprint = learner.start(init, teachers)
-    outside = {"teachers and initial weights": fingerprint, "numbers of examples": learner.dataset.sizes}
+    outside = {
+        "teachers and initial weights": fingerprint,
+        "numbers of examples": learner.dataset.sizes,
+        "contents of the data": learner.dataset.fingerprints,
+        "batch size": stage.data.batch_size,
+    }
     state, record = resumed(folder, state, outside, ranked)
     numbers = knobs.measured(learner.knobs, record.measures) if record.epochs else learner.knobs
     step = begun = int(state.step)
@@ -60,7 +66,7 @@ def train(
 
         def save() -> None:
             recorder.flush()
-            record.seconds = recorder.clock.seconds
+            record.seconds, record.written = recorder.clock.seconds, written(folder / METRICS)
             checkpoint.save(checkpoints, step, state, record.to_dict())
 
         while not record.is_over(stage.epochs, stage.stop):
@@ -89,21 +95,37 @@ def train(
             recorder.line(f"warning  {advice}\n")
 
     trained = {"wait": recorder.clock.waiting, "rate": recorder.clock.rate, "trained_parameters": count(state.params)}
-    return finish(learner, folder, record, fixed) | trained | ({"advice": advice} if advice else {})
+    trained |= {"data": learner.dataset.fingerprints} | ({"advice": advice} if advice else {})
+    return finish(learner, folder, record, fixed) | trained
 
 
 def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked | None) -> tuple[State, Record]:
-    """State and record of the newest checkpoint, or as they are before the first step."""
-    checkpoints = folder / "checkpoints"
-    saved = checkpoint.latest(checkpoints)
-    if saved is None:
-        record = Record(outside, ratio=ranked.plan.start if ranked else 0.0)
-    else:
-        record = Record.resumed(checkpoints, saved)
+    """State and record of the newest whole checkpoint, or as they are before the first step."""
+    checkpoints, faults = folder / "checkpoints", []
+    for step in checkpoint.steps(checkpoints):
+        if fault := checkpoint.fault(checkpoints, step) or Record.resumed(checkpoints, step).fault(folder):
+            faults.append(fault)
+            continue
+        record = Record.resumed(checkpoints, step)
         record.refuse_other_start(folder, outside)
-        state = checkpoint.restore(checkpoints, saved, state)
-    prune(folder, record.best_file)
-    return state, record
+        state = checkpoint.restore(checkpoints, step, state)
+        warn(*(f"{fault}; goes on from step {step} instead" for fault in faults), record.metrics_fault(folder))
+        prune(folder, record.best_file)
+        return state, record
+    if faults:
+        listed = "\n  ".join(faults)
+        raise kept.Damaged(
+            f"{folder}: no checkpoint is left that this stage can go on from:\n  {listed}\n"
+            f"Put back what was there, or remove {checkpoints} to start this stage over."
+        )
+    prune(folder)
+    return state, Record(outside, ratio=ranked.plan.start if ranked else 0.0)
+
+
+def warn(*texts: str) -> None:
+    if jax.process_index() == 0:
+        for text in filter(None, texts):
+            print(f"warning  {text}\n", flush=True)
 
 
 def dealt(learner: Learner, step: int, record: Record, ranked: Ranked | None) -> Iterator[dict[str, np.ndarray]]:
@@ -149,6 +171,7 @@ def validate(
         record.best, record.best_epoch = value, record.epochs
         record.best_file = BEST.format(epoch=record.epochs, measure=learner.task.primary, value=value)
         keep(folder / record.best_file, {"params": eval_params(state), "collections": collections})
+        record.best_checksum = kept.checksum(folder / record.best_file)
 
 
 def what_to_try(learner: Learner, record: Record) -> str:
@@ -163,9 +186,12 @@ def what_to_try(learner: Learner, record: Record) -> str:
     )
 
 
-def prune(folder: Path, best_file: str) -> None:
-    """Removes what no checkpoint refers to: earlier best files, and what a killed run was writing."""
+def prune(folder: Path, best_file: str = "") -> None:
+    """Removes what neither this nor a checkpoint refers to: earlier best files, and what a killed run was writing."""
     if jax.process_index() == 0:
+        checkpoints = folder / "checkpoints"
+        steps = [step for step in checkpoint.steps(checkpoints) if not checkpoint.fault(checkpoints, step)]
+        used = {best_file, *(Record.resumed(checkpoints, step).best_file for step in steps)}
         for path in folder.iterdir():
-            if OURS.fullmatch(path.name) and path.name != best_file:
+            if OURS.fullmatch(path.name) and path.name not in used:
                 path.unlink(missing_ok=True)

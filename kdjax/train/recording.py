@@ -10,9 +10,9 @@ import jax
 
 from kdjax.config import ConfigError, Log, Stop
 from kdjax.report.progress import Progress
-from kdjax.report.trackers import Trackers
+from kdjax.report.trackers import METRICS, Trackers
 from kdjax.tasks.task import Arrays
-from kdjax.train import checkpoint
+from kdjax.train import checkpoint, kept
 from kdjax.train.clock import Clock
 from kdjax.train.setup import Learner
 
@@ -33,9 +33,11 @@ class Record:
     lowest: float | None = None
     best_epoch: int = 0
     best_file: str = ""
+    best_checksum: str = ""
     seconds: float = 0.0
     ratio: float = 0.0  # under a curriculum: examples of class 0 to each of class 1
     measures: dict[str, float] = field(default_factory=dict)  # of the last validation
+    written: dict[str, Any] = field(default_factory=dict)  # to metrics.jsonl: so many bytes, and their checksum
 
     @classmethod
     def resumed(cls, checkpoints: Path, step: int) -> "Record":
@@ -46,12 +48,27 @@ class Record:
         return dataclasses.asdict(self)
 
     def refuse_other_start(self, folder: Path, outside: dict[str, Any]) -> None:
-        changed = [what for what in outside if outside[what] != self.outside.get(what)]
+        changed = [what for what, now in outside.items() if now != self.outside.get(what, now)]
         if changed:
             raise ConfigError(
                 f"{folder}: this run began with other {' and '.join(changed)} than it is given now; "
                 "give it the same ones, or start anew with another --workdir"
             )
+
+    def fault(self, folder: Path) -> str:
+        """What keeps a stage from being gone on with from here, besides the state."""
+        best = folder / Path(self.best_file).name
+        return kept.fault(best, self.best_checksum) if self.best_checksum else ""
+
+    def metrics_fault(self, folder: Path) -> str:
+        """What of the measures so far is not what was written."""
+        path, noted = folder / METRICS, self.written
+        if not noted or written(path, noted["bytes"]) == noted:
+            return ""
+        return (
+            f"{path}: expected the measures of {self.epochs} epochs, found other ones or none; their curve is damaged, "
+            "the model is not, and goes on"
+        )
 
     def improves(self, value: float, stop: Stop | None) -> bool:
         return self.best is None or value > self.best + (stop.min_delta if stop else 0.0)
@@ -65,6 +82,12 @@ class Record:
     def is_over(self, epochs: int, stop: Stop | None) -> bool:
         """Whether all epochs are done, or the last `patience` of them brought nothing."""
         return self.epochs >= epochs or (stop is not None and self.epochs - self.best_epoch >= stop.patience)
+
+
+def written(path: Path, most: int | None = None) -> dict[str, Any]:
+    """How a file that only grows begins: its first bytes, all of them or so many."""
+    content = path.read_bytes()[:most] if path.is_file() else b""
+    return {"bytes": len(content), "checksum": kept.of_bytes(content)}
 
 
 class Recorder:

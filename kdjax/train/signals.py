@@ -1,5 +1,6 @@
 """Ending a run from outside, with everything saved."""
 
+import os
 import signal
 import threading
 from typing import Any
@@ -24,8 +25,10 @@ class Signals:
         self._before: dict = {}
 
     def __enter__(self) -> "Signals":
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            self._before = {name: signal.signal(name, self._ask) for name in (signal.SIGTERM, signal.SIGINT)}
+        if threading.current_thread() is threading.main_thread():
+            alone = jax.process_count() == 1
+            asked = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask} if alone else {signal.SIGINT: self._pass_on}
+            self._before = {name: signal.signal(name, handler) for name, handler in asked.items()}
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -36,6 +39,13 @@ class Signals:
         if self.asked and number == signal.SIGINT:  # a second Ctrl-C is meant
             raise KeyboardInterrupt
         self.asked = number
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        """Of several processes none stops alone: Ctrl-C to one is what all of them hear of."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = number
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def stop(self, step: int) -> int:
         """The signal that asks for a stop after this step, 0 where none does; over several hosts JAX's own watch on

@@ -61,6 +61,26 @@ def stop(workdir, running):
     return [sub.finish(p, expected=128 + signal.SIGTERM) for p in running]
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, 2), (signal.SIGINT, 128 + signal.SIGTERM)])
+@pytest.mark.parametrize("to", [0, 1])
+def test_where_one_ends_the_other_does_not_wait(config, place, tmp_path, sent, code, to):
+    """Of several stages and epochs only the first has begun."""
+    running = together(config, place, tmp_path, "--config.mesh.fsdp=2", "--config.mesh.data=2")
+    metrics = tmp_path / "stages" / "teacher" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() or metrics.read_text().count("\n") < 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    running[to].send_signal(sent)
+    began = time.monotonic()
+    outputs = [process.communicate(timeout=60)[0] for process in running]
+    assert time.monotonic() - began < 30
+    assert running[1 - to].returncode == code, outputs
+    assert "Traceback" not in outputs[1 - to]
+    said = "another process of this run has ended" if sent == signal.SIGKILL else ""
+    assert said in outputs[1 - to]
+
+
 def test_two_processes_agree_with_one(both):
     one, two, *_ = both
     for stage in ("teacher", "student"):

@@ -1,6 +1,8 @@
 """A run that is killed at any moment and started again ends in the same bits as one that was not."""
 
+import pathlib
 import signal
+import subprocess
 import time
 
 import pytest
@@ -65,7 +67,7 @@ def test_the_run_does_what_it_should(uninterrupted):
     metrics = uninterrupted["stages/student/metrics.jsonl"].decode()
     assert "grad_norm/features" in metrics
     assert '"split": "val"' in metrics
-    assert sum("/best_" in name for name in uninterrupted) == 2
+    assert sum("/best_" in name for name in uninterrupted) >= 2
 
 
 def test_killed_in_every_window(uninterrupted, config, cache, tmp_path):
@@ -113,9 +115,9 @@ def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, config, cache, tmp_
     output = sub.finish(process, expected=128 + signal.SIGTERM)
     assert "To go on, run the same command again:" in output
     assert f"--workdir={tmp_path}" in output.splitlines()[-1]
-    (step,) = sub.names(tmp_path / "stages" / "student" / "checkpoints")
+    step = max(map(int, sub.names(tmp_path / "stages" / "student" / "checkpoints")))
     assert not (tmp_path / "stages" / "student" / "model.safetensors").exists()
-    assert int(step) >= 5
+    assert step >= 5
 
     refused = launch(config, cache, tmp_path, "--config.stages.student.optim.lr=0.5")
     output = sub.finish(refused, expected=2)
@@ -124,3 +126,26 @@ def test_a_signal_saves_and_says_how_to_go_on(uninterrupted, config, cache, tmp_
 
     sub.finish(launch(config, cache, tmp_path))
     assert sub.left(tmp_path) == uninterrupted
+
+
+def test_reader_processes_end_with_the_one_they_read_for(config, cache, tmp_path):
+    """And leave nothing in shared memory."""
+
+    def shared():
+        return set(sub.names(pathlib.Path("/dev/shm")))
+
+    def children(parent):
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+        return [int(pid) for pid in listed.split()]
+
+    before = shared()
+    process = launch(config, cache, tmp_path, "--config.stages.teacher.data.workers=2")
+    until(process, lambda: lines(tmp_path / "stages" / "teacher" / "metrics.jsonl") >= 2)
+    readers = children(process.pid)
+    assert len(readers) >= 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 10
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in readers) or shared() - before:
+        assert time.monotonic() < deadline, (readers, shared() - before)
+        time.sleep(0.05)

@@ -44,16 +44,89 @@ def test_a_checkpoint_comes_back_on_any_mesh(tmp_path, one):
         assert jax.tree.map(lambda x: x.sharding, found) == jax.tree.map(lambda x: x.sharding, like)
 
 
-def test_the_newest_alone_is_kept_and_leftovers_go(tmp_path, one):
+def test_the_newest_two_are_kept_and_leftovers_go(tmp_path, one):
     checkpoint.save(tmp_path, 3, state(one, 3.0), {"at": 3})
     shutil.copytree(tmp_path / "3", tmp_path / "12.orbax-checkpoint-tmp")  # killed while it was written
-    shutil.copytree(tmp_path / "3", tmp_path / "1")  # killed while it was removed
+    shutil.copytree(tmp_path / "3", tmp_path / "1")  # damaged, and older
     shutil.rmtree(tmp_path / "1" / "state")
     assert checkpoint.latest(tmp_path) == 3
     assert os.listdir(tmp_path) == ["3"]
-    checkpoint.save(tmp_path, 12, state(one, 12.0), {"at": 12})
-    assert os.listdir(tmp_path) == ["12"]
-    assert checkpoint.progress(tmp_path, 12) == {"at": 12}
+    for step in (12, 13):
+        checkpoint.save(tmp_path, step, state(one, step), {"at": step})
+    assert sorted(os.listdir(tmp_path)) == ["12", "13"]
+    assert checkpoint.progress(tmp_path, 13) == {"at": 13}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, one):
+    """A folder of two checkpoints."""
+    folder = tmp_path_factory.mktemp("two")
+    for step in (6, 8):
+        checkpoint.save(folder, step, state(one, step), {"at": step})
+    return folder
+
+
+def files(folder):
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def flip(path, bit=0):
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "deleted": lambda path: path.unlink(),
+    "flipped": lambda path: flip(path, 8 * (path.stat().st_size // 2)),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damage_to_any_file_is_noticed_and_the_one_before_is_kept(two, tmp_path, how):
+    for name in files(two / "8"):
+        folder = tmp_path / str(name).replace("/", "-")
+        shutil.copytree(two, folder)
+        if not (folder / "8" / name).stat().st_size:
+            continue  # nothing to take away
+        DAMAGE[how](folder / "8" / name)
+        if str(name) == "progress.json" and how == "deleted":
+            continue  # it is as one of an earlier version
+        assert f"8/{name}: expected" in checkpoint.fault(folder, 8), name
+        assert checkpoint.latest(folder) == 6
+        assert sorted(os.listdir(folder)) == ["6", "8"], "nothing is deleted that may still be looked at"
+
+
+def test_a_damaged_checkpoint_is_written_anew(two, tmp_path, one):
+    shutil.copytree(two, tmp_path / "run")
+    for name in files(two / "8"):
+        (tmp_path / "run" / "8" / name).write_bytes(b"")
+    checkpoint.save(tmp_path / "run", 8, state(one, 8.0), {"at": 8})
+    assert checkpoint.latest(tmp_path / "run") == 8
+    same(checkpoint.restore(tmp_path / "run", 8, state(one, 0.0)), state(one, 8.0))
+
+
+def test_what_lies_beside_them_is_neither_read_nor_deleted(two, tmp_path, one):
+    shutil.copytree(two, tmp_path / "run")
+    for name in ("999", "my_backup", "08", "²", "5.json"):
+        (tmp_path / "run" / name).mkdir()
+    (tmp_path / "run" / "1000").write_text("a file")
+    assert checkpoint.latest(tmp_path / "run") == 8
+    checkpoint.save(tmp_path / "run", 10, state(one), {"at": 10})
+    kept = {"999", "my_backup", "08", "²", "5.json", "1000", "8", "10"}
+    assert set(os.listdir(tmp_path / "run")) == kept
+    with pytest.raises(ConfigError, match="999: expected nothing where the checkpoint of step 999 goes"):
+        checkpoint.save(tmp_path / "run", 999, state(one), {})
+
+
+def test_one_of_an_earlier_version_opens_as_before(two, tmp_path, one):
+    shutil.copytree(two / "8", tmp_path / "8")
+    (tmp_path / "8" / "progress.json").unlink()
+    assert checkpoint.latest(tmp_path) == 8
+    assert checkpoint.progress(tmp_path, 8) == {"at": 8}
+    same(checkpoint.restore(tmp_path, 8, state(one, 0.0)), state(one, 8.0))
 
 
 def test_there_is_none_before_the_first(tmp_path):
@@ -84,10 +157,11 @@ def test_a_full_disk_leaves_the_one_before(tmp_path, one):
     same(checkpoint.restore(tmp_path, 3, state(one, 0.0)), state(one))
     checkpoint.save(tmp_path, 5, large, {"at": 5})
     assert checkpoint.latest(tmp_path) == 5
+    same(checkpoint.restore(tmp_path, 5, large), large)
 
 
 def test_a_checkpoint_that_cannot_be_read_says_what_to_do(tmp_path, one):
     checkpoint.save(tmp_path, 3, state(one), {"at": 3})
     shutil.rmtree(tmp_path / "3" / "state")
-    with pytest.raises(ConfigError, match=r"(?s)the checkpoint .*3 cannot be read: .*Remove that folder to start this"):
+    with pytest.raises(ConfigError, match=r"(?s)the checkpoint .*3 cannot be read: .*Remove that folder to go on"):
         checkpoint.restore(tmp_path, 3, state(one))

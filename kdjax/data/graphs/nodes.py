@@ -100,6 +100,9 @@ class NodeSet(Dataset):
         """Their places in the graph."""
         return "node", [str(i) for i in self._where[split]]
 
+    def content(self, split: str) -> list[np.ndarray]:
+        return jax.tree.leaves(self._batches[split])
+
     def labels(self, split: str) -> Int[np.ndarray, " m"]:
         return self._classes[self._where[split]]
 

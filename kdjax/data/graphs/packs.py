@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -221,6 +221,17 @@ class GraphSet(Dataset):
             "valid": rows >= 0,
             "index": rows.astype(np.int32),
         }
+
+    def content(self, split: str) -> list[np.ndarray | bytes]:
+        return [self._digest, self._where[split]]
+
+    @cached_property
+    def _digest(self) -> bytes:
+        """Of all graphs, whichever split they are in."""
+        whole = hashlib.blake2b(digest_size=16)
+        for array in vars(self.graphs).values():
+            whole.update(np.ascontiguousarray(array).view(np.uint8).data)
+        return whole.digest()
 
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return self.graphs.label[self._where[split]]

@@ -205,6 +205,9 @@ class Images(Dataset):
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         return np.array([self._facts[i].label for i in self._where[split]], np.int64)
 
+    def content(self, split: str) -> list[bytes]:
+        return [self._examples.digests[int(i)] for i in self._where[split]]
+
     def batch(self, split: str, indices: Int[np.ndarray, " b"], share: slice = slice(None)) -> Batch:
         indices = indices[share]
         valid = indices >= 0

@@ -1,9 +1,11 @@
 """Examples at the size that is trained on: looked over before training, and kept in memory where they fit."""
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class Examples:
         self.brightest = 255  # of all pixels of all images, once they are looked over
         each = sum(math.prod(f.shape) * _stored(f).itemsize for f in self.fields.values())
         self._cache = cache and len(source) * each <= CACHE_BYTES
+        self.digests: dict[int, bytes] = {}  # of what was looked over
         self._forget()
 
     def __len__(self) -> int:
@@ -52,8 +55,12 @@ class Examples:
             try:
                 facts = self.source.inspect(i, decode)
                 if facts.example is not None:
-                    self._keep(i, facts.example)
+                    self.digests[i] = digest(self._keep(i, facts.example))
                     brightest.extend(int(np.max(facts.example[name], initial=0)) for name in pictures)
+                else:  # the image is not decoded, and its masks are known by their bytes as well
+                    masks = self.source.files[i][1:] if self.source.files else ()
+                    labels = b"".join(Path(file).read_bytes() for file in masks)
+                    self.digests[i] = digest({"image": facts.content, "mask": labels, "class": facts.label})
             except ConfigError as error:
                 return str(error)
             return facts._replace(example=None)
@@ -66,13 +73,13 @@ class Examples:
         self.brightest = max(brightest, default=255)
         return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
 
-    def _keep(self, i: int, example: dict[str, Any]) -> None:
+    def _keep(self, i: int, example: dict[str, Any]) -> dict[str, np.ndarray]:
         arrays = self._arrays(i, example)
-        if not self._cache:
-            return
-        for name, array in arrays.items():
-            self._memory[name][i], self._present[name][i] = array, True
-        self._ready[i] = True  # last: another thread may be looking
+        if self._cache:
+            for name, array in arrays.items():
+                self._memory[name][i], self._present[name][i] = array, True
+            self._ready[i] = True  # last: another thread may be looking
+        return arrays
 
     def _arrays(self, i: int, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The fields of an example as they are stored; refuses a field that differs from its declaration."""
@@ -125,6 +132,15 @@ class Examples:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+def digest(values: Mapping[str, Any]) -> bytes:
+    """Of arrays, texts and bytes by name."""
+    whole = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(values.items()):
+        array = np.asarray(value, order="C")
+        whole.update(f"{name} {array.dtype} {array.shape} ".encode() + array.tobytes())
+    return whole.digest()
 
 
 def squared(field: Field, size: int) -> Field:
