@@ -22,9 +22,9 @@ from kdjax.deploy import predict
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
-from kdjax.experiment.workdir import write
 from kdjax.report.figures import heat
 from kdjax.train import sharding
+from kdjax.train.kept import write
 from kdjax.train.setup import task_of
 
 TABLE = "scores.csv"

@@ -3,7 +3,7 @@
 import re
 import sys
 import unicodedata
-from typing import Any
+from typing import Any, TypeGuard
 
 from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, task_of, type_faults
 from kdjax.distill.scope import PLACES, paths
@@ -133,7 +133,7 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     return faults
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
