@@ -13,6 +13,7 @@ from kdjax import config, registry
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import transforms
 from kdjax.data.dataset import Dataset
+from kdjax.distill.adapters import patches_of
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Tail, build_model, source
 from kdjax.distill.terms import BoundTerm
@@ -213,11 +214,12 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     averages = tuple(key for key, teacher in stage.teachers.items() if teacher.average)
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
+    patches = {key: patches_of(network.model) for key, network in {"student": student, **networks}.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
         batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
-        bound = bind(bound, outputs, sources, teachers, batch, faults)
+        bound = bind(bound, outputs, sources, teachers, batch, faults, patches)
     _check_objective(stage, task, bound)
     return Objective(student, sources, averages, bound)
 
