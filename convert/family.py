@@ -56,6 +56,7 @@ class Family:
     # Options that no tensor's shape tells, and that change the answer: they are the variant's, unless they are given.
     untold: Callable[[Model], tuple[str, ...]] = lambda model: ()
     hint: Callable[[Shapes], str] = lambda shapes: ""  # of files whose shapes leave an option open
+    spellings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> the original's word -> ours
 
     def known(self, model: Model) -> re.Pattern:
         dropped = [pattern for pattern, _ in self.dropped]
@@ -160,7 +161,7 @@ def fit(
     except (KeyError, IndexError, ConvertError, ConfigError) as error:
         why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen) or why}") from error
-    model = Model(model.name, **{**model.options, **configured, **options})
+    model = Model(model.name, **{**model.options, **configured, **spelled(family, options)})
     if untold := [name for name, value in model.options.items() if value is None]:
         if misshapen:
             raise ConvertError(f"this is no checkpoint of {family.name}: {_cannot(misshapen)}")
@@ -171,6 +172,12 @@ def fit(
     unsaid = [name for name in family.untold(model) if name not in configured | dict(options)]
     assumed = {name: getattr(build(model).options, name) for name in unsaid}  # a model of one's own need not have them
     return replace(converted, config=config, configured=configured, assumed=assumed)
+
+
+def spelled(family: Family, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options in our words."""
+    words = lambda name, x: family.spellings.get(name, {}).get(x, x) if isinstance(x, str) else x  # noqa: E731
+    return {name: words(name, value) for name, value in options.items()}
 
 
 def config_of(family: Family, source: Any) -> Config | None:

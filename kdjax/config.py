@@ -184,7 +184,8 @@ class Term:
     student: an endpoint of the student
     teacher: an endpoint of a teacher, "teacher:endpoint"
     label: a label of the batch
-    adapter: what maps the student's features to the teacher's channels where these differ (`--list=adapters`)
+    adapter: what maps the student's features to the teacher's channels where these differ, or to the teacher's grid
+        (`--list=adapters`)
     weight: of the term in the sum; 0 leaves it out
     schedule: multiplies the weight
     over: the mask in the batch of what is averaged over ("nodes"); else the examples that may be read

@@ -25,6 +25,7 @@ PINNED = {  # a foreign library -> the only files that may know it, and folders,
 }
 LOWEST = {"registry", "config"}
 LAYERS = {"models.layers"}  # plain functions of arrays, such as the one way in which everything is resized
+STATISTICS = {"models.statistics"}  # whether weights are built as they were trained
 TRAINING = LOWEST | {"distill", "tasks", "data", "weights", "report"}
 RUNNING = TRAINING | {"train"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
@@ -38,8 +39,8 @@ MAY_IMPORT = {  # besides itself; models and losses are reached through the regi
     "distill": LOWEST | LAYERS | {"data", "weights", "report"},
     "tasks": LOWEST | LAYERS | {"losses", "report"},
     "train": TRAINING | LAYERS,
-    "experiment": RUNNING,
-    "deploy": RUNNING | {"experiment"},
+    "experiment": RUNNING | STATISTICS,
+    "deploy": RUNNING | STATISTICS | {"experiment"},
     "command": RUNNING | {"experiment", "deploy"},
     "launch": RUNNING | {"experiment", "deploy", "command"},
 }

@@ -7,11 +7,13 @@ from convert.family import Family
 NAMES = (
     "can_gat",
     "can_vgae",
+    "ladeda",
     "pyg_gat",
     "sam",
     "sam_hf",
     "samed_lora",
     "segformer",
+    "tiny_ladeda",
     "tinyusfm",
     "usfm",
     "vit",

@@ -219,11 +219,15 @@ def _refuse_unknown(term: Term, accepted: list[str]) -> None:
             raise ConfigError(f"the loss {term.loss!r} takes no argument {argument!r}; {nearest(argument, accepted)}")
 
 
-def with_adapter(bound: BoundTerm, student: Any, teacher: Any) -> BoundTerm:
-    """The term with the adapter that its shapes ask for; refused where channels differ and none is named."""
+def with_adapter(
+    bound: BoundTerm, student: Any, teacher: Any, patches: Mapping[str, adapters.Patches | None] = {}
+) -> BoundTerm:
+    """The term with the adapter that its shapes ask for; refused where channels differ and none is named. `patches` are
+    those of the student and of the teachers, by their names."""
     term = bound.term
     if term.adapter:
-        adapter = adapters.build(term.adapter, student.shape, teacher.shape)
+        two = patches.get("student"), patches.get(split(term.teacher)[0])
+        adapter = adapters.build(term.adapter, student.shape, teacher.shape, two)
         return dataclasses.replace(bound, adapter=adapter, features=student)
     if student.shape[-1] != teacher.shape[-1]:
         raise ConfigError(

@@ -60,6 +60,16 @@ class ImageInput:
         return (value - mean) / std
 
 
+def normal_faults(mean: tuple[float, ...], std: tuple[float, ...]) -> list[str]:
+    """What is wrong with the mean and the standard deviation of an image's three channels."""
+    faults = []
+    if len(mean) != 3:
+        faults.append(f"mean: expected one of each of 3 channels, found {mean}")
+    if len(std) != 3 or min(std) <= 0:
+        faults.append(f"std: expected one above 0 of each of 3 channels, found {std}")
+    return faults
+
+
 @dataclass(frozen=True, slots=True)
 class GraphInput:
     """A pack of graphs: how many features its nodes have, and how many ids there are (0 where nodes have none).
@@ -133,11 +143,7 @@ class PatchOptions:
             faults.append(
                 f"image_size: expected a multiple of the patch size {self.patch_size}, found {self.image_size}"
             )
-        if len(self.mean) != 3:
-            faults.append(f"mean: expected one of each of 3 channels, found {self.mean}")
-        if len(self.std) != 3 or min(self.std) <= 0:
-            faults.append(f"std: expected one above 0 of each of 3 channels, found {self.std}")
-        return faults
+        return faults + normal_faults(self.mean, self.std)
 
     @property
     def image_hw(self) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from kdjax.config import ConfigError, Term
 from kdjax.data.fields import readable
 from kdjax.distill import terms as binding
+from kdjax.distill.adapters import Patches
 from kdjax.distill.scope import PLACES, Scope, paths
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Source, Tail
@@ -116,11 +117,13 @@ def bind(
     teachers: dict[str, dict],
     batch: dict[str, Any],
     faults: Sequence[str] = (),
+    patches: Mapping[str, Patches | None] = {},
 ) -> list[BoundTerm]:
     """Checks every term against shapes, and builds its adapter: nothing is computed.
 
-    `student` are its endpoints and `teachers` the variables of the sources for such a `batch`, all as shapes. All that
-    does not fit is named in one ConfigError, after the `faults` that are known already.
+    `student` are its endpoints and `teachers` the variables of the sources for such a `batch`, all as shapes; `patches`
+    are where the patches of each lie. All that does not fit is named in one ConfigError, after the `faults` that are
+    known already.
     """
     scope, fields = Scope(), jax.eval_shape(readable, batch)
     bound = {term.name: term for term in terms}
@@ -132,7 +135,7 @@ def bind(
     def adapted(name: str) -> Any:
         term = bound[name].term
         features = scope[f"student:{term.student}"]
-        bound[name] = binding.with_adapter(bound[name], features, scope[term.teacher])
+        bound[name] = binding.with_adapter(bound[name], features, scope[term.teacher], patches)
         adapter = bound[name].adapter
         assert adapter is not None
         return jax.eval_shape(adapter.init_with_output, jax.random.key(0), features)[0]

@@ -15,11 +15,12 @@ from kdjax import config, registry
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data import transforms
 from kdjax.data.dataset import Dataset
+from kdjax.distill.adapters import patches_of
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Tail, build_model, source
 from kdjax.distill.terms import BoundTerm
 from kdjax.tasks.task import Acting, Task
-from kdjax.train import knobs, lora, optim, sharding, statistics
+from kdjax.train import knobs, lora, norms, optim, sharding
 from kdjax.train.episodes import EpisodeStep
 from kdjax.train.objective import Objective, bind, check_names, find_terms, taps
 from kdjax.train.step import State, Step, Transform, as_floats, evaluate
@@ -207,7 +208,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     bound = [term.told(dataset.fact) for term in bound]
     names = tuple(stage.inputs.items())
     variables = initial_shapes(model)
-    still = statistics.frozen(stage.optim, variables)
+    still = norms.frozen(stage.optim, variables)
     student = Network(model, taps(bound, stage.teachers, "student"), partial(around, stage.lora, still), names)
     sources = {
         key: source(teacher, teacher.model or models.get(teacher.stage), student, taps(bound, stage.teachers, key))
@@ -216,11 +217,12 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     averages = tuple(key for key, teacher in stage.teachers.items() if teacher.average)
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
+    patches = {key: patches_of(network.model) for key, network in {"student": student, **networks}.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
         batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
-        bound = bind(bound, outputs, sources, teachers, batch, faults)
+        bound = bind(bound, outputs, sources, teachers, batch, faults, patches)
     _check_objective(stage, task, bound)
     return Objective(student, sources, averages, bound)
 
@@ -228,7 +230,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
 @contextmanager
 def around(pairs: config.Lora | None, still: frozenset[str]) -> Iterator[None]:
     """What a student runs within: its low-rank pairs, and the BatchNorms that stand still."""
-    with lora.active(pairs), statistics.standing(still):
+    with lora.active(pairs), norms.standing(still):
         yield
 
 

@@ -104,6 +104,24 @@ CASES = {
     "can_vgae teacher": Case(
         "can_vgae", Model("can_vgae", variant="b_teacher", decoder=(8, 12), conv="gatv2", num_ids=9, neighbour_hidden=6)
     ),
+    "ladeda": Case(
+        "ladeda",
+        Model("ladeda", widths=(4, 6, 8, 10), depths=(1, 2, 1, 1), preprocess="x_grad", image_size=(33, 41)),
+        ("preprocess", "image_size"),
+    ),
+    "ladeda small": Case(
+        "ladeda",
+        Model("ladeda", variant="small", receptive_field=17, preprocess="npr", pooling="topk", image_size=34),
+        ("preprocess", "pooling", "image_size"),
+    ),
+    "tiny_ladeda": Case(
+        "tiny_ladeda", Model("tiny_ladeda", preprocess="npr", image_size=34), ("preprocess", "image_size")
+    ),
+    "tiny_ladeda of crops": Case(
+        "tiny_ladeda",
+        Model("tiny_ladeda", width=6, preprocess="right_diag", image_size=(34, 26), crop=10, stride=8),
+        ("preprocess", "image_size", "crop", "stride"),
+    ),
     "pyg_gat": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg")),
     "pyg_gat v2": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg", conv="gatv2")),
     "pyg_gat without loops": Case(

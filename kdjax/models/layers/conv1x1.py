@@ -12,10 +12,14 @@ class Conv1x1(nn.Module):
 
     features: int
     dtype: Any
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (1, 1, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
         y = jnp.dot(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return y + bias[None, None, None].astype(self.dtype)

@@ -7,7 +7,7 @@ import flax.linen as nn
 from jaxtyping import Array, Float
 
 from kdjax.config import ConfigError
-from kdjax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageInput
+from kdjax.models.inputs import IMAGENET_MEAN, IMAGENET_STD, ImageInput, normal_faults
 from kdjax.models.layers.batch_norm import BatchNorm
 from kdjax.models.layers.conv1x1 import Conv1x1
 from kdjax.models.layers.dense import dense
@@ -43,10 +43,7 @@ class Options:
             faults.append(
                 f"image_size: expected at least {smallest} for {len(self.widths)} stages, found {self.image_size}"
             )
-        if len(self.mean) != 3:
-            faults.append(f"mean: expected one of each of 3 channels, found {self.mean}")
-        if len(self.std) != 3 or min(self.std) <= 0:
-            faults.append(f"std: expected one above 0 of each of 3 channels, found {self.std}")
+        faults += normal_faults(self.mean, self.std)
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout: expected a rate in [0, 1), found {self.dropout}")
         if faults:

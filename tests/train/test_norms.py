@@ -8,7 +8,7 @@ import pytest
 
 from kdjax.config import Optim
 from kdjax.models.layers.batch_norm import BatchNorm
-from kdjax.train import statistics
+from kdjax.train import norms
 
 
 class Norms(nn.Module):
@@ -31,7 +31,7 @@ def made():
 
 def run(made, paths, train=True):
     variables, x = made
-    with statistics.standing(frozenset(paths)):
+    with norms.standing(frozenset(paths)):
         return Norms().apply(variables, x, train=train, mutable=["batch_stats"])
 
 
@@ -52,7 +52,7 @@ def test_each_stands_still_alone(made, name):
 
 def test_what_is_frozen_stands_still_unless_asked_otherwise(made):
     rules = ((r"model/ours/.*", False), (r"model/field/scale", False), (r".*", True))
-    assert statistics.frozen(Optim(trainable=rules), made[0]) == {"ours"}
-    assert statistics.frozen(Optim(trainable=rules, statistics="all"), made[0]) == set()
-    assert statistics.frozen(Optim(), made[0]) == set()
-    assert statistics.frozen(Optim(trainable=((r".*", False),)), made[0]) == {"ours", "field", "call"}
+    assert norms.frozen(Optim(trainable=rules), made[0]) == {"ours"}
+    assert norms.frozen(Optim(trainable=rules, statistics="all"), made[0]) == set()
+    assert norms.frozen(Optim(), made[0]) == set()
+    assert norms.frozen(Optim(trainable=((r".*", False),)), made[0]) == {"ours", "field", "call"}
