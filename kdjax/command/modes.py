@@ -37,6 +37,7 @@ def evaluate(experiment: Experiment, workdir: Path) -> int:
 
     summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
     if first_process():
+        print("".join(f"warning  {textwrap.fill(text, WIDE)}\n\n" for text in summary["warnings"]), end="")
         print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
     return 0
 
@@ -72,6 +73,8 @@ def predict(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import score as scoring
 
     scored = scoring.score(*asked, flags.THRESHOLD.value)
+    if scored["warning"]:
+        print(f"warning  {textwrap.fill(scored['warning'], WIDE)}\n")
     told = f"{scored['found']} of {scored['images']} images are taken for {scored['kind']!r}"
     print(f"{told} (logit above {scored['threshold']:.4g}): {output / scoring.TABLE}, heat-maps beside it")
     return 0

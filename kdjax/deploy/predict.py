@@ -26,6 +26,7 @@ from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, outcome
 from kdjax.experiment.cost import costs
+from kdjax.experiment.doubts import doubts
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import MODEL, as_left, stage_folder, weights_file
@@ -61,6 +62,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
     row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
     row |= outcome.test(learner, variables, None, calibrated(about)) | costs({name: (learner, variables)})[name]
     return {
+        "warnings": list(filter(None, [doubts(plain.model, variables, dataset, "test")])),
         "name": f"{path} on {place or plain.data.source}",
         "num_classes": plain.data.num_classes,
         "test_images": dataset.sizes["test"],

@@ -22,6 +22,7 @@ from kdjax.deploy import predict
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
+from kdjax.models import statistics
 from kdjax.report.figures import heat
 from kdjax.train import sharding
 from kdjax.train.kept import write
@@ -44,7 +45,7 @@ def score(
 
     The verdict is by `threshold`, else by the one that was calibrated on validation data, else by probability one half.
     Everything wrong with the images is said at once, before anything is written. Returns how many images there were,
-    how many of them were taken for class 1 and what that is called, and the threshold.
+    how many of them were taken for class 1, what that is called, the threshold, and a warning or "".
     """
     checks.validate(experiment)
     if jax.process_count() > 1:
@@ -57,11 +58,12 @@ def score(
     kinds = tuple(json.loads(about.get("image_classes", "null")) or KINDS)
     targets = predict.plan(images, output, ("heat",), predict.bits_of(plain))
     output.mkdir(parents=True, exist_ok=True)
-    top, rows = images if images.is_dir() else images.parent, []
+    top, rows, seen = images if images.is_dir() else images.parent, [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         drawn = []
-        for path, image, scored in scores_of(list(targets), plain, experiment, variables, pool):
+        for path, image, small, scored in scores_of(list(targets), plain, experiment, variables, pool):
             logit = float(scored["score"])
+            seen += [small] if len(seen) < statistics.MOST else []
             rows.append([path.relative_to(top).as_posix(), kinds[int(logit > threshold)], logit, probability(logit)])
             if "patches" in scored:
                 drawn.append(pool.submit(draw, targets[path], image, scored["patches"], threshold))
@@ -69,13 +71,15 @@ def score(
             picture.result()
     write(output / TABLE, table(rows))
     found = sum(row[1] == kinds[1] for row in rows)
-    return {"images": len(rows), "found": found, "kind": kinds[1], "threshold": threshold}
+    warning = statistics.mismatch(plain.model, variables, np.stack(seen))
+    return {"images": len(rows), "found": found, "kind": kinds[1], "threshold": threshold, "warning": warning}
 
 
 def scores_of(
     paths: list[Path], stage: Stage, experiment: Experiment, variables: dict, pool: ThreadPoolExecutor
-) -> Iterator[tuple[Path, UInt8[np.ndarray, "h w 3"], dict[str, Any]]]:
-    """Each image and what the task predicts of it, seen as in training. While a batch is scored the next is read."""
+) -> Iterator[tuple[Path, UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "s s 3"], dict[str, Any]]]:
+    """Each image, the same as the model sees it, and what the task predicts of it. While a batch is scored the next is
+    read."""
     mesh, side, bits = sharding.make_mesh(experiment.mesh), stage.data.image_size, predict.bits_of(stage)
     shares = sharding.shares(mesh)
     size = -(-min(stage.data.batch_size, len(paths)) // shares) * shares
@@ -101,7 +105,7 @@ def scores_of(
         waiting = batch(following)
         scored = jax.device_get(scored)
         for i, path in enumerate(chunk):
-            yield path, pictures[i][0], {name: rows[i] for name, rows in scored.items()}
+            yield path, *pictures[i], {name: rows[i] for name, rows in scored.items()}
 
 
 @cache

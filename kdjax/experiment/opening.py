@@ -16,6 +16,7 @@ from kdjax.data.dataset import Dataset
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan
 from kdjax.experiment.changes import check_owner
+from kdjax.experiment.doubts import doubts
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import Run, as_left, claim, result_of, stage_folder, stages_inside, weights_file
 from kdjax.report import trackers
@@ -41,7 +42,7 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
     opening.refuse_other_data()
     claim(folder, experiment)
     opening.keep_batch_sizes()
-    return Run(experiment, folder, opening.learners, opening.files)
+    return Run(experiment, folder, opening.learners, opening.files, opening.warnings)
 
 
 @dataclass
@@ -53,6 +54,7 @@ class Opening:
     mesh: jax.sharding.Mesh
     learners: dict[str, Learner] = field(default_factory=dict)
     files: dict[str, dict] = field(default_factory=dict)  # variables by path
+    warnings: list[str] = field(default_factory=list)  # of what works, and may still be wrong
     models: dict[str, config.Model | None] = field(default_factory=dict)  # which a file says it is for, by path
     datasets: dict[str, Dataset] = field(default_factory=dict)
 
@@ -110,6 +112,8 @@ class Opening:
             skip = learner.stage.init_skip if path == learner.stage.init else ()
             target = initial_shapes(build_model(model))
             _check_fits(f"stages.{name}.{what}", target, self.files[path], skip, self.models[path])
+            if text := doubts(model, self.files[path], learner.dataset):
+                self.warnings.append(f"{name}.{what}, {path}: {text}")
         for what, source, part in stages_inside(learner.stage):
             earlier = self.learners[source]
             target, given = part_of(initial_shapes(learner.model), part), initial_shapes(earlier.model)

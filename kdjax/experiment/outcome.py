@@ -177,6 +177,7 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         **last.task.words(last.dataset),
         "skipped": skipped or {},
         "gates": gates(opened),
+        "warnings": opened.warnings,
         "rows": rows,
     }
 

@@ -175,7 +175,7 @@ def overview(opened: Run) -> str:
         f"devices  {mesh.size} x {mesh.devices.flat[0].device_kind}{f' ({axes})' if axes else ''}",
         "stages   " + " > ".join(f"{name} (done)" if name in done else name for name in opened.learners),
     ]
-    notes: dict[str, None] = {}
+    notes: dict[str, None] = dict.fromkeys(f"warning  {text}" for text in opened.warnings)
     for name, learner in opened.learners.items():
         source = learner.stage.data.source
         notes |= dict.fromkeys(f"note     {source}: {note}" for note in learner.dataset.notes)

@@ -26,6 +26,7 @@ class Run:
     folder: Path
     learners: dict[str, Learner]  # controls included, in order
     files: dict[str, dict]  # weights from outside, by path
+    warnings: list[str]  # of what works, and may still be wrong
 
     def stand_in(self, absent: str, present: str) -> None:
         """From here on, whatever refers to one stage means the other, which trains the same model."""

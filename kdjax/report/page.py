@@ -83,7 +83,8 @@ def _results(summary: dict[str, Any]) -> str:
         size = summary.get("image_size")
         note += f"; HD95 in pixels of the {size} × {size} image that is scored" if size else "; HD95 in pixels"
     note += f"; ms/{summary.get('item', 'image')} of all models measured in turns, a batch at a time."
-    return table_html(head, rows) + f'<p class="note">{escape(note)}</p>' + _per_class(summary)
+    notes = [note, *(f"Warning: {text}" for text in summary.get("warnings") or [])]
+    return table_html(head, rows) + "".join(f'<p class="note">{escape(n)}</p>' for n in notes) + _per_class(summary)
 
 
 def _per_class(summary: dict[str, Any]) -> str:
