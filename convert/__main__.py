@@ -6,6 +6,7 @@ python -m convert sam --src sam_vit_b_01ec64.pth --dst sam_vit_b.safetensors
 python -m convert verify sam --src sam_vit_b_01ec64.pth --weights sam_vit_b.safetensors
 python -m convert export sam --weights sam_vit_b.safetensors --dst back.pth
 python -m convert samed_lora --src lora.pth --base sam_vit_b.safetensors --dst sam_lora.safetensors
+python -m convert ladeda --src LaDeDa.pth --images photographs --dst ladeda.safetensors
 
 FILE may also be a Hugging Face folder, or hf:owner/name. --set image_size=512 builds the model with other options.
 """
@@ -15,6 +16,7 @@ import ast
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from convert.export import export_file, load, loading
 from convert.family import ConvertError, Family, fit, refuse_other, tensors, told, write
 from convert.notes import LIKE, assumption, nearest, notes, record
 from convert.onto import check_written, differing, options_of, put_on, put_on_exactly, random_base, read
+from convert.photographs import chosen
 from convert.sources import SourceError, check_sums, open_source
 from kdjax import registry
 from kdjax.config import ConfigError
@@ -78,6 +81,8 @@ def arguments() -> argparse.ArgumentParser:
     for name in sorted(families.NAMES):
         family = commands.add_parser(name, help=argparse.SUPPRESS)
         family.add_argument("--src", required=True, help="a file, a folder, or hf:owner/name")
+        if option := families.get(name).told_by_photographs:
+            family.add_argument("--images", default="", help=f"photographs, a file or a folder, that tell {option}")
         family.set_defaults(run=run_convert)
     for command in (verify, export):
         command.add_argument("--trust", default="", metavar="MODULES", help="your own, that the file may name")
@@ -142,12 +147,15 @@ def run_convert(args: argparse.Namespace) -> int:
         safetensors.save(dst, whole, about, lambda written: check_written(written, whole))
         proof = f"{len(jax.tree.leaves(whole))} leaves, the base's with the tensors put on it"
     else:
-        converted = matched(family, source, options(args.set))
+        given, told_of_it = options(args.set), ""
+        if getattr(args, "images", ""):
+            given, told_of_it = chosen(family, partial(matched, family, source), given, args.images)
+        converted = matched(family, source, given)
         model = converted.model
         write(converted, dst, about | record(converted))
         proof = f"compared with the source: {converted.compared} tensors"
     print(f"{told(model)}: {len(source)} tensors, {len(converted.slots)} leaves, {dst.stat().st_size:,} bytes")
-    for note in notes(converted, source):
+    for note in filter(None, (told_of_it, *notes(converted, source))):
         print(note)
     print(f"read back and {proof}, bit for bit")
     print(f"{dst} in {time.monotonic() - begin:.1f} s")

@@ -57,6 +57,7 @@ class Family:
     untold: Callable[[Model], tuple[str, ...]] = lambda model: ()
     hint: Callable[[Shapes], str] = lambda shapes: ""  # of files whose shapes leave an option open
     spellings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # option -> the original's word -> ours
+    told_by_photographs: str = ""  # the option that no shape tells, and running statistics do
 
     def known(self, model: Model) -> re.Pattern:
         dropped = [pattern for pattern, _ in self.dropped]

@@ -34,7 +34,7 @@ def model_of(shapes: Shapes) -> Model:
 
 
 def hint(shapes: Shapes) -> str:
-    return f", one of {', '.join(PREPROCESSES)}; or --images FOLDER of photographs, by which its BatchNorms tell it"
+    return f", one of {', '.join(PREPROCESSES)}; or --images PHOTOGRAPHS, by which its running statistics tell it"
 
 
 FAMILY = Family(
@@ -46,5 +46,6 @@ FAMILY = Family(
     original="convert.originals.ladeda",
     untold=lambda model: UNTOLD,
     spellings=SPELLINGS,
+    told_by_photographs="preprocess",
     hint=hint,
 )

@@ -28,5 +28,6 @@ FAMILY = Family(
     original="convert.originals.ladeda",
     untold=lambda model: UNTOLD,
     spellings=SPELLINGS,
+    told_by_photographs="preprocess",
     hint=hint,
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -57,7 +58,7 @@ class Judgement:
         return self.alike if min(self.distances.values()) < FITS else ()
 
     def refutes(self, value: str) -> bool:
-        least, found = min(self.distances.values()), self.distances.get(value, math.inf)
+        least, found = min(self.distances.values()), self.distances[value]
         return found > least + APART and found > 2 * least
 
     def mismatch(self, value: str) -> str:
@@ -134,7 +135,7 @@ def deviations(model: Model, variables: Mapping, images: Any) -> Deviations:
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
-        module.apply(variables, spec.view(images))
+        module.apply(jax.tree.map(jnp.asarray, dict(variables)), spec.view(images))
     return found
 
 
