@@ -19,7 +19,9 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
     student, teacher, control = cast(summary)
     if student is None:
         names = ", ".join(row["title"] for row in summary["rows"])
-        return (f"Trained without distillation: {names}." if names else "Nothing was trained."), "plain"
+        trained = f"Trained without distillation: {names}." if names else "Nothing was trained."
+        unreached = [f"{gate[0].upper()}{gate[1:]}." for gate in summary.get("gates") or [] if " its gate asks " in gate]
+        return " ".join([*unreached, trained]), "bad" if unreached else "plain"
     sentences, mood = [], "plain"
     for who, row in (("The student", student), ("The teacher", teacher), ("The control", control)):
         if row and row.get("remark"):
