@@ -15,9 +15,10 @@ LR, WEIGHT_DECAY = 1e-4, 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """`work` is product, encoder (a forward pass), lora, tinyusfm or distil (a training step).
+    """`work` is product, encoder or patches (a forward pass), lora, tinyusfm, distil or tiny_ladeda (a training step).
 
-    `size` is the side of SAM's image in pixels. `bound` names what most of the time goes to, which sets the floor.
+    `size` is the side in pixels of the image of SAM or of a detector, which `variant` names. `bound` names what most of
+    the time goes to, which sets the floor.
     """
 
     work: str
@@ -40,7 +41,7 @@ class Case:
     @property
     def image_size(self) -> int:
         """Side of the images and masks of a training step."""
-        return self.size if self.work == "lora" else TINYUSFM_SIZE
+        return self.size if self.work in ("lora", "tiny_ladeda") else TINYUSFM_SIZE
 
 
 CASES = {
@@ -52,6 +53,18 @@ CASES = {
     "sam_b_lora_512": Case("lora", "SAM ViT-B, LoRA training step, 512 px", size=512),
     "tinyusfm_step": Case("tinyusfm", "TinyUSFM training step, 224 px, batch 8", "rest", batch=8),
     "distil_256": Case("distil", "SAM ViT-B (256 px) to TinyUSFM (224 px), training step, batch 8", size=256, batch=8),
+    "ladeda9_forward": Case("patches", "LaDeDa9, forward, 256 px", variant="ladeda", size=256),
+    "tiny_ladeda_forward": Case(
+        "patches", "Tiny-LaDeDa, forward, 256 px, batch 16", "rest", variant="tiny_ladeda", size=256, batch=16
+    ),
+    "tiny_ladeda_step": Case(
+        "tiny_ladeda",
+        "Tiny-LaDeDa, training step, 256 px, batch 16",
+        "rest",
+        variant="tiny_ladeda",
+        size=256,
+        batch=16,
+    ),
     **{
         f"sam_{v}_forward_1024": Case(
             "encoder",
@@ -103,15 +116,16 @@ def peak_flops(device: str, dtype: str, tflops: float | None = None) -> float | 
 
 
 def arrays(case: Case) -> dict[str, np.ndarray]:
-    """The same inputs for both sides. Images of an encoder are normalised, [b, h, w, 3]; a step's are bytes."""
+    """The same inputs for both sides. Images of a forward pass are normalised, [b, h, w, 3]; a step's are bytes."""
     rng = np.random.default_rng(0)
     if case.work == "product":
         m, k, n = PRODUCT
         return {"a": rng.normal(size=(m, k)).astype(np.float32), "b": rng.normal(size=(k, n)).astype(np.float32)}
-    if case.work == "encoder":
+    if case.work in ("encoder", "patches"):
         return {"image": rng.normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)}
     shape = (case.batch, case.image_size, case.image_size)
     return {
         "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
         "mask": (rng.random(shape) < 0.3).astype(np.int32),
+        "class": rng.integers(0, 2, case.batch).astype(np.int32),
     }

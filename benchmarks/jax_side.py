@@ -20,6 +20,8 @@ from kdjax.train import sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial, prepare
 
+PATCHES = ("logits", "patch_logits")  # what is asked of a detector
+
 
 def facts() -> dict:
     versions = {name: version(name) for name in ("jax", "jaxlib", "flax")}
@@ -41,7 +43,15 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         image = jnp.asarray(given["image"])
         variables = jax.device_put(weights(partial(model.init, jax.random.key(0), image)))
         return partial(jax.jit(model.apply), variables, image), jax.block_until_ready, 0
+    if case.work == "patches":
+        return partial(detector(case, dtype), jnp.asarray(given["image"])), jax.block_until_ready, 0
     return step(case, dtype, given)
+
+
+def detector(case: Case, dtype: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    model = build_model(Model(case.variant, image_size=case.size), dtype)
+    asked = jax.jit(lambda weights, image: {name: model.apply(weights, image)[name] for name in PATCHES})
+    return partial(asked, jax.device_put(variables(model)))
 
 
 def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable[[], object], Callable, int]:
@@ -55,7 +65,7 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     train = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     trained, n = count(state.params), case.batch
     every = {name: np.ones(n, bool) for name in ("valid", "mask_known", "class_known")}
-    numbers = {"class": np.zeros(n, np.int32), "view": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
+    numbers = {"view": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
     local = {**given, **every, **numbers}
     assert local.keys() == learner.dataset.fields.keys()
     at = [state]
@@ -97,7 +107,12 @@ def distil_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
     return stage, {"teacher": Model("sam_seg", variant=case.variant, image_size=case.size)}
 
 
-STAGES = {"lora": lora_stage, "tinyusfm": tinyusfm_stage, "distil": distil_stage}
+def tiny_ladeda_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
+    model = Model("tiny_ladeda", image_size=case.size)
+    return Stage(task="detection", data=data(case), model=model, optim=optim(), epochs=1, dtype=dtype), {}
+
+
+STAGES = {"lora": lora_stage, "tinyusfm": tinyusfm_stage, "distil": distil_stage, "tiny_ladeda": tiny_ladeda_stage}
 
 
 def data(case: Case) -> Data:

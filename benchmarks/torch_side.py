@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from benchmarks import torch_sam
 from benchmarks.cases import LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
-from convert.originals import tinyusfm
+from convert.originals import ladeda, tinyusfm
+from kdjax.config import Model
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -34,14 +35,8 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    if case.work in ("product", "encoder"):
-        if case.work == "product":
-            a, b = (torch.from_numpy(given[name]).to(device) for name in "ab")
-            forward = lambda: a @ b  # noqa: E731
-        else:
-            encoder = ready(torch_sam.encoder(case.variant, case.size).eval())
-            image = torch.from_numpy(given["image"]).permute(0, 3, 1, 2).contiguous().to(device)
-            forward = lambda: encoder(image)  # noqa: E731
+    if case.work in ("product", "encoder", "patches"):
+        forward = forward_of(case, given, device, ready)
 
         def once() -> object:
             with torch.no_grad(), autocast:
@@ -50,10 +45,7 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         return once, wait, 0
 
     adapter = teacher = None
-    if case.work == "lora":
-        model, normal = torch_sam.with_lora(torch_sam.Segmenter(case.variant, case.size)), torch_sam.NORMAL
-    else:
-        model, normal = Student(), IMAGENET
+    model, normal = student_of(case)
     if case.work == "distil":
         teacher = ready(torch_sam.Segmenter(case.variant, case.size).eval().requires_grad_(False))
         adapter = nn.Sequential(nn.Conv2d(48, 256, 1, bias=False), nn.BatchNorm2d(256), nn.ReLU()).to(device)
@@ -63,15 +55,18 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
 
     def step() -> object:
         image = torch.from_numpy(given["image"]).to(device).permute(0, 3, 1, 2) / 255
-        mask = torch.from_numpy(given["mask"]).to(device)[:, None].float()
+        label = torch.from_numpy(given["class" if case.work == "tiny_ladeda" else "mask"]).to(device)[:, None].float()
         with autocast:
-            logits, features = model(view(image, *normal, case.image_size))
-            if teacher is not None and adapter is not None:
+            outputs = model(view(image, *normal, case.image_size))
+            if case.work == "tiny_ladeda":
+                loss = F.binary_cross_entropy_with_logits(outputs.float(), label)
+            elif teacher is not None and adapter is not None:
+                logits, features = outputs
                 with torch.no_grad():
                     their_logits, theirs = teacher(view(image, *torch_sam.NORMAL, case.size))
-                loss = distillation(logits, adapter(features), their_logits, theirs, mask)
+                loss = distillation(logits, adapter(features), their_logits, theirs, label)
             else:
-                bce, dice = supervised(logits.float(), mask)
+                bce, dice = supervised(outputs[0].float(), label)
                 loss = 0.5 * (bce + dice)
         optimiser.zero_grad()
         loss.backward()
@@ -79,6 +74,24 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         return loss.detach()
 
     return step, wait, sum(p.numel() for p in trained)
+
+
+def forward_of(case: Case, given: dict, device: torch.device, ready: Callable) -> Callable[[], object]:
+    if case.work == "product":
+        a, b = (torch.from_numpy(given[name]).to(device) for name in "ab")
+        return lambda: a @ b
+    model = ladeda.build(Model(case.variant)) if case.work == "patches" else torch_sam.encoder(case.variant, case.size)
+    model, image = ready(model.eval()), torch.from_numpy(given["image"]).permute(0, 3, 1, 2).contiguous().to(device)
+    return lambda: model(image)
+
+
+def student_of(case: Case) -> tuple[nn.Module, tuple]:
+    """What is trained, and what its images are normalised by."""
+    if case.work == "lora":
+        return torch_sam.with_lora(torch_sam.Segmenter(case.variant, case.size)), torch_sam.NORMAL
+    if case.work == "tiny_ladeda":
+        return ladeda.build(Model(case.variant)), IMAGENET
+    return Student(), IMAGENET
 
 
 def peak_bytes() -> int | None:
