@@ -72,6 +72,7 @@ TABLES: dict[str, dict[str, str]] = {
         "digits": "kdjax.data.images.digits:Digits",
         "tfds": "kdjax.data.images.tfds:Tfds",
         "ultrasound": "kdjax.data.images.ultrasound:Ultrasound",
+        "forgeries": "kdjax.data.images.forgeries:Forgeries",
         "busi": "kdjax.data.images.readers:Busi",
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",

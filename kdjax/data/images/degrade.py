@@ -79,7 +79,7 @@ def _scale(quality: Number) -> Float[Array, ""]:
 def _coded(planes: Float[Array, "h w c"], table: np.ndarray, scale: Float[Array, ""]) -> Float[Array, "h w c"]:
     """Planes about 0 through cosines and back, rounded to steps of the table.
 
-    As libjpeg does in integers, each pass of cosines is rounded too: the first to quarters, the second to whole numbers.
+    Each pass of cosines is rounded, as in the integers of libjpeg: the first to quarters, the second to whole numbers.
     """
     h, w, c = planes.shape
     planes = _filled(planes, BLOCK, BLOCK)
