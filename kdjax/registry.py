@@ -73,6 +73,8 @@ TABLES: dict[str, dict[str, str]] = {
         "tfds": "kdjax.data.images.tfds:Tfds",
         "ultrasound": "kdjax.data.images.ultrasound:Ultrasound",
         "forgeries": "kdjax.data.images.forgeries:Forgeries",
+        "real_fake": "kdjax.data.images.real_fake:RealFake",
+        "real_fake_table": "kdjax.data.images.real_fake:RealFakeTable",
         "busi": "kdjax.data.images.readers:Busi",
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
