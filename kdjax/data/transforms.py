@@ -9,9 +9,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from kdjax.config import ConfigError, nearest
 from kdjax.data.fields import Field, GraphsField, known
+from kdjax.data.images import degrade
 
 GEOMETRIC = ("hflip", "vflip", "rotate", "zoom", "crop")
-PHOTOMETRIC = ("gamma", "contrast", "erase")
+PHOTOMETRIC = ("gamma", "contrast", "blur", "jpeg", "erase")
 MIXING = ("mixup", "cutmix")
 
 ANGLE = 30.0  # degrees, to either side
@@ -19,6 +20,8 @@ ZOOM = (1.0, 1.3)
 MARGIN = 8  # "crop" pads by the side divided by this
 GAMMA = (0.5, 1.9)
 CONTRAST = (0.5, 2.0)
+SIGMA = (0.2, 2.0)  # of "blur", pixels
+QUALITY = (50.0, 95.0)
 ERASED = (0.02, 0.2)  # share of the area
 ASPECT = (0.3, 3.3)  # of the erased rectangle, height to width
 
@@ -30,6 +33,8 @@ TRANSFORMS = {  # name -> what it does
     "crop": f"a shift by up to 1/{MARGIN} of the side",
     "gamma": f"x^(1/g), g in {list(GAMMA)}",
     "contrast": f"the distance from the mean, times {CONTRAST[0]} to {CONTRAST[1]:.0f}",
+    "blur": f"a Gaussian blur, its standard deviation {SIGMA[0]} to {SIGMA[1]:.0f} pixels",
+    "jpeg": f"JPEG of quality {QUALITY[0]:.0f} to {QUALITY[1]:.0f}, colour at half the size",
     "erase": f"a rectangle of {ERASED[0]:.0%} to {ERASED[1]:.0%} of the area becomes the mean of the image",
     "mixup": "a weighted mean with another example, and the soft target that belongs to it",
     "cutmix": "a rectangle of another example, and the soft target that belongs to it",
@@ -95,10 +100,10 @@ def transform(
     `fields` say which arrays are images and masks; without them floats [b, h, w, 3] are images, integers [b, h, w]
     masks.
 
-    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. Then, in one resampling of
-    images and masks: rotation by up to 30 degrees, zoom by 1 to 1.3 at a random place, flips, and crop, a shift by up
-    to 1/8 of the side; bilinear for images, nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of
-    the area becomes the mean of the image.
+    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. blur: by a Gaussian of sigma
+    0.2 to 2 pixels. jpeg: of quality 50 to 95. Then, in one resampling of images and masks: rotation by up to 30
+    degrees, zoom by 1 to 1.3 at a random place, flips, and crop, a shift by up to 1/8 of the side; bilinear for images,
+    nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of the area becomes the mean of the image.
 
     Mixing takes the next example of the batch as a partner where both are valid. mixup: share * x + (1 - share) *
     partner, share uniform in [0, 1], which is Beta(1, 1). cutmix: a rectangle of 1 - share of the area comes from the
@@ -151,6 +156,8 @@ def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, F
         "crop": jnp.where(shifted[0] < probabilities.get("crop", 0.0), 2 * shifted[1:] - 1, 0.0),
         "gamma": pick("gamma", *GAMMA, 1.0),
         "contrast": pick("contrast", *CONTRAST, 1.0),
+        "blur": pick("blur", *SIGMA, 0.0),
+        "jpeg": pick("jpeg", *QUALITY, 0.0),
         "erase": jnp.concatenate([(1 - erased) * jnp.stack(corner), erased]),
         "mixup": jnp.where(mixed < mixup, share, 1.0),
         "cutmix": jnp.where((mixed >= mixup) & (mixed < mixup + cutmix), share, 1.0),
@@ -181,6 +188,11 @@ def _photometric(
     if probabilities.get("contrast"):
         mean = jnp.mean(image, (1, 2, 3), keepdims=True)
         image = jnp.clip((image - mean) * draws["contrast"][:, None, None, None] + mean, 0, 1)
+    if probabilities.get("blur"):
+        image = jax.vmap(degrade.blur)(image, draws["blur"])
+    if probabilities.get("jpeg"):
+        coded = jax.vmap(degrade.jpeg)(image, draws["jpeg"])
+        image = jnp.where((draws["jpeg"] > 0)[:, None, None, None], coded, image)
     return image
 
 

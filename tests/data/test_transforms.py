@@ -10,7 +10,20 @@ from scipy import ndimage
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import Field
-from kdjax.data.transforms import ANGLE, CONTRAST, GAMMA, MIXING, TRANSFORMS, ZOOM, draw, faults, transform
+from kdjax.data.images import degrade
+from kdjax.data.transforms import (
+    ANGLE,
+    CONTRAST,
+    GAMMA,
+    MIXING,
+    QUALITY,
+    SIGMA,
+    TRANSFORMS,
+    ZOOM,
+    draw,
+    faults,
+    transform,
+)
 
 MOVES = ("hflip", "vflip", "rotate", "zoom", "gamma", "contrast")  # what scipy can redo
 ALL = dict.fromkeys([name for name in TRANSFORMS if name not in MIXING], 0.8)
@@ -141,6 +154,21 @@ def test_erase_fills_a_rectangle_with_the_mean():
     assert 0.16 < max(areas) < 0.225
 
 
+def test_jpeg_and_blur_are_those_of_the_drawn_numbers():
+    batch = make()
+    blurred, coded = jax.jit(degrade.blur), jax.jit(degrade.jpeg)
+    done = run(batch, blur=0.6, jpeg=0.6)
+    seen = set()
+    for i in range(len(batch["image"])):
+        numbers = drawn(i, blur=0.6, jpeg=0.6)
+        image = blurred(batch["image"][i], jnp.float32(numbers["blur"]))
+        image = coded(image, jnp.float32(numbers["jpeg"])) if numbers["jpeg"] else image
+        np.testing.assert_allclose(done["image"][i], image, atol=1e-6)
+        seen.add((numbers["blur"] > 0, numbers["jpeg"] > 0))
+    assert len(seen) > 2
+    np.testing.assert_array_equal(done["mask"], batch["mask"])
+
+
 def test_a_view_recurs_bit_for_bit_in_another_batch_and_place():
     views = {"index": np.array([5, 17, 3, 900, 4, 8, 1, 0], np.int32), "view": np.arange(8, dtype=np.int32) % 3}
     batch = make(8, **views)
@@ -193,13 +221,15 @@ def test_a_sharded_batch_stays_where_it_is():
     batch = make(16)
     sharding = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
     placed = jax.device_put(batch, sharding)
-    step = jax.jit(functools.partial(transform, probabilities=ALL), out_shardings=sharding)
-    done, alone = step(jax.random.key(0), placed), run(batch, **ALL)
+    smooth = {name: chance for name, chance in ALL.items() if name != "jpeg"}  # which makes levels of a last bit
+    for probabilities in ({"jpeg": 0.8}, smooth):
+        step = jax.jit(functools.partial(transform, probabilities=probabilities), out_shardings=sharding)
+        program = step.lower(jax.random.key(0), placed).compile()
+        assert not re.search(r"all-|collective-", program.as_text())
+    done, alone = program(jax.random.key(0), placed), run(batch, **smooth)
     # two programs round coordinates up to 26 differently: 26 * 2^-23, times a slope below 1, and the same again
     np.testing.assert_allclose(done["image"], alone["image"], atol=6.2e-6)
     np.testing.assert_array_equal(done["mask"], alone["mask"])
-    program = step.lower(jax.random.key(0), placed).compile().as_text()
-    assert not re.search(r"all-|collective-", program)
 
 
 def test_mask_and_image_move_together():
@@ -245,7 +275,15 @@ def test_draws_have_the_probability_and_the_range():
     assert np.quantile(draws["mixup"][draws["mixup"] < 1], [0.25, 0.5, 0.75]) == pytest.approx(
         [0.25, 0.5, 0.75], abs=0.06
     )
-    for name, low, high in (("rotate", -ANGLE, ANGLE), ("zoom", *ZOOM), ("gamma", *GAMMA), ("contrast", *CONTRAST)):
+    ranges = {
+        "gamma": GAMMA,
+        "contrast": CONTRAST,
+        "zoom": ZOOM,
+        "blur": SIGMA,
+        "jpeg": QUALITY,
+        "rotate": (-ANGLE, ANGLE),
+    }
+    for name, (low, high) in ranges.items():
         values = draws[name]
         assert low <= values.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < values.max() <= high

@@ -89,6 +89,28 @@ def classes(root: Path, n: int = 8) -> dict:
     return {"root": str(root)}
 
 
+def forgeries(root: Path) -> dict:
+    return {"size": 32, "train": 12, "val": 4, "test": 4}
+
+
+def real_fake(root: Path, n: int = 3) -> dict:
+    """WildRF's folders, with one generator below the second test set."""
+    sets = ("train", "val", "test/reddit", "test/stylegan/ffhq")
+    for k, where in enumerate(f"{one}/{kind}" for one in sets for kind in ("0_real", "1_fake")):
+        for i in range(n):
+            picture(root / where / ("deeper" if i % 2 else "") / f"{i}.png", 100 * k + i)
+    return {"root": str(root)}
+
+
+def real_fake_table(root: Path, n: int = 24) -> dict:
+    lines = ["Path,label"]
+    for i in range(n):
+        picture(root / "listed" / f"{i}.png", i)
+        lines.append(f"listed/{i}.png,{('real', 'fake', 0, 1)[i % 4]}")
+    (root / "faces.csv").write_text("\n".join(lines) + "\n")
+    return {"csv": str(root / "faces.csv")}
+
+
 def cifar(root: Path, n: int = 4) -> dict:
     """CIFAR-10 with so few images in each file, written by Python 3 as Python 2 did: keys and names are bytes."""
     where, rng = root / "cifar-10-batches-py", np.random.default_rng(0)
@@ -136,5 +158,9 @@ def tfds(root: Path, n: int = 12) -> dict:
 
 
 BUILDERS = {
-    f.__name__: f for f in (busi, bus_bra, bus_uclm, layout, folder, union, ultrasound, classes, cifar, digits, tfds)
+    f.__name__: f
+    for f in (
+        *(busi, bus_bra, bus_uclm, layout, folder, union, ultrasound, classes, cifar, digits, tfds),
+        *(forgeries, real_fake, real_fake_table),
+    )
 }

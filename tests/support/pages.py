@@ -56,6 +56,8 @@ def sandbox(folder: Path) -> Path:
         Image.fromarray(mask).save(path)
     folders.busi(folder / "data" / "busi")
     folders.classes(folder / "photographs")
+    folders.real_fake(folder / "faces")
+    folders.real_fake_table(folder)
     for name in ("train_01", "test_01"):
         can_logs.write(folder / "logs" / name / "drive.csv", can_logs.plain(can_logs.messages()))
     can_logs.write(folder / "drive.csv", can_logs.plain(can_logs.messages(labelled=False)))

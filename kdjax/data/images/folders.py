@@ -87,8 +87,7 @@ class Classes(Images):
 
     def __init__(self, root: str, group: str = "", num_classes: int = 2, bits: int | None = None):
         top = Path(root).expanduser()
-        splits = {s: where for s, names in SPLIT_FOLDERS.items() if (where := files.folder(top, *names))}
-        tops = splits or {"": top}
+        tops = split_tops(top)
         inside = {split: _visible_folders(where) for split, where in tops.items()}
         names = sorted({folder.name for folders in inside.values() for folder in folders})
         entries, faults = [], []
@@ -111,6 +110,12 @@ class Classes(Images):
                     own, title = match[1] if match else "", str(path.relative_to(top))
                     entries.append(Entry(str(path), (), title, names.index(name), group=own, split=split))
         super().__init__(entries, names, num_classes, faults, bits=bits)
+
+
+def split_tops(top: Path) -> dict[str, Path]:
+    """The folder of each split, or {"": top} where there are none."""
+    splits = {s: where for s, names in SPLIT_FOLDERS.items() if (where := files.folder(top, *names))}
+    return splits or {"": top}
 
 
 def split_folders(top: Path, patient: str = "") -> tuple[list[Entry], list[str], list[str]]:
