@@ -63,6 +63,7 @@ class Images:
         self.entries = sorted(entries, key=lambda e: (e.split, e.name))
         self.classes, self.stretch_masks = tuple(classes), stretch_masks
         self.faults, self.notes, self.values = list(faults), list(notes), ()
+        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != _as_utf8(entry.name)]
         if num_classes is None or mask_names:
             planes = [path for entry in self.entries for path in entry.masks]
             self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
@@ -193,6 +194,15 @@ def pair(
     return list(pairs.values()), faults
 
 
+def unwritable(path: str) -> str:
+    """The fault of a name that no table can hold."""
+    return f"{path!r}: expected a name in UTF-8, found bytes that are none; rename the file"
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode(errors="replace").decode()
+
+
 def unmasked(path: Path, expected: str) -> str:
     return f"{path}: an image without a mask, expected {expected}; add the mask (all black where there is nothing)"
 
@@ -208,10 +218,7 @@ def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h 
     """
     image = _open(path, content, upright=True)
     if image.mode == "F" or image.mode.startswith("I"):
-        wide = np.asarray(image)
-        if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
-            kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
-            raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; scale it to 0 to 255 and save it")
+        wide = _whole(image, path, "scale it to 0 to 255")
         grey = (wide // 257 if wide.max(initial=0) > 255 else wide).astype(np.uint8)
         return np.stack([grey] * 3, -1)
     return np.asarray(image.convert("RGB"))
@@ -220,9 +227,20 @@ def read_image(path: str, content: bytes | None = None) -> UInt8[np.ndarray, "h 
 def read_plane(path: str) -> np.ndarray:
     """A mask as it is stored, not turned by EXIF: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
     image = _open(path)
-    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _whole(image, path, "make it whole numbers, one for each class").astype(np.int32)
+    if image.mode in ("1", "L", "P"):
         return np.asarray(image).astype(np.int32)
     return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")).astype(np.int32)
+
+
+def _whole(image: Image.Image, path: str, remedy: str) -> np.ndarray:
+    """The numbers of a grey picture of more than 8 bits."""
+    wide = np.asarray(image)
+    if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
+        kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
+        raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; {remedy} and save it")
+    return wide
 
 
 def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:

@@ -194,10 +194,14 @@ def _read_mask(path: pathlib.Path, num_classes: int, faults: list[str]) -> np.nd
 
     try:
         with Image.open(path) as file:
-            mask = np.asarray(file).astype(np.int64)
+            stored = np.asarray(file)
     except (OSError, ValueError, SyntaxError) as error:
         faults.append(f"{path}: cannot be read as an image: {error}")
         return None
+    if stored.dtype.kind == "f":
+        faults.append(f"{path}: expected whole numbers, one for each class, found floats; convert it first")
+        return None
+    mask = stored.astype(np.int64)
     if mask.ndim == 3:
         colours = mask[..., : 1 if mask.shape[-1] == 2 else 3]  # without alpha
         if (colours != colours[..., :1]).any():
@@ -223,7 +227,7 @@ def _write_csv(output: pathlib.Path, rows: dict[str, Scores], summary: dict[str,
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     try:
-        with part.open("w", newline="") as file:
+        with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             key = lambda image, scope: [image, scope] if several else [image]  # noqa: E731
             writer.writerow([*key("image", "class"), *NAMES])

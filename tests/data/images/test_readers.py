@@ -1,3 +1,4 @@
+import os
 import unicodedata
 
 import numpy as np
@@ -278,6 +279,30 @@ def test_kinds_of_pictures_have_a_rule(tmp_path):
     frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ConfigError, match=r"moves.gif: .*it holds 2 pictures, expected one"):
         files.read_image(str(tmp_path / "moves.gif"))
+
+
+@pytest.mark.parametrize("numbers", [np.float32(0.5), np.int32(-1), np.int32(1 << 16), np.int32(70_001)])
+def test_masks_of_more_than_16_bits_are_refused(numbers, tmp_path):
+    """They would be black, or other classes."""
+    path = tmp_path / "mask.tif"
+    Image.fromarray(np.full((4, 5), numbers)).save(path)
+    with pytest.raises(ConfigError, match=r"mask.tif: expected 8 or 16 bits a pixel, found .*; make it whole numbers"):
+        files.read_plane(str(path))
+
+
+def test_masks_of_16_and_of_few_32_bits_are_taken_as_they_are(tmp_path):
+    for kind in (np.uint16, np.int32):
+        Image.fromarray(np.array([[0, 1], [2, 300]], kind)).save(tmp_path / "mask.tif")
+        np.testing.assert_array_equal(files.read_plane(str(tmp_path / "mask.tif")), [[0, 1], [2, 300]])
+
+
+def test_names_that_are_not_utf_8_are_found_before_anything_is_trained(tmp_path):
+    root = folders.folder(tmp_path / "scans")["root"]
+    strange = os.fsdecode(b"case0\xff")
+    for end in (".png", "_mask.png"):
+        os.rename(f"{root}/case0{end}", f"{root}/{strange}{end}")
+    with pytest.raises(ConfigError, match=r"case0\\udcff.png': expected a name in UTF-8, found bytes that are none"):
+        pipeline.build(Data("folder", root=root, image_size=16))
 
 
 @pytest.mark.parametrize("together", [True, False])
