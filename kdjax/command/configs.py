@@ -84,6 +84,6 @@ def described() -> dict[str, str]:
     for name in recipes():
         path = RECIPES / f"{name}.py"
         variants = runpy.run_path(str(path)).get("VARIANTS", ())
-        docs[name] = ast.get_docstring(ast.parse(path.read_text())) or ""
+        docs[name] = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         docs |= {f"{name}:{variant}": "" for variant in variants if variant}
     return docs

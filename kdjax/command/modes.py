@@ -135,7 +135,7 @@ def compare(words: list[str]) -> int:
 
     runs, differing = compared.compare([Path(word) for word in words])
     page = Path(flags.OUTPUT.value or "compare.html")
-    page.write_text(comparison.html(runs, differing))
+    page.write_text(comparison.html(runs, differing), encoding="utf-8")
     print(f"{comparison.text(runs, differing)}\n\nalso in {page}")
     return 0
 

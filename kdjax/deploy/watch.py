@@ -337,6 +337,7 @@ def blocks(file: Any, least: int, tally: Tally) -> Iterator[bytes]:
         if newline and lines >= 0:
             held = tail
             yield complete + newline
+        can_log.started(tail if newline else held, "the log")
     if held:
         yield held
 

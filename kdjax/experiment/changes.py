@@ -6,7 +6,7 @@ from pathlib import Path
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.experiment.plan import references, with_controls
 from kdjax.experiment.saved import differences, from_json, refuse_other_edition
-from kdjax.experiment.workdir import CONFIG, RESULT, config_of, gone, is_finished, result_of, stage_folder
+from kdjax.experiment.workdir import CONFIG, RESULT, config_of, gone, has_begun, is_finished, result_of, stage_folder
 
 RUNNING = ("mesh", "log", "quick_compile")  # of an experiment: how it is run
 ENDING = ("epochs", "stop", "gate")  # of a stage: when it ends, and what follows
@@ -83,7 +83,3 @@ def lost_fault(place: Path, stage: Stage) -> str:
         f"it is finished, but {' and '.join(lost)} of {place} are gone, and so are the checkpoints that they would be "
         f"made from; put them back, or remove {place / RESULT} to train the stage again"
     )
-
-
-def has_begun(place: Path) -> bool:
-    return (place / RESULT).exists() or any((place / "checkpoints").glob("*"))

@@ -18,9 +18,21 @@ from kdjax.experiment import checks, plan
 from kdjax.experiment.changes import check_owner
 from kdjax.experiment.doubts import doubts
 from kdjax.experiment.resolve import resolved
-from kdjax.experiment.workdir import Run, as_left, claim, result_of, stage_folder, stages_inside, weights_file
+from kdjax.experiment.workdir import (
+    MODEL,
+    Run,
+    as_left,
+    claim,
+    damage,
+    has_begun,
+    result_of,
+    stage_folder,
+    stages_inside,
+    weights_file,
+)
 from kdjax.report import trackers
 from kdjax.train import budget, kept, sharding
+from kdjax.train.recording import warn
 from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
 from kdjax.weights import safetensors
 
@@ -42,7 +54,20 @@ def open_run(experiment: Experiment, workdir: str | Path, stage: str = "") -> Ru
     opening.refuse_other_data()
     claim(folder, experiment)
     opening.keep_batch_sizes()
-    return Run(experiment, folder, opening.learners, opening.files, opening.warnings)
+    opened = Run(experiment, folder, opening.learners, opening.files, opening.warnings)
+    look_over(opened)
+    return opened
+
+
+def look_over(opened: Run) -> None:
+    """Tells of what is damaged of stages that are done, and refuses a damaged model, even where nobody reads it now."""
+    for name in opened.learners:
+        place = opened.folder_of(name)
+        if has_begun(place):
+            claim(place, opened.experiment)
+        if opened.finished(name):
+            as_left(place / MODEL)
+            warn(*damage(place))
 
 
 @dataclass

@@ -210,7 +210,7 @@ def report(opened: Run, summary: dict) -> None:
     curves = {
         learner.stage.title or name: trackers.read(path)
         for name, learner in opened.learners.items()
-        if showable(path := opened.folder_of(name) / trackers.METRICS)
+        if not fault(path := opened.folder_of(name) / trackers.METRICS)
     }
     html = page.render(summary, curves, pictures(opened, summary), to_json(opened.experiment))
     kept.write_json(folder / SUMMARY, summary)
@@ -219,10 +219,8 @@ def report(opened: Run, summary: dict) -> None:
 
 
 def showable(path: Path) -> bool:
-    """Whether a file that only the report needs is as its stage left it; says what is left out of the report."""
-    if text := fault(path):
-        print(f"warning  {text}; the report leaves out what it shows\n", flush=True)
-    return not text and (path.exists() or path.name == trackers.METRICS)
+    """Whether a file that the report alone needs is there, as its stage left it; of a damaged one the start told."""
+    return path.exists() and not fault(path)
 
 
 def pictures(opened: Run, summary: dict) -> dict[str, str]:

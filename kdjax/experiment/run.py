@@ -17,7 +17,7 @@ from kdjax.experiment.cost import peak_bytes
 from kdjax.experiment.opening import open_run
 from kdjax.experiment.outcome import beside, compare, data_of, measure_costs, report, summarise, test
 from kdjax.experiment.robustness import robustness
-from kdjax.experiment.workdir import Run, claim, keep_result
+from kdjax.experiment.workdir import Run, claim, forget_result, keep_result
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
 from kdjax.train.loop import train
@@ -123,6 +123,8 @@ def train_and_test(opened: Run, name: str, signals: Signals) -> dict:
     stage = learner.stage
     log = replace(opened.experiment.log, group=opened.experiment.log.group or opened.folder.resolve().name)
     given = opened.init(stage), opened.teachers(stage), log, signals
+    if jax.process_index() == 0:
+        forget_result(folder, stage)
     claim(folder, opened.experiment)  # a copy, beside what was made with it
     trained = train(learner, folder, *given, ranked(opened, learner))
     variables = opened.weights(name)

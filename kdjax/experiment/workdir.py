@@ -125,14 +125,26 @@ def result_of(place: Path) -> dict | None:
 def keep_result(place: Path, result: dict) -> None:
     """With the checksums of all that the stage leaves behind."""
     others = [path.name for path in place.glob("*.json") if path.name not in (RESULT, CONFIG)]  # how logs are read
+    others += [path.name for path in place.glob("best_*")]
     noted = kept.checksums(place, [*LASTING, METRICS, *others])
     kept.write_json(place / RESULT, {**result, kept.CHECKSUMS: noted})
+
+
+def forget_result(place: Path, stage: Stage) -> None:
+    """Before a stage goes on: one that trains longer will leave other files; one that lost files is finished anew."""
+    if (result := result_of(place)) is None:
+        return
+    if is_finished(result, stage):
+        (place / RESULT).unlink()
+    else:
+        kept.write_json(place / RESULT, {k: v for k, v in result.items() if k != kept.CHECKSUMS})
 
 
 def gone(place: Path, result: dict | None) -> list[str]:
     """The files of a finished stage that are no longer there, and can be made again from its best epoch."""
     noted = (result or {}).get(kept.CHECKSUMS, {MODEL: ""})
-    return [name for name in noted if name != METRICS and not (place / name).exists()]
+    made_again = [name for name in noted if name != METRICS and not name.startswith("best_")]
+    return [name for name in made_again if not (place / name).exists()]
 
 
 def fault(path: Path) -> str:
@@ -142,6 +154,18 @@ def fault(path: Path) -> str:
     except kept.Damaged:  # who reads the result says so; a file may also lie beside a result.json that is no run's
         return ""
     return kept.fault(path, noted[path.name]) if path.name in noted else ""
+
+
+def damage(place: Path) -> list[str]:
+    """What a finished stage left of which its model does not depend, and that is not as it was."""
+    noted = (result_of(place) or {}).get(kept.CHECKSUMS, {})
+    faults = {name: kept.fault(place / name, checksum) for name, checksum in noted.items() if name != MODEL}
+    return [
+        f"{text}; the model is not touched by it"
+        + ("" if name == METRICS or name.startswith("best_") else ", and where the file is removed it is made anew")
+        for name, text in faults.items()
+        if text
+    ]
 
 
 def as_left(path: Path) -> Path:
@@ -159,3 +183,7 @@ def is_finished(result: dict | None, stage: Stage) -> bool:
     if result is None:
         return False
     return Record({}, epochs=result["epochs"], best_epoch=result["best_epoch"]).is_over(stage.epochs, stage.stop)
+
+
+def has_begun(place: Path) -> bool:
+    return (place / RESULT).exists() or any((place / "checkpoints").glob("*"))

@@ -19,7 +19,7 @@ from kdjax.report.trackers import METRICS
 from kdjax.train import checkpoint, kept, knobs, sharding
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count, finish, keep
-from kdjax.train.recording import Record, Recorder, refuse_non_finite, written
+from kdjax.train.recording import Record, Recorder, refuse_non_finite, warn, written
 from kdjax.train.sampling import Ranked
 from kdjax.train.setup import Learner
 from kdjax.train.signals import Signals, Stopped
@@ -120,12 +120,6 @@ def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked 
         )
     prune(folder)
     return state, Record(outside, ratio=ranked.plan.start if ranked else 0.0)
-
-
-def warn(*texts: str) -> None:
-    if jax.process_index() == 0:
-        for text in filter(None, texts):
-            print(f"warning  {text}\n", flush=True)
 
 
 def dealt(learner: Learner, step: int, record: Record, ranked: Ranked | None) -> Iterator[dict[str, np.ndarray]]:

@@ -160,3 +160,9 @@ def refuse_non_finite(values: dict[str, float], step: int, checkpoints: Path) ->
             f"{saved if checkpoint.latest(checkpoints) is not None else 'nothing was saved before'}. "
             "Try a lower learning rate, optim.clip=1.0, or dtype=float32, with another --workdir"
         )
+
+
+def warn(*texts: str) -> None:
+    if jax.process_index() == 0:
+        for text in filter(None, texts):
+            print(f"warning  {text}\n", flush=True)

@@ -129,8 +129,8 @@ def _in_turn(
     for _ in fed:
         if len(rows):
             bases = bases or (
-                _base("ids", ids, {rows.name: rows.id_signs}, Signs.of_ids),
-                _base("payload", payload, {rows.name: rows.byte_signs}, Signs.of_bytes),
+                _base("--ids", ids, {rows.name: rows.id_signs}, Signs.of_ids),
+                _base("--payload", payload, {rows.name: rows.byte_signs}, Signs.of_bytes),
             )
             yield rows.taken(*bases)
         if rows.faults.count:
@@ -145,7 +145,7 @@ def _known(**bases: str) -> None:
 
 
 def _base(option: str, given: str, signs: dict[str, Signs], verdict: Callable[[Signs], str]) -> str:
-    """How numbers are written: what the option says, or what the logs agree on."""
+    """How numbers are written: what the option, of a reader or of the command, says, or what the logs agree on."""
     if given != "auto":
         return given
     verdicts = {name: verdict(s) for name, s in signs.items() if s.rows}
@@ -153,14 +153,13 @@ def _base(option: str, given: str, signs: dict[str, Signs], verdict: Callable[[S
         if set(verdicts.values()) <= {base, ""} and (base in verdicts.values() or not verdicts):
             return base
     first = {base: name for name, base in reversed(verdicts.items())}
-    what = "ids" if option == "ids" else "bytes"
+    what = "ids" if option.endswith("ids") else "bytes"
+    remedy = f"{option}=hex or {option}=decimal" if option.startswith("-") else f"{option}='hex' or 'decimal'"
     if len(first) == 1:
-        raise ConfigError(
-            f"{first['']}: its {what} may be hex or decimal numbers, nothing tells; say {option}='hex' or 'decimal'"
-        )
+        raise ConfigError(f"{first['']}: its {what} may be hex or decimal numbers, nothing tells; say {remedy}")
     raise ConfigError(
         f"the {what} of {first['hex']} look hex, those of {first['decimal']} decimal; convert one of them, or say "
-        f"{option}='hex' or 'decimal' if they are alike"
+        f"{remedy} if they are alike"
     )
 
 
@@ -182,10 +181,17 @@ def _scan(path: str, strict: bool) -> Rows:
                 csv.feed(rest + complete + newline)
                 rest = tail
             else:
-                rest += block
+                rest = started(rest + block, path)
         csv.feed(rest + b"\n" if rest else b"")
     csv.end()
     return rows
+
+
+def started(line: bytes, name: str) -> bytes:
+    """The beginning of a line, refused where that is longer than any line of a log."""
+    if len(line) > BLOCK:
+        raise ConfigError(f"{name}: expected lines, found {len(line):,} bytes without an end of line; is it a log?")
+    return line
 
 
 def _log(rows: Rows, id_base: str, byte_base: str, guessed: bool) -> Log:

@@ -70,6 +70,10 @@ def feed(rows: Rows, places: Callable[[str, Sequence[str]], dict[str, Any]], chu
             return _column(table.column(names[place]), role)
         except ConfigError as error:
             raise ConfigError(f"{rows.name}: column {names[place]!r}: {error}") from None
+        except pyarrow.ArrowInvalid as error:
+            raise ConfigError(
+                f"{rows.name}: column {names[place]!r}: expected whole numbers of at most 63 bits ({error}); mend it"
+            ) from None
 
     seen = 0
     for batch in batches():

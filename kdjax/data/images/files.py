@@ -67,6 +67,7 @@ class Images:
         self.faults, self.notes, self.values = list(faults), list(notes), ()
         if bits is not None and not 8 <= bits <= 16:
             self.faults.append(f"bits: expected 8 to 16, the bits that images use in files of 16, found {bits}")
+        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != _as_utf8(entry.name)]
         if num_classes is None or mask_names:
             planes = [path for entry in self.entries for path in entry.masks]
             self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
@@ -198,6 +199,15 @@ def pair(
     return list(pairs.values()), faults
 
 
+def unwritable(path: str) -> str:
+    """The fault of a name that no table can hold."""
+    return f"{path!r}: expected a name in UTF-8, found bytes that are none; rename the file"
+
+
+def _as_utf8(name: str) -> str:
+    return name.encode(errors="replace").decode()
+
+
 def unmasked(path: Path, expected: str) -> str:
     return f"{path}: an image without a mask, expected {expected}; add the mask (all black where there is nothing)"
 
@@ -214,10 +224,7 @@ def read_image(path: str, content: bytes | None = None, bits: int | None = None)
     """
     image = _open(path, content, upright=True)
     if image.mode == "F" or image.mode.startswith("I"):
-        wide = np.asarray(image)
-        if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
-            kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
-            raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; scale it to 0 to 255 and save it")
+        wide = _whole(image, path, "scale it to 0 to 255")
         largest = int(wide.max(initial=0))
         white = 2**bits - 1 if bits else 0xFFFF if largest > 255 else 255
         if largest > white:
@@ -229,9 +236,20 @@ def read_image(path: str, content: bytes | None = None, bits: int | None = None)
 def read_plane(path: str) -> np.ndarray:
     """A mask as it is stored, not turned by EXIF: [h, w] of grey levels or palette indices, or [h, w, 3] of colours."""
     image = _open(path)
-    if image.mode in ("1", "L", "P") or image.mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _whole(image, path, "make it whole numbers, one for each class").astype(np.int32)
+    if image.mode in ("1", "L", "P"):
         return np.asarray(image).astype(np.int32)
     return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")).astype(np.int32)
+
+
+def _whole(image: Image.Image, path: str, remedy: str) -> np.ndarray:
+    """The numbers of a grey picture of more than 8 bits."""
+    wide = np.asarray(image)
+    if image.mode == "F" or wide.min(initial=0) < 0 or wide.max(initial=0) > 0xFFFF:
+        kind = "floats" if image.mode == "F" else f"{wide.min()} to {wide.max()}"
+        raise ConfigError(f"{path}: expected 8 or 16 bits a pixel, found {kind}; {remedy} and save it")
+    return wide
 
 
 def _open(path: str, content: bytes | None = None, upright: bool = False) -> Image.Image:

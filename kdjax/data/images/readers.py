@@ -219,7 +219,7 @@ def _pathology(table: Path) -> tuple[dict[str, str], list[str]]:
     """Case -> benign or malignant, from bus_data.csv; empty without the file."""
     if not table.is_file():
         return {}, []
-    with open(table, newline="") as lines:
+    with open(table, newline="", encoding="utf-8-sig") as lines:
         rows = list(csv.DictReader(lines))
     kinds = {str(r.get("ID")).removeprefix("bus_"): str(r.get("Pathology")).strip().lower() for r in rows}
     return kinds, [
@@ -238,7 +238,7 @@ def _lists(top: Path) -> tuple[dict[str, str], list[str]]:
         if not match:
             continue
         split = "val" if match[1] == "valid" else match[1]
-        for line in path.read_text().split("\n"):
+        for line in path.read_text(encoding="utf-8-sig").split("\n"):
             case = Path(line.strip()).stem.removeprefix("bus_").removeprefix("mask_")
             if case and splits.setdefault(case, split) != split:
                 faults.append(f"{path}: {case!r} is also in the list of {splits[case]}; keep it in one")

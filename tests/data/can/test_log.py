@@ -299,6 +299,20 @@ def test_parquet_that_is_refused(tmp_path):
         can_log.read(tmp_path / "f.parquet")
 
 
+def test_ids_beyond_63_bits_are_refused(tmp_path):
+    ids = np.full(300, 2**63, np.uint64)
+    path = can_logs.parquet(tmp_path / "x.parquet", can_logs.messages(), id=ids)
+    with pytest.raises(ConfigError, match=r"x.parquet: column 'id': expected whole numbers of at most 63 bits"):
+        can_log.read(path)
+
+
+def test_a_file_without_lines_is_refused_before_it_is_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(can_log, "BLOCK", 1000)
+    path = can_logs.write(tmp_path / "x.csv", b"7" * 50_000)
+    with pytest.raises(ConfigError, match=r"x.csv: expected lines, found 2,000 bytes without an end of line"):
+        can_log.read(path)
+
+
 def test_without_pyarrow_parquet_names_the_extra(tmp_path, monkeypatch):
     path = can_logs.parquet(tmp_path / "log.parquet", can_logs.messages(n=10))
     csv = can_logs.write(tmp_path / "log.csv", can_logs.plain(can_logs.messages(n=10)))
@@ -355,6 +369,12 @@ def test_ids_that_could_be_either_are_not_guessed(tmp_path):
             ids(tmp_path, *written)
     assert ids(tmp_path, "316", ids="hex").messages.id.tolist() == [0x316]
     assert ids(tmp_path, "316", "00130", ids="decimal").messages.id.tolist() == [316, 130]
+
+
+def test_a_log_that_is_watched_names_the_flags_of_the_command():
+    lines = ["time,id,data", *(f"{i},316,00" for i in range(5))]
+    with pytest.raises(ConfigError, match="nothing tells; say --ids=hex or --ids=decimal"):
+        next(can_log.stream(lines))
 
 
 def test_a_letter_among_decimal_ids_is_a_bad_line(tmp_path):

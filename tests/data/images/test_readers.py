@@ -1,3 +1,4 @@
+import os
 import unicodedata
 
 import numpy as np
@@ -307,6 +308,30 @@ def test_the_rule_of_bits_is_that_of_the_set_and_not_of_an_image(tmp_path):
         Image.fromarray(np.full((20, 24), 200 if i == 0 else 4000 + i, np.uint16)).save(tmp_path / f"case{i}.png")
     images = by_name(Folder(bits=12, **options))
     assert (images["case0"]["image"].max(), images["case1"]["image"].max()) == (12, 249)
+
+
+@pytest.mark.parametrize("numbers", [np.float32(0.5), np.int32(-1), np.int32(1 << 16), np.int32(70_001)])
+def test_masks_of_more_than_16_bits_are_refused(numbers, tmp_path):
+    """They would be black, or other classes."""
+    path = tmp_path / "mask.tif"
+    Image.fromarray(np.full((4, 5), numbers)).save(path)
+    with pytest.raises(ConfigError, match=r"mask.tif: expected 8 or 16 bits a pixel, found .*; make it whole numbers"):
+        files.read_plane(str(path))
+
+
+def test_masks_of_16_and_of_few_32_bits_are_taken_as_they_are(tmp_path):
+    for kind in (np.uint16, np.int32):
+        Image.fromarray(np.array([[0, 1], [2, 300]], kind)).save(tmp_path / "mask.tif")
+        np.testing.assert_array_equal(files.read_plane(str(tmp_path / "mask.tif")), [[0, 1], [2, 300]])
+
+
+def test_names_that_are_not_utf_8_are_found_before_anything_is_trained(tmp_path):
+    root = folders.folder(tmp_path / "scans")["root"]
+    strange = os.fsdecode(b"case0\xff")
+    for end in (".png", "_mask.png"):
+        os.rename(f"{root}/case0{end}", f"{root}/{strange}{end}")
+    with pytest.raises(ConfigError, match=r"case0\\udcff.png': expected a name in UTF-8, found bytes that are none"):
+        pipeline.build(Data("folder", root=root, image_size=16))
 
 
 @pytest.mark.parametrize("together", [True, False])
