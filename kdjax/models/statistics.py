@@ -79,12 +79,10 @@ class Judgement:
     def summary(self) -> str:
         """The distances of all values, and what follows from them."""
         numbers = ", ".join(f"{value} {found:.2f}" for value, found in self.distances.items())
-        if not self.fitting:
-            verdict = "none fits"
-        elif len(self.fitting) > 1:
-            verdict = f"{', '.join(self.fitting)} fit about equally and cannot be told apart"
-        else:
-            verdict = f"{self.fitting[0]} fits"
+        fitting = list(self.fitting)
+        verdict = "none fits" if not fitting else f"{fitting[0]} fits"
+        if len(fitting) > 1:
+            verdict = f"{', '.join(fitting)} fit about equally and cannot be told apart"
         told = f"{verdict}: by {_images(self.images)}, the inputs of BatchNorms are from those of training as far as"
         return f"{self.option}: {told} {numbers} (root mean square of log variance ratios)"
 
