@@ -53,8 +53,7 @@ def run() -> None:
 
         sys.exit(convert(sys.argv[2:]))
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help", "help"):
-        print(f"{__doc__}\n{flags.help_text()}")
-        sys.exit(0)
+        sys.exit(answer(lambda: print(f"{__doc__}\n{flags.help_text()}", flush=True)))
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # one's own modules are found from here, as `python -m` finds them
     sys.exit(answer(lambda: app.run(main, flags_parser=parse)))

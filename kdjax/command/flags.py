@@ -1,5 +1,6 @@
 """The flags of the command line, and how its words become flags."""
 
+import re
 from itertools import takewhile
 from pathlib import Path
 
@@ -71,7 +72,7 @@ flags.FLAGS.set_gnu_getopt()  # so that words may stand between flags
 
 
 def help_text() -> str:
-    return flags.FLAGS.module_help(__name__)
+    return re.sub(r"\n\s+\(default: '(Experiment\(.*?\))?'\)", "", flags.FLAGS.module_help(__name__), flags=re.DOTALL)
 
 
 def parse(argv: list[str]) -> list[str]:

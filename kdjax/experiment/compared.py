@@ -14,10 +14,11 @@ from kdjax.train import kept
 DIFFERENCES = 6  # of two configs that are told
 
 
-def compare(folders: list[Path]) -> tuple[dict[str, Folded], list[str]]:
-    """Runs by name, those folded into one that differ in their seed alone; and how the others differ from the first."""
+def compare(folders: list[Path]) -> tuple[dict[str, Folded], dict[str, list[str]]]:
+    """Runs by name, those folded into one that differ in their seed alone; and how the others differ from the first, by
+    a heading for each."""
     finished = [folder for folder in folders if (folder / SUMMARY).is_file()]
-    left_out = [f"left out: {folder} holds no finished run" for folder in folders if folder not in finished]
+    left_out = [f"{folder} holds no finished run" for folder in folders if folder not in finished]
     if not finished:
         raise ConfigError(
             f"expected working directories of finished runs, found {', '.join(map(str, folders)) or 'none'}"
@@ -32,12 +33,12 @@ def compare(folders: list[Path]) -> tuple[dict[str, Folded], list[str]]:
     }
     first, *others = named
     of_first = but_seed(configs[named[first][0]])
-    differing = []
+    differing = {}
     for name in others:
         lines = differences(of_first, but_seed(configs[named[name][0]]))
         more = [f"and {len(lines) - DIFFERENCES} more"] if len(lines) > DIFFERENCES else []
-        differing.append(f"{name} against {first}: {'; '.join([*lines[:DIFFERENCES], *more])}")
-    return runs, differing + left_out
+        differing[f"{name} against {first}"] = [*lines[:DIFFERENCES], *more]
+    return runs, differing | ({"left out": left_out} if left_out else {})
 
 
 def but_seed(experiment: Experiment) -> Experiment:

@@ -11,6 +11,7 @@ from kdjax.config import ConfigError, Experiment, Task, to_dict
 from kdjax.train import kept
 
 LOST = "put it back, or remove it: then the copy counts that a stage which has begun has beside it"
+LONGEST = 100  # letters of a value in a line
 EDITION = 2  # of the frame that writes working directories; one that says none is of the first, kdjax 0.1
 
 
@@ -79,4 +80,10 @@ def differences(a: Any, b: Any, at: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
         keys = [*a, *(k for k in b if k not in a)]
         return [d for k in keys for d in differences(a.get(k), b.get(k), f"{at}.{k}" if at else str(k))]
-    return [] if a == b else [f"{at}: {a!r} and {b!r}"]
+    return [] if a == b else [f"{at}: {_brief(a)} and {_brief(b)}"]
+
+
+def _brief(value: Any) -> str:
+    """A value as it is written; what has many fields, such as a stage, for its own sake is not told."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else "{...}" if isinstance(value, dict) else f"{text[:LONGEST]}..."

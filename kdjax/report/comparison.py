@@ -5,8 +5,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from kdjax.report import tables
-from kdjax.report.figures.style import CSS
+from kdjax.report.page import document
 
+PAIRED = ("student", "control")  # roles; the rows of teachers from files go by the student's stage too
 Folded = dict[str, Any]  # what `fold` makes of the summaries of one experiment
 
 
@@ -48,7 +49,7 @@ def gains(summaries: list[dict[str, Any]], measure: str) -> dict[str, dict]:
     """What each student has over its control, seed by seed, where both were trained."""
     pairs: dict[str, list[float]] = {}
     for summary in summaries:
-        values = {r["stage"]: r["metrics"][measure]["mean"] for r in summary["rows"] if r["role"] != "baseline"}
+        values = {r["stage"]: r["metrics"][measure]["mean"] for r in summary["rows"] if r["role"] in PAIRED}
         for stage in values:
             if f"{stage}_control" in values:
                 pairs.setdefault(stage, []).append(values[stage] - values[f"{stage}_control"])
@@ -73,7 +74,7 @@ def cells(runs: dict[str, Folded]) -> list[tuple[str, list[str]]]:
     for name, folded in runs.items():
         seeds = ", ".join(map(str, folded["seeds"]))
         for i, row in enumerate(folded["rows"]):
-            gain = folded["gain_over_control"].get(row["stage"]) if row["role"] != "baseline" else None
+            gain = folded["gain_over_control"].get(row["stage"]) if row["role"] == "student" else None
             of_run = ["", ""] if i else [name, seeds]
             size = f"{row['parameters']:,}" if row["parameters"] else tables.MISSING
             values = [tables.mean_std(measure, row.get(measure)) for measure in measures(runs)]
@@ -82,24 +83,35 @@ def cells(runs: dict[str, Folded]) -> list[tuple[str, list[str]]]:
     return lines
 
 
-def text(runs: dict[str, Folded], differing: list[str]) -> str:
-    """For the terminal. `differing` says how the configs differ, a line each."""
+def text(runs: dict[str, Folded], differing: dict[str, list[str]]) -> str:
+    """For the terminal. `differing` says how the configs differ, by a heading for each."""
     table = tables.aligned(header(runs), [line for _, line in cells(runs)], left=(0, 2))
-    return "\n".join([table, "", note(runs), *differing])
+    return "\n".join([table, "", note(runs), *(f"{name}: {'; '.join(lines)}" for name, lines in differing.items())])
 
 
-def html(runs: dict[str, Folded], differing: list[str]) -> str:
-    """A page that needs nothing else."""
-    table = tables.table_html([*header(runs), ""], [(role, [*line, ""]) for role, line in cells(runs)])
-    items = "".join(f"<li>{escape(line)}</li>" for line in differing)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Runs compared</title><style>{CSS}</style></head><body><main><header><h1>Runs compared</h1></header>"
-        f'<section>{table}<p class="note">{escape(note(runs))}</p></section>'
-        + (f"<section><h2>How their configs differ</h2><ul>{items}</ul></section>" if items else "")
-        + "</main></body></html>\n"
-    )
+def html(runs: dict[str, Folded], differing: dict[str, list[str]]) -> str:
+    """A page that needs nothing else: in its table a run is a line of its own, above those of its models."""
+    head = header(runs)[2:]
+    rows: list[tuple[str, list[str]]] = []
+    for role, (name, of_seeds, *values) in cells(runs):
+        if name:
+            label = f"seed {of_seeds}" if of_seeds.isdigit() else f"seeds {of_seeds}"
+            rows.append(("run", [name, *[""] * (len(head) - 1), label]))
+        rows.append((role, [*values, ""]))
+    lists = [
+        f"<h3>{escape(name)}</h3><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+        for name, lines in differing.items()
+    ]
+    count = sum(len(folded["seeds"]) for folded in runs.values())
+    sections = [
+        ("Results", tables.table_html([*head, ""], rows) + f'<p class="note">{escape(note(runs))}</p>'),
+        ("How their configs differ", "".join(lists)),
+    ]
+    return document("Runs compared", f"{_several(count, 'run')} of {_several(len(runs), 'config')}", "", sections)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def note(runs: dict[str, Folded]) -> str:

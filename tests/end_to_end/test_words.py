@@ -120,6 +120,17 @@ def test_help_is_the_same_for_both_commands():
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.startswith((launch.__doc__ or "").splitlines()[0])
     assert "--workdir:" in ended.stdout
+    assert "Experiment(" not in ended.stdout, "the default of a config is none"
+
+
+def test_help_may_be_read_by_the_page():
+    """`kdjax --help | head -1`: the reader has gone before all is written."""
+    code = "import sys; sys.argv[0] = 'kdjax'; from kdjax.launch import run; run()"
+    asked = subprocess.Popen([sys.executable, "-c", code, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    with asked:
+        asked.stdout.close()
+        assert asked.stderr.read() == b""
+    assert asked.returncode == 1
 
 
 @pytest.mark.parametrize(("text", "said"), [("{", "found no JSON"), ("[]", "without stages"), ("{}", "without stages")])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from kdjax.config import Data, Experiment, Model, Stage
-from kdjax.experiment.saved import to_json
+from kdjax.experiment.saved import from_json, to_json
 from kdjax.report import comparison
 from tests.report.conftest import SUMMARY
 from tests.support.command import command, refused
@@ -56,6 +56,9 @@ def test_seeds_are_folded_and_other_configs_are_not(runs, tmp_path):
     assert "0.894 ± 0.010" in page
     assert "stages.student.optim.lr: 0.001 and 0.01" in page
     assert "http" not in page, "it needs nothing else"
+    assert f'<tr class="run"><th scope="row">{tmp_path}/base<small>seeds 0, 1, 2</small></th><td></td>' in page
+    assert f"{tmp_path}/other<small>seed 0</small>" in page
+    assert ">4 runs of 2 configs</h1>" in page
 
 
 def test_the_words_of_the_command_are_the_folders(runs, tmp_path, monkeypatch):
@@ -74,3 +77,23 @@ def test_a_seed_whose_gate_skipped_a_stage_has_a_value_less(tmp_path):
 def test_folders_without_a_run_are_refused(tmp_path):
     refused(command("compare", tmp_path), f"expected working directories of finished runs, found {tmp_path}")
     refused(command("--mode=compare"), "expected working directories of finished runs, found none")
+
+
+def test_what_a_teacher_from_a_file_has_over_the_control_is_not_the_gain(tmp_path):
+    folder = run(tmp_path / "a")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["rows"][0] |= {"stage": "student", "from_file": "sam"}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    folded = comparison.fold([summary])
+    assert folded["gain_over_control"]["student"]["values"] == [pytest.approx(0.031)]
+    assert [cells[-1] for _, cells in comparison.cells({"a": folded})] == ["", "+0.031", ""]
+
+
+def test_a_stage_that_one_run_lacks_is_told_in_a_word(tmp_path):
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    experiment = from_json((second / "config.json").read_text())
+    experiment.stages["more"] = experiment.stages["student"]
+    (second / "config.json").write_text(to_json(experiment))
+    ended = command("compare", first, second, f"--output={tmp_path / 'all.html'}")
+    assert f"{second} against {first}: stages.more: None and {{...}}" in ended.out
+    assert "<li>stages.more: None and {...}</li>" in (tmp_path / "all.html").read_text()

@@ -34,6 +34,9 @@ th:first-child{text-align:left;padding-left:8px}
 thead th{white-space:normal;color:var(--soft);font-size:.85rem;font-weight:500}
 tbody th{font-weight:500}
 tbody tr:last-child>*{border-bottom:0}
+tr.run>*{padding-top:22px;background:none}
+tr.run>th{white-space:normal;overflow-wrap:anywhere;font-weight:650}
+li{overflow-wrap:anywhere}
 tr.student>*{background:var(--mark);font-weight:650}
 th small{display:block;color:var(--soft);font-size:.8rem;font-weight:400}
 .note{margin:12px 0 0;color:var(--soft);font-size:.85rem}
