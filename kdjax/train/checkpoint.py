@@ -5,14 +5,16 @@ any moment finds either the old one or the new one. Its `progress.json` has the 
 ones are kept: where the newest is damaged afterwards, the one before it is gone on from.
 """
 
+import contextlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint.experimental.v1 as ocp
+from absl import logging
 from jax.experimental import multihost_utils
 
 from kdjax.config import ConfigError
@@ -38,7 +40,8 @@ def save(folder: Path, step: int, state: Any, progress: dict) -> None:
         _remove(target)
     _wait(f"cleared {step}")
     try:
-        ocp.save(str(target.absolute()), {"state": state}, custom_metadata=progress)
+        with _quiet():
+            ocp.save(str(target.absolute()), {"state": state}, custom_metadata=progress)
         if jax.process_index() == 0:
             names = [str(path.relative_to(target)) for path in sorted(target.rglob("*")) if path.is_file()]
             noted = {"progress": progress, kept.CHECKSUMS: kept.checksums(target, names)}
@@ -91,6 +94,17 @@ def restore(folder: Path, step: int, like: Any) -> Any:
     return _read(folder / str(step), lambda path: ocp.load(path, {"state": abstract})["state"])
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """An error is told once, in a sentence, and not by orbax's threads with a trace for each."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def _custom(path: str) -> dict:
     metadata: Any = ocp.metadata(path).custom_metadata
     return dict(metadata)
@@ -98,7 +112,8 @@ def _custom(path: str) -> dict:
 
 def _read(path: Path, read: Callable[[str], Any]) -> Any:
     try:
-        return read(str(path.absolute()))
+        with _quiet():
+            return read(str(path.absolute()))
     except Exception as error:  # what orbax raises depends on which of its files is damaged
         raise ConfigError(
             f"the checkpoint {path} cannot be read: {error}\nRemove that folder to go on from the one before it, or, "

@@ -140,7 +140,7 @@ def test_a_step_is_saved_once(tmp_path, one):
     assert checkpoint.progress(tmp_path, 3) == {"at": 1}
 
 
-def test_a_full_disk_leaves_the_one_before(tmp_path, one):
+def test_a_full_disk_leaves_the_one_before(tmp_path, one, capfd):
     """Files may not grow beyond a limit, which fails as a full disk does, in the middle of writing."""
     noise = np.random.default_rng(0).normal(size=(512, 64))  # does not compress
     checkpoint.save(tmp_path, 3, state(one), {"at": 3})
@@ -154,6 +154,7 @@ def test_a_full_disk_leaves_the_one_before(tmp_path, one):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert os.listdir(tmp_path) == ["3"], "nothing half written fills the disk"
+    assert "Traceback" not in "".join(capfd.readouterr())
     same(checkpoint.restore(tmp_path, 3, state(one, 0.0)), state(one))
     checkpoint.save(tmp_path, 5, large, {"at": 5})
     assert checkpoint.latest(tmp_path) == 5
