@@ -45,27 +45,34 @@ PROGRESS = ("epochs", "auc")  # what the weights of the terms go by
 GOOD, MARGINAL = 0.65, 0.55  # AUC
 WEIGHTS = (0.01, 0.05, 0.1, 0.5)  # of what the teacher says of patches; the labels have the rest
 SURER = (0.7, 0.8, 0.9)  # the AUC from which on each following weight holds, where they go by it
+EPOCHS = {  # of the teacher, of tuning it, and of the students: head, student, single
+    "": (7, 8, 3, 8, 16),
+    "smoke": (1, 1, 1, 1, 2),
+    "folder": (0, 30, 5, 20, 50),
+    "csv": (0, 30, 5, 20, 50),
+}
 DETECTION = Task("detection", by="auc", threshold="accuracy", damages=("jpeg", "blur", "resize"))
 
 
 def get_config(variant: str = "") -> Experiment:
     variant, place, words = read(variant)
-    smoke, own = variant == "smoke", variant in ("folder", "csv")
-    given = words["teacher"] not in ("", "finetuned")
-    large, tiny = models(own or given, smoke)
+    own, tuned = variant in ("folder", "csv"), words["teacher"] == "finetuned"
+    file = PUBLISHED.get(words["teacher"], "" if tuned else words["teacher"]) or (PUBLISHED["wildrf"] if own else "")
+    pretraining, tuning, first, second, single = EPOCHS[variant]
+    large, tiny = models(bool(file), variant == "smoke")
     here, elsewhere = images(variant, place)
-    tuned = words["teacher"] == "finetuned"
+    rate = 1e-4 if own else 1e-3
 
     teacher = Stage(
         task=DETECTION,
         title="LaDeDa, pretraining",
         auxiliary=True,
-        data=here if own or given else elsewhere,
+        data=here if file else elsewhere,
         model=large,
-        init=PUBLISHED.get(words["teacher"], words["teacher"]) if given else PUBLISHED["wildrf"] if own else "",
+        init=file,
         adopt=True,
         optim=Optim("adam", lr=1e-3, warmup=0.5, weight_decay=1e-4, clip=1.0, ema=0.98),
-        epochs=0 if own or given else 1 if smoke else 8,
+        epochs=0 if file else pretraining,
         grad_norms_every=0,
     )
     diagnose = Stage(
@@ -78,6 +85,7 @@ def get_config(variant: str = "") -> Experiment:
         epochs=0,
         gate=None if tuned else Gate(MARGINAL, good=GOOD, otherwise="finetuned"),
     )
+    plateau: dict[str, Any] = {"schedule": "plateau", "over": "auc", "patience": 3, "weight_decay": 1e-4}
     finetuned = Stage(
         task=DETECTION,
         title="LaDeDa, last block tuned",
@@ -85,37 +93,33 @@ def get_config(variant: str = "") -> Experiment:
         model=large,
         init="stage:diagnose",
         adopt=True,
-        optim=Optim(
-            "adam",
-            lr=1e-4 if own else 1e-3,
-            schedule="plateau",
-            over="auc",
-            weight_decay=1e-4,
-            trainable=last_blocks(large, int(words["blocks"] or 1)),
-        ),
-        epochs=1 if smoke else 30 if own else 8,
+        optim=Optim("adam", lr=rate, trainable=last_blocks(large, int(words["blocks"] or 1)), **plateau),
+        epochs=tuning,
         stop=Stop(patience=5),
         gate=Gate(MARGINAL, good=GOOD, otherwise="control"),
         grad_norms_every=0,
     )
-    learnt_from = Teacher(stage="finetuned" if tuned else "diagnose")
-    students = {
-        "head": student(here, tiny, learnt_from, words, 1 if smoke else 5, title="student, first stage, distilled"),
-        "student": student(here, tiny, learnt_from, words, 1 if smoke else 20, title="student, two stages, distilled"),
-        "single": student(
-            here, tiny, learnt_from, words, 2 if smoke else 50 if own else 25, title="student, distilled"
-        ),
-    }
-    students["head"].auxiliary = True
-    students["head"].optim = Optim(
-        "adam", lr=1e-3, schedule="plateau", over="auc", patience=2, weight_decay=1e-4, trainable=only("fc")
+    stages = {"teacher": teacher, "diagnose": diagnose, "finetuned": finetuned}
+
+    def distilled(title: str, epochs: int, optim: Optim, **fields: Any) -> Stage:
+        learnt_from = Teacher(stage="finetuned" if tuned else "diagnose")
+        return student(here, tiny, learnt_from, words, epochs, title=title, optim=optim, **fields)
+
+    cosine: dict[str, Any] = {"end_lr": 1e-6, "weight_decay": 1e-4, "clip": 1.0}
+    stages["head"] = distilled(
+        "student, first stage, distilled",
+        first,
+        Optim("adam", lr=1e-3, trainable=only("fc"), **plateau),
+        auxiliary=True,
     )
-    students["student"].init = "stage:head"
-    students["student"].optim = Optim(
-        "adam", lr=1e-4 if own else 1e-3, end_lr=1e-6, weight_decay=1e-4, clip=1.0, trainable=only("layer1_0", "fc")
+    stages["student"] = distilled(
+        "student, two stages, distilled",
+        second,
+        Optim("adam", lr=rate, trainable=only("layer1_0", "fc"), **cosine),
+        init="stage:head",
     )
-    stages = {"teacher": teacher, "diagnose": diagnose, "finetuned": finetuned, **students}
-    return Experiment(name="forensics_distill", stages=stages, quick_compile=smoke)
+    stages["single"] = distilled("student, distilled", single, Optim("adam", lr=1e-3 if own else 4e-3, **cosine))
+    return Experiment(name="forensics_distill", stages=stages, quick_compile=variant == "smoke")
 
 
 def read(variant: str) -> tuple[str, str, dict[str, str]]:
@@ -142,7 +146,7 @@ def read(variant: str) -> tuple[str, str, dict[str, str]]:
     return name, place, words
 
 
-def student(data: Data, tiny: Model, teacher: Teacher, words: dict[str, str], epochs: int, title: str) -> Stage:
+def student(data: Data, tiny: Model, teacher: Teacher, words: dict[str, str], epochs: int, **fields: Any) -> Stage:
     """What the teacher says of each patch, and the labels; the former counts for more as training goes on."""
     if words["align"] == "crops":
         tiny = Model(tiny.name, **tiny.options, crop=10, stride=8)
@@ -155,9 +159,9 @@ def student(data: Data, tiny: Model, teacher: Teacher, words: dict[str, str], ep
 
     return Stage(
         task=DETECTION,
-        title=title,
         data=data,
         model=tiny,
+        epochs=epochs,
         teachers={"ladeda": teacher},
         terms={
             "patches": Term(
@@ -165,9 +169,8 @@ def student(data: Data, tiny: Model, teacher: Teacher, words: dict[str, str], ep
             ),
             "bce": Term("bce", label="class", schedule=progress([1 - weight for weight in WEIGHTS])),
         },
-        optim=Optim("adam", lr=1e-3 if data.source != "forgeries" else 4e-3, weight_decay=1e-4, clip=1.0),
-        epochs=epochs,
         grad_norms_every=5,
+        **fields,
     )
 
 
@@ -183,16 +186,19 @@ def models(published: bool, smoke: bool) -> tuple[Model, Model]:
 
 
 def images(variant: str, place: str) -> tuple[Data, Data]:
-    """The images that matter, and others that the small LaDeDa comes to know generators from."""
-    common: dict[str, Any] = {"augment": {"hflip": 0.5, "jpeg": 0.1, "blur": 0.1}}
+    """The images that matter, of those that are drawn few labelled, and others that the small LaDeDa is trained on."""
+    augment = {"augment": {"hflip": 0.5, "jpeg": 0.1, "blur": 0.1}}
     if variant in ("folder", "csv"):
-        own = {"image_size": 256, "batch_size": 16, **common}
-        where = {"root": place or "data/faces"} if variant == "folder" else {"csv": place or "data/faces.csv"}
-        data = Data("real_fake" if variant == "folder" else "real_fake_table", **where, **own)
-        return data, data
-    counts = {"train": 64, "val": 32, "test": 16} if variant == "smoke" else {"train": 2000, "val": 400, "test": 200}
-    common |= {"image_size": 64, "batch_size": 16, "size": 64, **counts}
-    return Data("forgeries", domain="phone", **common), Data("forgeries", domain="studio", seed=1, **common)
+        own: dict[str, Any] = {"image_size": 256, "batch_size": 16, **augment}
+        if variant == "folder":
+            here = Data("real_fake", root=place or "data/faces", **own)
+        else:
+            here = Data("real_fake_table", csv=place or "data/faces.csv", **own)
+        return here, here
+    drawn: dict[str, Any] = {"domain": "phone", "size": 64, "image_size": 64, "batch_size": 16, **augment}
+    drawn |= {"train": 64, "val": 32, "test": 16} if variant == "smoke" else {"train": 1200, "val": 300, "test": 200}
+    here = Data("forgeries", labelled=0.5 if variant == "smoke" else 0.01, **drawn)
+    return here, Data("forgeries", seed=1, **drawn)
 
 
 def only(*parts: str) -> tuple[tuple[str, bool], ...]:
