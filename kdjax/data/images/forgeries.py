@@ -147,7 +147,7 @@ def _outside(
     if rng.random() < 0.5:
         return u
     v = cos * (x - np.float32(across)) - sin * (y - np.float32(down))
-    long, short = np.float32(rng.uniform(0.15, 0.4, 2) * size)
+    long, short = (rng.uniform(0.15, 0.4, 2) * size).astype(np.float32)
     return (np.hypot(u / long, v / short) - 1) * min(long, short)
 
 
