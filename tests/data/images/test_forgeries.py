@@ -2,6 +2,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
 from kdjax.config import ConfigError, Data
 from kdjax.data import pipeline
@@ -78,6 +80,25 @@ def test_a_trace_leaves_much_as_it_is(trace):
         assert forged.dtype == np.float32
         assert (forged != planes).mean() > 0.05
         assert np.quantile(abs(forged - planes), 0.25) < 0.02
+
+
+def steps(images: np.ndarray) -> np.ndarray:
+    """How far apart neighbours are, within the cells of two by two that begin at even pixels and between them."""
+    grey = images.mean(-1)
+    apart = [np.abs(np.diff(grey, axis=axis))[:, k::2, j::2] for axis in (1, 2) for k in (0, 1) for j in (0, 1)]
+    return np.log(
+        np.stack([step.mean((1, 2)) for step in apart] + [np.quantile(s, 0.2, (1, 2)) + 0.1 for s in apart], 1)
+    )
+
+
+def test_known_traces_can_be_learned_from_neighbouring_pixels():
+    source = Forgeries(train=300, val=1, test=100)
+    examples = [source[i] for i in range(401)]
+    features, labels = steps(np.stack([e["image"] for e in examples])), np.array([e["class"] for e in examples])
+    spread = features[:300].mean(0), features[:300].std(0)
+    features = (features - spread[0]) / spread[1]
+    classifier = LogisticRegression(C=10, max_iter=1000).fit(features[:300], labels[:300])
+    assert roc_auc_score(labels[301:], classifier.decision_function(features[301:])) > 0.8
 
 
 def test_what_is_wrong_with_the_options():
