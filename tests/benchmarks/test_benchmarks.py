@@ -253,3 +253,17 @@ def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
     assert given["image"].shape == (stage.data.batch_size, stage.data.image_size, stage.data.image_size, 3)
     assert {teacher.stage for teacher in stage.teachers.values()} == set(taught)
     assert stage.data.augment == {}  # the other side has none
+
+
+def test_detectors_run_on_both_sides():
+    """And with as many parameters where they are trained."""
+    case = Case("patches", "small", variant="tiny_ladeda", size=32, batch=2)
+    for side in (torch_side, jax_side):
+        once, wait, trained = side.build(case, "float32", False, 1)
+        wait(once())
+        assert trained == 0
+    step = Case("tiny_ladeda", "small", variant="tiny_ladeda", size=32, batch=2)
+    once, _, trained = torch_side.build(step, "float32", False, 1)
+    assert np.isfinite(float(once()))  # type: ignore
+    variables = jax_side.variables(jax_side.build_model(jax_side.STAGES[step.work](step, "float32")[0].model))
+    assert trained == sum(x.size for x in jax.tree.leaves(variables["params"]))

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 from torch.nn import functional as F
 
+from convert import families, verify
 from convert.originals import ladeda as plain
+from convert.table import slots
 from kdjax import registry
 from kdjax.config import Model
 from kdjax.models.layers.preprocess import PREPROCESSES
-from kdjax.models.vision.ladeda import FIELDS, PARAMETERS, TINY_PARAMETERS
+from kdjax.models.vision.ladeda import FIELDS, PARAMETERS, TINY_PARAMETERS, TinyLadeda
 from tests.support.quick import QUICK
-from tests.support.twins import by_name, close, compared, converted, images, randomised, same_slopes, to_torch
+from tests.support.twins import by_name, close, compared, converted, images, randomised, to_torch
 
 SMALL: dict[str, Any] = {"widths": (4, 6, 8, 10), "depths": (1, 2, 1, 1)}
 
@@ -78,15 +81,21 @@ def test_tiny_stage_by_stage(size, grid, options):
 
 
 @pytest.mark.long
-def test_the_published_ladeda():
-    for size in (256, 224):
-        module, model = pair("ladeda", image_size=size)
-        compared(plain, module, model, images((size, size), 1))
+@pytest.mark.parametrize("size", [224, 256])
+def test_the_published_ladeda(size):
+    """In float64 too; in float32 it is as near as the original is to itself in float64."""
+    described = Model("ladeda", image_size=size, preprocess="npr")
+    module, model = randomised(plain.build(described)), registry.get("models", "ladeda")(**described.options)
+    arrays = {name: x.numpy() for name, x in module.state_dict().items()}
+    found = verify.verify(families.get("ladeda"), described, arrays, converted(module, model))
+    assert {one.endpoint for one in found} == set(model.endpoints)
+    assert verify.worst(found).same, verify.worst(found).fault
 
 
-def step(module: Any, model: Any, image: np.ndarray) -> None:
+def step(module: Any, model: Any, image: np.ndarray, relative: float = 1e-5) -> None:
     """Loss, the gradient of every parameter, and the running statistics."""
-    variables, label = converted(module, model), np.float32([0, 1, 1])[:, None]
+    variables, label = converted(module, model), np.array([0, 1, 1], image.dtype)[:, None]
+    variables = jax.tree.map(lambda x: np.asarray(x, image.dtype), variables)
 
     def objective(params, image):
         out, changed = model.apply({**variables, "params": params}, image, train=True, mutable=["batch_stats"])
@@ -98,12 +107,26 @@ def step(module: Any, model: Any, image: np.ndarray) -> None:
     view = to_torch(image).contiguous()  # PyTorch 2.13 writes where it may not in gradients of channels that come last
     expected = F.binary_cross_entropy_with_logits(module.train()(view), torch.from_numpy(label))
     expected.backward()
-    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
-    statistics = by_name(changed["batch_stats"])
-    for name, wanted in by_name(converted(module, model)["batch_stats"]).items():
-        close(statistics[name], wanted, name=name)
-    slopes = converted({name: x.grad for name, x in module.named_parameters()} | dict(module.named_buffers()), model)
-    assert not same_slopes(by_name(grads), by_name(slopes["params"]))
+    np.testing.assert_allclose(loss, expected.item(), rtol=relative)
+    theirs = tensors(module, model)
+    for name, x in by_name(changed["batch_stats"]).items():
+        close(x, theirs[f"batch_stats/{name}"], relative, name)
+    for name, x in by_name(grads).items():
+        close(x, theirs[f"params/{name}"], 10 * relative, name)
+
+
+def tensors(module: Any, model: Any) -> dict[str, np.ndarray]:
+    """The slopes of the parameters and the running statistics, by our names."""
+    state = {name: x.grad for name, x in module.named_parameters()} | dict(module.named_buffers())
+    family = families.get("tiny_ladeda" if isinstance(model, TinyLadeda) else "ladeda")
+    leaves = {"/".join(path): x for path, x in flatten_dict(shapes(model)).items()}
+    found = slots(family.rows(Model("")), leaves)
+    return {slot.target: slot.parts[0].row.how.together(state[slot.tensors[0]].numpy()) for slot in found}
+
+
+def shapes(model: Any) -> dict:
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +145,17 @@ def test_one_training_step(name, size, options):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("size", [224, 256])
-def test_one_training_step_of_tiny_at_full_size(size):
-    step(*pair("tiny_ladeda", image_size=size), images((size, size), 3))
+@pytest.mark.parametrize(
+    ("name", "size", "options"),
+    [("ladeda", 224, {"variant": "small"}), ("tiny_ladeda", 224, {}), ("tiny_ladeda", 256, {"preprocess": "npr"})],
+    ids=str,
+)
+def test_one_training_step_at_full_size(name, size, options):
+    """In float64: over so many positions, what cancels in float32 is not told to five digits by either side."""
+    module, _ = pair(name, image_size=size, **options)
+    with jax.enable_x64(True):
+        model = registry.get("models", name)(image_size=size, **options, dtype="float64")
+        step(module.double(), model, images((size, size), 3).astype(np.float64), 1e-10)
 
 
 @pytest.mark.parametrize(("name", "at"), [("ladeda", "layer1_0/conv2/kernel"), ("tiny_ladeda", "conv1/kernel")])

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from kdjax.models.layers.precision import at_least_float32
+
 
 class BatchNorm(nn.Module):
     """As PyTorch's, which Flax's is not: the running variance is the unbiased one.
@@ -40,7 +42,7 @@ class BatchNorm(nn.Module):
                 y = y if mask is None else jnp.where(mask[..., None], y, 0)
                 return total(y.sum(axis=tuple(range(y.ndim - 1)))) / n
 
-            wide = x.astype(jnp.float32)
+            wide = at_least_float32(x)
             mean = average(wide)
             var = average(jnp.square(wide - mean.reshape(row)))
             if not self.is_initializing():
