@@ -65,7 +65,7 @@ def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weigh
         "warnings": list(filter(None, [doubts(plain.model, variables, dataset, "test")])),
         "name": f"{path} on {place or plain.data.source}",
         "num_classes": plain.data.num_classes,
-        "test_images": dataset.sizes["test"],
+        "test_images": row["test_images"],
         "item": dataset.item,
         **learner.task.words(dataset),
         "rows": [row],

@@ -43,7 +43,7 @@ def test(learner: Learner, variables: dict, folder: Path | None, calibrated: dic
         np.savez_compressed(folder / "test.npz", **predictions("test"))  # type: ignore[arg-type]
         with open(folder / "test.csv", "w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(table)
-    return {**result, "test_images": learner.dataset.sizes["test"]}
+    return {"test_images": learner.dataset.sizes["test"], **result}
 
 
 def from_files(learner: Learner, given: dict[str, dict]) -> dict[str, tuple[Learner, dict]]:
@@ -170,7 +170,7 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         "hardware": hardware(),
         "versions": {name: version(name) for name in ("jax", "flax", "optax", "numpy")},
         "num_classes": last.stage.data.num_classes,
-        "test_images": last.dataset.sizes["test"],
+        "test_images": (rows[-1] if rows else {}).get("test_images", last.dataset.sizes["test"]),
         "item": last.dataset.item,
         "image_size": last.stage.data.image_size,
         "data": data_of(opened),

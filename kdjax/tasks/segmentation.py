@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -88,23 +89,30 @@ class Segmentation:
         return {}
 
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
-        """The scores of the test images, and a table with a row for each of them and each of its classes."""
-        names, scores = [], []
+        """The scores of the test images that have a mask, and a table with a row for each of them and each of its
+        classes."""
+        scores, rows, dice = [], [], []
         masks = predictions("test")["classes"]
         for i, predicted in enumerate(masks):
             example = dataset.resized("test", i)
-            names.append(example["name"])
+            if "mask" not in example:
+                dice.append(math.nan)
+                continue
             scores.append(metrics.segmentation(predicted.astype(np.int32), example["mask"], self.num_classes))
-        rows = [[n, k, *row.values()] for n, score in zip(names, scores, strict=True) for k, row in score.items()]
-        result = {
+            rows += [[example["name"], k, *row.values()] for k, row in scores[-1].items()]
+            dice.append(_dice(scores[-1]))
+        result: dict[str, Any] = {
             "metrics": metrics.summarise(scores),
             "per_class": metrics.summarise_classes(scores),
-            "per_image": {"dice": [_dice(score) for score in scores]},
+            "per_image": {"dice": dice},
+            "test_images": len(scores),
         }
         if (masks == masks.flat[0]).all():
             everywhere = masks.flat[0] and f"gives every pixel of the test images the class {masks.flat[0]}"
             result["remark"] = everywhere or "marks nothing in any test image"
-        return result, [["image", "class", *next(iter(scores[0].values()))], *rows]
+        if not scores:
+            result["remark"] = "is tested on images of which none has a mask, so that nothing is known of it"
+        return result, [["image", "class", *metrics.NAMES], *rows]
 
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls things."""
@@ -124,7 +132,7 @@ class Segmentation:
         shown = [last.dataset.resized("test", i) for i in range(len(last.predicted["classes"]))]
         dice = {stage.title: stage.row["per_image"]["dice"] for stage in same}
         order = np.argsort(dice[last.title], kind="stable")
-        order = order[np.array([shown[i]["mask"].any() for i in order], bool)]  # an empty mask shows nothing
+        order = order[np.array([shown[i].get("mask", np.zeros(1)).any() for i in order], bool)]  # none shows nothing
         ranked = ranks(order, [dice[last.title][i] for i in order])
         examples = [
             {

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data
+from kdjax.tasks import task as tasks
 from kdjax.tasks.segmentation import Segmentation, classes, ranks
 
 
@@ -107,6 +108,27 @@ def test_scores_agree_with_the_measure():
     assert result["metrics"]["dice"]["mean"] == pytest.approx(float(total / count), rel=1e-6)
     assert table[0][:3] == ["image", "class", "dice"]
     assert [line[0] for line in table[1:]] == [f"image {i}" for i in range(len(predicted["classes"]))]
+
+
+@pytest.mark.parametrize("masked", [(0, 2), ()])
+def test_images_without_a_mask_are_not_scored(masked):
+    """Of a reader of one's own: the other images count as if they were alone."""
+    outputs, batch = inputs(1)
+    predicted = jax.device_get(task().predict(outputs, batch))
+
+    def resized(split, i):
+        image = np.zeros((*batch["mask"].shape[1:], 3), np.uint8)
+        return {"name": str(i), "image": image} | ({"mask": np.asarray(batch["mask"][i])} if i in masked else {})
+
+    data = Data("ultrasound")
+    dataset = types.SimpleNamespace(resized=resized, data=data, mask_classes=())
+    result, table = task().test(lambda _: predicted, dataset, {})
+    assert result["test_images"] == result["metrics"]["dice"]["n"] == len(masked)
+    assert np.isfinite(result["per_image"]["dice"]).tolist() == [i in masked for i in range(len(predicted["classes"]))]
+    assert {line[0] for line in table[1:]} == {str(i) for i in masked}
+    assert ("none has a mask" in result.get("remark", "")) == (not masked)
+    row = {"stage": "a", "role": "student", "title": "a", **result}
+    assert bool(task().pictures([tasks.Tested(row, dataset, predicted)])) == bool(masked)
 
 
 def test_sketches_lay_prediction_and_truth_over_the_first_images():
