@@ -9,7 +9,7 @@
 A detector knows the generators that it was trained on; on one's own images it may be worth nothing. So it is measured
 first (`diagnose`), and the gates act by what they find: from an AUC of 0.65 on it is good, from 0.55 on marginal, and
 below that its last block is trained on one's own images (`finetuned`); where that does not help either, the students
-are trained with cross-entropy alone. They learn the teacher's logit of each patch beside the labels, in two stages
+are trained with cross-entropy alone. `:camera=phone` draws a teacher that knows other cameras, to see them act. They learn the teacher's logit of each patch beside the labels, in two stages
 (`head`, then `student`) or in one (`single`).
 
 --teacher=wildrf|forensynth takes the published weights, --teacher=finetuned tunes whatever comes, and any other word is
@@ -37,10 +37,11 @@ from kdjax.config import (
 )
 
 VARIANTS = ("", "smoke", "folder", "csv")
-WORDS = ("teacher", "blocks", "align", "progress")  # behind a comma: folder=/faces,teacher=wildrf,blocks=2
+WORDS = ("teacher", "blocks", "align", "progress", "camera")  # behind a comma: folder=/faces,teacher=wildrf,blocks=2
 PUBLISHED = {name: f"weights/ladeda_{name}.safetensors" for name in ("wildrf", "forensynth")}
 ALIGN = ("windows", "centres", "crops")  # how the student's patches meet the teacher's
 PROGRESS = ("epochs", "auc")  # what the weights of the terms go by
+CAMERAS = ("studio", "phone")  # that took the drawn images which the teacher is trained on; those that matter: studio
 
 GOOD, MARGINAL = 0.65, 0.55  # AUC
 WEIGHTS = (0.01, 0.05, 0.1, 0.5)  # of what the teacher says of patches; the labels have the rest
@@ -60,7 +61,7 @@ def get_config(variant: str = "") -> Experiment:
     file = PUBLISHED.get(words["teacher"], "" if tuned else words["teacher"]) or (PUBLISHED["wildrf"] if own else "")
     pretraining, tuning, first, second, single = EPOCHS[variant]
     large, tiny = models(bool(file), variant == "smoke")
-    here, elsewhere = images(variant, place)
+    here, elsewhere = images(variant, place, words["camera"] or "studio")
     rate = 1e-4 if own else 1e-3
 
     teacher = Stage(
@@ -138,7 +139,7 @@ def read(variant: str) -> tuple[str, str, dict[str, str]]:
         if word not in WORDS:
             raise ConfigError(f"configs/forensics_distill.py knows no {word!r}; {nearest(word, WORDS)}")
         words[word] = value
-    for word, choices in (("align", ALIGN), ("progress", PROGRESS)):
+    for word, choices in (("align", ALIGN), ("progress", PROGRESS), ("camera", CAMERAS)):
         if words[word] not in ("", *choices):
             raise ConfigError(f"{word}={words[word]}: expected one of {', '.join(choices)}")
     if words["blocks"] and not words["blocks"].isdigit():
@@ -185,7 +186,7 @@ def models(published: bool, smoke: bool) -> tuple[Model, Model]:
     )
 
 
-def images(variant: str, place: str) -> tuple[Data, Data]:
+def images(variant: str, place: str, camera: str) -> tuple[Data, Data]:
     """The images that matter, of those that are drawn few labelled, and others that the small LaDeDa is trained on."""
     augment = {"augment": {"hflip": 0.5, "jpeg": 0.1, "blur": 0.1}}
     if variant in ("folder", "csv"):
@@ -195,10 +196,10 @@ def images(variant: str, place: str) -> tuple[Data, Data]:
         else:
             here = Data("real_fake_table", csv=place or "data/faces.csv", **own)
         return here, here
-    drawn: dict[str, Any] = {"domain": "phone", "size": 64, "image_size": 64, "batch_size": 16, **augment}
+    drawn: dict[str, Any] = {"size": 64, "image_size": 64, "batch_size": 16, **augment}
     drawn |= {"train": 64, "val": 32, "test": 16} if variant == "smoke" else {"train": 1200, "val": 300, "test": 200}
     here = Data("forgeries", labelled=0.5 if variant == "smoke" else 0.01, **drawn)
-    return here, Data("forgeries", seed=1, **drawn)
+    return here, Data("forgeries", domain=camera, seed=1, **drawn)
 
 
 def only(*parts: str) -> tuple[tuple[str, bool], ...]:

@@ -113,11 +113,9 @@ def judged(name: str, gate: Gate, measure: str, reached: float) -> str:
         if not gate.good:
             return ""
         if reached >= gate.good:
-            return f"{told}, which is good (from {gate.good:g} on): its students learn from it"
-        return (
-            f"{told}, which is marginal ({gate.at_least:g} to {gate.good:g}): its students learn from it, but more "
-            "training may serve them better"
-        )
+            return f"{told}, which is good (from {gate.good:g} on)"
+        span = f"{gate.at_least:g} to {gate.good:g}"
+        return f"{told}, which is marginal ({span}): it teaches, but more training may serve its students better"
     short = f"{told}, its gate asks for {gate.at_least:.4f}"
     if gate.otherwise == "control":
         return f"{short}: what would learn from it is trained as its control, without a teacher"

@@ -107,7 +107,7 @@ def test_what_comes_from_elsewhere_is_measured_and_not_trained(tmp_path, capsys)
     ("reached", "otherwise", "said"),
     [
         (0.7, "stop", "reached auc 0.7000 on the validation data, which is good (from 0.65 on)"),
-        (0.6, "stop", "which is marginal (0.55 to 0.65): its students learn from it"),
+        (0.6, "stop", "which is marginal (0.55 to 0.65): it teaches, but"),
         (0.5, "stop", "its gate asks for 0.5500"),
         (0.5, "control", "asks for 0.5500: what would learn from it is trained as its control, without a teacher"),
         (0.5, "tuned", "asks for 0.5500: 'tuned' stands in for it from here on"),
