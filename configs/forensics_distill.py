@@ -9,8 +9,9 @@
 A detector knows the generators that it was trained on; on one's own images it may be worth nothing. So it is measured
 first (`diagnose`), and the gates act by what they find: from an AUC of 0.65 on it is good, from 0.55 on marginal, and
 below that its last block is trained on one's own images (`finetuned`); where that does not help either, the students
-are trained with cross-entropy alone. `:camera=phone` draws a teacher that knows other cameras, to see them act. They learn the teacher's logit of each patch beside the labels, in two stages
-(`head`, then `student`) or in one (`single`).
+are trained with cross-entropy alone. `:camera=phone` draws a teacher that knows other cameras, to see them act. The
+students learn the teacher's logit of each patch beside the labels, in two stages (`head`, then `student`) or in one
+(`single`).
 
 --teacher=wildrf|forensynth takes the published weights, --teacher=finetuned tunes whatever comes, and any other word is
 a file. The published ones are converted by
