@@ -128,7 +128,7 @@ def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:
             xlabel=xlabel,
             kinds=last.dataset.kinds,
         ),
-        f"alarms of {last.title}": detection_figures.confusions(
+        f"verdicts of {last.title}": detection_figures.confusions(
             {name: detection.confusion(scores[chosen], labels[chosen], limit) for name, chosen in sets.items()},
             last.dataset.kinds,
         ),

@@ -126,7 +126,8 @@ def robustness(tested: list[Tested]) -> dict[str, str]:
         for kind, values in (stage.row.get("robustness") or {}).items():
             kinds.setdefault(kind, {})[stage.title] = values
     drawn = heat.robustness(kinds, "AUC")
-    return {"Robustness": "".join(figure(title, svg) for title, svg in drawn.items())} if drawn else {}
+    columns = "".join(figure(title, svg) for title, svg in drawn.items())
+    return {"Robustness": f'<div class="curves">{columns}</div>'} if drawn else {}
 
 
 def patches(logits: Float[Array, "b h w k"]) -> Float[Array, "b r c"]:

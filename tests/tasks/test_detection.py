@@ -170,7 +170,7 @@ def test_pictures_are_made_of_the_last_student():
     ]
     (heading, html), *_ = TASK.pictures(made).items()
     assert heading == "Detection"
-    for text in ("scores of the small one", "alarms of the small one", "embeddings of the small one, 9 test graphs"):
+    for text in ("scores of the small one", "verdicts of the small one", "embeddings of the small one, 9 test graphs"):
         assert text in html
     assert html.count("<svg") == 4
     for width in (None, 1):

@@ -16,6 +16,7 @@ from kdjax.report.metrics import detection
 Sets = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> scores, labels
 NORMAL, ATTACK = SERIES[0], SERIES[1]
 WIDTH = 4.4  # inches of a drawing in a column of the page: then its letters have the size of all others
+LONG = 28  # letters of a name in a legend; longer ones stand one below the other
 _DOTS = 700  # of a group; more would only make the page heavier
 _BINS = 40
 _UPRIGHT = 9  # letters of a class under its cell; longer names are turned
@@ -97,6 +98,7 @@ def roc_curves(models: Sets) -> str:
     areas = {name: detection.auc(*pair) for name, pair in models.items()}
     least = min(0.5 / np.sum(labels == 0) for _, labels in models.values())
     log = min(areas.values()) > 0.95
+    columns = 2 if max(map(len, models)) <= LONG else 1
 
     def paint(figure: Any) -> None:
         ax = figure.subplots()
@@ -121,10 +123,10 @@ def roc_curves(models: Sets) -> str:
         ax.grid(color=INK, alpha=0.12, linewidth=0.6)
         ax.set_xlabel("false-positive rate")
         ax.set_ylabel("recall")
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.4)
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, handlelength=1.4)
 
     return drawing(
-        paint, (5.4, 3.2 + 0.18 * (len(models) + 2) // 2), salt=salt_of("roc", *models, *sum(models.values(), ()))
+        paint, (5.4, 3.2 + 0.18 * (len(models) + 2) // columns), salt=salt_of("roc", *models, *sum(models.values(), ()))
     )
 
 

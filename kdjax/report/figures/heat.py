@@ -70,8 +70,10 @@ def robustness(curves_of: dict[str, dict[str, dict[str, float]]], measure: str) 
             ax.set_xlabel(kind)
             ax.set_ylabel(measure)
             ax.grid(color=INK, alpha=0.12, linewidth=0.6)
-            figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.4)
+            figure.legend(loc="outside upper left", frameon=False, handlelength=1.4)
 
-        return drawing(paint, (4.4, 2.9), salt=salt_of("robustness", kind, *map(str, lines.values())))
+        return drawing(
+            paint, (4.4, 2.6 + 0.18 * len(lines)), salt=salt_of("robustness", kind, *map(str, lines.values()))
+        )
 
     return {f"under {kind}": one(kind, lines) for kind, lines in curves_of.items() if lines}
