@@ -79,12 +79,9 @@ class Judgement:
     def summary(self) -> str:
         """The distances of all values, and what follows from them."""
         numbers = ", ".join(f"{value} {found:.2f}" for value, found in self.distances.items())
-        if not self.fitting:
-            verdict = "none fits"
-        elif len(self.fitting) > 1:
+        verdict = " or ".join(self.fitting) + " fits" if self.fitting else "none fits"
+        if len(self.fitting) > 1:
             verdict = f"{', '.join(self.fitting)} fit about equally and cannot be told apart"
-        else:
-            verdict = f"{self.fitting[0]} fits"
         told = f"{verdict}: by {_images(self.images)}, the inputs of BatchNorms are from those of training as far as"
         return f"{self.option}: {told} {numbers} (root mean square of log variance ratios)"
 
