@@ -57,7 +57,9 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         image = torch.from_numpy(given["image"]).to(device).permute(0, 3, 1, 2) / 255
         label = torch.from_numpy(given["class" if case.work == "tiny_ladeda" else "mask"]).to(device)[:, None].float()
         with autocast:
-            outputs = model(view(image, *normal, case.image_size))
+            seen = view(image, *normal, case.image_size)
+            # Channels that come last make PyTorch 2.13 write where it may not, in gradients of so few of them.
+            outputs = model(seen.contiguous() if case.work == "tiny_ladeda" else seen)
             if case.work == "tiny_ladeda":
                 loss = F.binary_cross_entropy_with_logits(outputs.float(), label)
             elif teacher is not None and adapter is not None:

@@ -79,10 +79,9 @@ class Judgement:
     def summary(self) -> str:
         """The distances of all values, and what follows from them."""
         numbers = ", ".join(f"{value} {found:.2f}" for value, found in self.distances.items())
-        fitting = list(self.fitting)
-        verdict = "none fits" if not fitting else f"{fitting[0]} fits"
-        if len(fitting) > 1:
-            verdict = f"{', '.join(fitting)} fit about equally and cannot be told apart"
+        verdict = " or ".join(self.fitting) + " fits" if self.fitting else "none fits"
+        if len(self.fitting) > 1:
+            verdict = f"{', '.join(self.fitting)} fit about equally and cannot be told apart"
         told = f"{verdict}: by {_images(self.images)}, the inputs of BatchNorms are from those of training as far as"
         return f"{self.option}: {told} {numbers} (root mean square of log variance ratios)"
 
