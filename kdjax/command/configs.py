@@ -62,8 +62,13 @@ def find(name: str) -> Path:
         return path
     if recipe.is_file() and name in (path.stem, f"configs/{recipe.name}"):
         return recipe
-    beside = map(str, path.parent.glob("*.py")) if path.suffix else ()
+    beside = map(str, path.parent.glob("*.py")) if path.suffix else runs(path.parent)
     raise ConfigError(f"there is no config {name!r}; {nearest(name, [*beside, *recipes()])}")
+
+
+def runs(folder: Path) -> list[str]:
+    """The working directories in a folder."""
+    return [str(config.parent) for config in folder.glob("*/config.json")]
 
 
 def recipes() -> list[str]:

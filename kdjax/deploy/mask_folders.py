@@ -43,7 +43,10 @@ def compare_folders(
         faults += [
             f"{truth[s]}: no prediction of that name in {predicted_dir}" for s in sorted(truth.keys() - predicted)
         ]
-    read = _reader(predicted, truth, num_classes, faults), _reader(truth, predicted, num_classes, faults)
+    read = [
+        _reader(folder, own, others, num_classes, faults)
+        for folder, own, others in ((predicted_dir, predicted, truth), (truth_dir, truth, predicted))
+    ]
     rows: dict[str, Scores] = {}
     for stem in sorted(predicted.keys() & truth.keys()):
         try:
@@ -98,7 +101,7 @@ def _image_name(path: Path) -> str:
 
 
 def _reader(
-    own: dict[str, Path], others: dict[str, Path], num_classes: int, faults: list[str]
+    folder: str | os.PathLike, own: dict[str, Path], others: dict[str, Path], num_classes: int, faults: list[str]
 ) -> Callable[[Path], UInt8[np.ndarray, "h w"]]:
     """How the masks of a folder are read; a value that stands for a class may be in those of the other folder alone."""
     paths = [str(path) for path in own.values()]
@@ -106,7 +109,7 @@ def _reader(
     if unclear and others:
         values, _ = masks.values_in([*paths, *map(str, others.values())], files.read_plane, num_classes)
         unclear = unclear if values is masks.UNCLEAR else []
-    faults += [f"{Path(paths[0]).parent}, {fault}" for fault in unclear]
+    faults += [f"{folder}, its masks{fault.removeprefix('the masks')} with num_classes" for fault in unclear]
     return lambda path: masks.numbered(files.read_plane(str(path)), values, str(path))
 
 

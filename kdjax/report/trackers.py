@@ -146,7 +146,7 @@ def _tensorboard(folder: pathlib.Path, steps_done: int) -> Any:
     except ImportError:
         if "tensorboard" not in _told:
             _told.add("tensorboard")
-            print('TensorBoard files are not written: tensorboardX is not installed (`pip install -e ".[tracking]"`).')
+            print("TensorBoard files are not written: tensorboardX is not installed (`pip install tensorboardX`).")
         return None
     # Starts a new events file; what earlier files say after steps_done is hidden by TensorBoard.
     return SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1 if steps_done else None)

@@ -73,7 +73,8 @@ def test_everything_that_is_wrong_with_the_folders_comes_at_once_and_the_old_tab
         "only_here.png: no true mask of that name",
         "only_there.png: no prediction of that name",
         "expected equal sizes, found 5x4 and 4x4",
-        f"{a}, the masks: expected 2 values, one for each class and the background, found 0, 3, 9; mend the masks",
+        f"{a}, its masks: expected 2 values, one for each class and the background, found 0, 3, 9; mend the masks, or "
+        "say how many classes there are with num_classes",
         "cut.png: expected an image, but it cannot be read",
         "expected one mask for 'two', found two_mask.png, two_pred.png",
     ):

@@ -48,6 +48,13 @@ def test_what_is_misspelt_is_told(words, said):
     refused(command(*words), said)
 
 
+def test_a_misspelt_working_directory_is_told_from_those_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "night").mkdir(parents=True)
+    (tmp_path / "runs" / "night" / "config.json").write_text("{}")
+    refused(command("predict", "runs/nigth"), "there is no config 'runs/nigth'; did you mean 'runs/night'?")
+
+
 def test_a_recipe_goes_by_its_name_and_by_its_documented_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert configs.find("sam_distill") == configs.find("configs/sam_distill.py") == configs.RECIPES / "sam_distill.py"
