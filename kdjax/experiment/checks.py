@@ -138,7 +138,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def _negative(options: dict[str, Any]) -> list[str]:
-    weight = options.get("weight")
+    weight: Any = options.get("weight")
     return [f"weight: expected at least 0, found {weight}"] if _is_number(weight) and weight < 0 else []
 
 
@@ -198,7 +198,7 @@ def _term_faults(stage: Stage, term: Term) -> list[str]:
                 faults.append(f": no teacher {place!r}; {choice}")
     if term.weight < 0:
         faults.append(f".weight: expected at least 0, which leaves the term out, found {term.weight}")
-    temperature = term.args.get("temperature")
+    temperature: Any = term.args.get("temperature")
     if _is_number(temperature) and temperature < COLDEST:
         faults.append(
             f".args.temperature: expected a positive number (2 to 8 for logits, 0.05 to 0.5 for similarities), found "

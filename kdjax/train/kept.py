@@ -58,7 +58,7 @@ def unsealed(text: str, path: Path | str, remedy: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path}: expected JSON as a run writes it, found none ({error}); {remedy}") from error
+        raise Damaged(f"{path}: expected JSON as a run writes it, found no JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):
         raise Damaged(f"{path}: expected values by name, found {str(value)[:60]!r}; {remedy}")
     noted = value.pop(CHECKSUM, None)

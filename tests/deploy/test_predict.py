@@ -230,7 +230,7 @@ def test_eval_prints_its_scores_where_nothing_can_be_written(run, monkeypatch):
     def refuse(path, text):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(predict, "write", refuse)
+    monkeypatch.setattr(predict.kept, "write", refuse)
     ended = on(run, "--mode=eval")
     assert ended.code == 0, ended.error
     assert "11 test images" in ended.out

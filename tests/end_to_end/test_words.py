@@ -140,7 +140,9 @@ def test_help_may_be_read_by_the_page():
     assert asked.returncode == 1
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "found no JSON"), ("[]", "without stages"), ("{}", "without stages")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "found no JSON"), ("[]", "expected values by name"), ("{}", "without stages")]
+)
 def test_a_config_that_no_run_saved_is_refused(tmp_path, text, said):
     (tmp_path / "config.json").write_text(text)
     refused(command(f"--workdir={tmp_path}"), "config.json: expected a config as a run saves it", said)
