@@ -75,7 +75,7 @@ def get_config(variant: str = "") -> Experiment:
             "feature": Term("mse", "neck_2", "sam:image_embeddings", adapter="conv_bn_relu", weight=0.1),
         },
         optim=Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.01, clip=1.0, ema=0.98),
-        epochs=2 if smoke else 60 if small_set else 10,
+        epochs=2 if smoke else 60 if small_set else 13,
         grad_norms_every=0 if smoke else 1,
     )
     stages = {"sam": sam, "teacher": teacher, "student": student}
