@@ -94,11 +94,11 @@ def check_devices() -> None:
         raise ConfigError("JAX_ENABLE_X64: expected it off, since kdjax computes in 32 bits, found it on; unset it")
     try:
         jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the second of a platform that JAX has no plugin for
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise ConfigError(
-            f"JAX_PLATFORMS={asked}: expected a device of that kind, found none ({error}); unset it, or install JAX "
-            "for that device"
+            f"JAX_PLATFORMS={asked}: expected a device of that kind, found none; unset it, or install JAX for that "
+            f"device ({error or 'it has no plugin'})"
         ) from error
 
 
