@@ -119,7 +119,7 @@ def _write_csv(output: Path, rows: dict[str, Scores], summary: dict[str, Any], s
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(output.name + ".part")
     try:
-        with part.open("w", newline="") as file:
+        with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             key = lambda image, scope: [image, scope] if several else [image]  # noqa: E731
             writer.writerow([*key("image", "class"), *NAMES])

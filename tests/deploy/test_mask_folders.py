@@ -89,6 +89,15 @@ def test_an_empty_and_a_missing_folder_are_named(tmp_path):
         mask_folders.compare_folders(tmp_path / "a", tmp_path / "b", tmp_path / "out.csv")
 
 
+def test_masks_of_floats_are_refused(tmp_path):
+    """Their fractions would be taken for background."""
+    for side in ("a", "b"):
+        (tmp_path / side).mkdir()
+        Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(tmp_path / side / "1.tif")
+    with pytest.raises(ConfigError, match=r"1\.tif: expected 8 or 16 bits a pixel, found floats; make it whole numbers"):
+        mask_folders.compare_folders(tmp_path / "a", tmp_path / "b", tmp_path / "out.csv")
+
+
 def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
     a = save(tmp_path / "a", {"x.png": blob(0)})
     out = tmp_path / "out.csv"
