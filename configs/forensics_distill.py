@@ -182,9 +182,7 @@ def models(published: bool, smoke: bool) -> tuple[Model, Model]:
     options: dict[str, Any] = {} if published else {"variant": "small"}
     if smoke:
         options["widths"] = (4, 8, 8, 16)
-    return Model("ladeda", preprocess=None if published else "npr", image_size=size, **options), Model(
-        "tiny_ladeda", image_size=size
-    )
+    return Model("ladeda", preprocess="npr", image_size=size, **options), Model("tiny_ladeda", image_size=size)
 
 
 def images(variant: str, place: str, camera: str) -> tuple[Data, Data]:

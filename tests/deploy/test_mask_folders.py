@@ -94,7 +94,9 @@ def test_masks_of_floats_are_refused(tmp_path):
     for side in ("a", "b"):
         (tmp_path / side).mkdir()
         Image.fromarray(np.full((4, 5), 0.5, np.float32)).save(tmp_path / side / "1.tif")
-    with pytest.raises(ConfigError, match=r"1\.tif: expected 8 or 16 bits a pixel, found floats; make it whole numbers"):
+    with pytest.raises(
+        ConfigError, match=r"1\.tif: expected 8 or 16 bits a pixel, found floats; make it whole numbers"
+    ):
         mask_folders.compare_folders(tmp_path / "a", tmp_path / "b", tmp_path / "out.csv")
 
 

@@ -65,7 +65,7 @@ def run(tmp_path):
         ("--stage=studnt", "--stage=studnt: no such stage; did you mean 'student'"),
         (f"{STUDENT}.optim.lr=-1", "stages.student: optim.lr: expected a positive number, found -1.0"),
         (f"{STUDENT}.optim.lr=nan", "stages.student.optim.lr: expected a finite number, found nan"),
-        (f"{STUDENT}.epochs=-1", "stages.student: epochs: expected at least 1, found -1"),
+        (f"{STUDENT}.epochs=-1", "stages.student: epochs: expected at least 0, found -1"),
         (f"{STUDENT}.data.split=('a',)", "stages.student.data.split.0: expected float, found 'a'"),
         (f"{STUDENT}.optim.trainable=(('x',),)", "stages.student.optim.trainable.0: expected 2 values, found ('x',)"),
         ("--config.log.every=0", "log.every: expected at least 1 step, found 0"),
