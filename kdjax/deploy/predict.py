@@ -40,6 +40,7 @@ from kdjax.weights import safetensors
 RESULTS = "eval_results.txt"
 OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
 READERS = {"segmentation": "folder", "classification": "classes", "detection": "real_fake"}  # of other folders
+FORMATS = {"heat": ".jpg"}  # of what is written; all else is PNG, which keeps class ids
 MADE = re.compile(r".*_(mask(_\d+)?|overlay|heat)")  # names of what is written, which are no images to predict
 
 
@@ -301,22 +302,25 @@ def foreign(paths: list[Path]) -> list[Path]:
 def is_ours(path: Path) -> bool:
     try:
         with Image.open(path) as picture:
-            return picture.info.get(OURS[0]) == OURS[1]
+            return OURS[1] in (picture.info.get(OURS[0]), picture.info.get("comment", b"").decode(errors="replace"))
     except (OSError, SyntaxError):
         return False
 
 
 def named(target: Path, what: str) -> Path:
-    return target.with_name(f"{target.name}_{what}.png")
+    return target.with_name(f"{target.name}_{what}{FORMATS.get(what, '.png')}")
 
 
 def save(path: Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
-    """A whole PNG or none, marked as ours."""
-    mark = PngImagePlugin.PngInfo()
-    mark.add_text(*OURS)
+    """A whole picture or none, PNG or JPEG by its name, marked as ours."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(*OURS)
+    written: dict[str, Any] = {"format": "PNG", "pnginfo": text}
+    if path.suffix == ".jpg":
+        written = {"format": "JPEG", "quality": 90, "comment": OURS[1]}
     partial = path.with_name(f".{path.name}.partial")
     try:
-        Image.fromarray(picture).save(partial, format="PNG", pnginfo=mark)
+        Image.fromarray(picture).save(partial, **written)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def score(
     output: str | Path,
     threshold: float | None = None,
 ) -> dict[str, Any]:
-    """Writes `scores.csv`, a line for each image, and `NAME_heat.png`, what each patch says, where the model tells it.
+    """Writes `scores.csv`, a line for each image, and `NAME_heat.jpg`, what each patch says, where the model tells it.
 
     The verdict is by `threshold`, else by the one that was calibrated on validation data, else by probability one half.
     Everything wrong with the images is said at once, before anything is written. Returns how many images there were,

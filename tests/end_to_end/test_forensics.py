@@ -122,11 +122,11 @@ def test_new_images_get_scores_and_heat_maps(smoke, tmp_path, capsys):
     for _, verdict, logit, probability in rows:
         assert verdict == ("fake" if float(logit) > found["threshold"] else "real")
         assert float(probability) == pytest.approx(1 / (1 + np.exp(-float(logit))), abs=1e-5)
-    assert Image.open(tmp_path / "out/in/b_heat.png").size == (96, 90)
+    assert Image.open(tmp_path / "out/in/b_heat.jpg").size == (96, 90)
     again = score.score(made, workdir, "single", "", images, tmp_path / "out", threshold=-1e9)  # ours are written over
     assert (again["found"], again["images"], again["kind"]) == (3, 3, "fake")
-    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "out" / "a_heat.png")
-    with pytest.raises(ConfigError, match=r"a_heat\.png: a file that kdjax did not write"):
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "out" / "a_heat.jpg")
+    with pytest.raises(ConfigError, match=r"a_heat\.jpg: a file that kdjax did not write"):
         score.score(made, workdir, "single", "", images, tmp_path / "out")
     told = command(f"--workdir={workdir}", "--mode=predict", f"--images={images}", f"--output={tmp_path / 'told'}").out
     assert "of 3 images are taken for 'fake' (logit above" in told

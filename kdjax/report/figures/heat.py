@@ -9,6 +9,7 @@ from kdjax.report.figures import curves, legend
 from kdjax.report.figures.examples import panel
 
 NO, YES = (0, 114, 178), (213, 94, 0)  # the colours of class 0 and class 1
+STRONGEST = 190  # of 255: how much of the colour there is where the model is sure
 SIDE = 224  # pixels of the longer side of a panel
 
 Map = Float[np.ndarray, "_ _"]
@@ -22,10 +23,10 @@ def overlay(image: Picture, logits: Map, threshold: float = 0.0) -> Picture:
     sure = 2 / (1 + np.exp(-np.clip(logits.astype(np.float64) - threshold, -30, 30))) - 1
     size = image.shape[1::-1]
     sure = np.asarray(Image.fromarray(sure.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
-    grey = image.astype(np.float32).mean(axis=-1, keepdims=True)
-    colour = np.where(sure[..., None] > 0, np.array(YES, np.float32), np.array(NO, np.float32))
-    share = 0.75 * np.abs(sure)[..., None]
-    return (grey * (1 - share) + colour * share).round().astype(np.uint8)
+    likelier = Image.fromarray((sure > 0).astype(np.uint8) * np.uint8(255))
+    colour = Image.composite(Image.new("RGB", size, YES), Image.new("RGB", size, NO), likelier)
+    grey = Image.fromarray(image).convert("L").convert("RGB")
+    return np.asarray(Image.composite(colour, grey, Image.fromarray((STRONGEST * np.abs(sure)).astype(np.uint8))))
 
 
 def maps(rows: list[dict], kinds: tuple[str, ...]) -> str:
