@@ -24,7 +24,6 @@ import os
 import shlex
 import signal
 import sys
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,14 +138,10 @@ def answer(act: Callable[[], Any]) -> int:
             return 128 + error.signal
         if not _mendable(error):
             raise
+        from kdjax.report.terminal import printable
+
         print(f"\nerror: {printable(error)}", file=sys.stderr)
         return 2
-
-
-def printable(text: Any) -> str:
-    """With the control characters of names and headers spelt out, so that a terminal shows them and does nothing."""
-    plain = {c: c if c == "\n" or unicodedata.category(c)[0] != "C" else ascii(c)[1:-1] for c in set(str(text))}
-    return "".join(plain[c] for c in str(text))
 
 
 def _mendable(error: Exception) -> bool:

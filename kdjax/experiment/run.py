@@ -18,6 +18,7 @@ from kdjax.experiment.opening import open_run
 from kdjax.experiment.outcome import beside, compare, data_of, measure_costs, report, summarise, test
 from kdjax.experiment.robustness import robustness
 from kdjax.experiment.workdir import Run, claim, forget_result, keep_result
+from kdjax.report.terminal import printable
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
 from kdjax.train.loop import train
@@ -183,7 +184,7 @@ def overview(opened: Run) -> str:
         notes |= dict.fromkeys(f"note     {source}: {note}" for note in learner.dataset.notes)
         notes |= dict.fromkeys(f"warning  {name}: {text}" for text in oversized(learner))
     lines += [f"data     {line}" for line in data_of(opened)]
-    return "\n".join([*lines, *notes]) + "\n"
+    return printable("\n".join([*lines, *notes])) + "\n"
 
 
 def oversized(learner: Learner) -> list[str]:

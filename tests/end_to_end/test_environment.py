@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from kdjax import launch
+from kdjax.report import terminal
 from tests.support import subprocesses as sub
 from tests.support.command import tiny
 
@@ -42,7 +42,7 @@ def test_a_run_under_an_ascii_locale(tmp_path):
 
 
 def test_control_characters_are_shown_not_obeyed():
-    assert launch.printable("a\x1b[31mb\rc\x07\nd ± größe\u202e \udcff") == (
+    assert terminal.printable("a\x1b[31mb\rc\x07\nd ± größe\u202e \udcff") == (
         "a\\x1b[31mb\\rc\\x07\nd ± größe\\u202e \\udcff"
     )
-    assert launch.printable(os.fsdecode(b"\xff")) == "\\udcff"
+    assert terminal.printable(os.fsdecode(b"\xff")) == "\\udcff"

@@ -59,3 +59,12 @@ def test_scores_of_new_images_and_of_test_images_tell_it_too(tmp_path, variables
         Image.fromarray(pipeline.build(DATA).resized("test", i)["image"]).save(images / f"{i}.png")
     for words in (["--mode=predict", f"--images={images}", f"--output={tmp_path / 'out'}"], ["--mode=eval"]):
         assert "warning  preprocess='right_diag' is not" in command(f"--workdir={workdir}", *words).out
+
+
+def test_what_a_run_tells_of_its_data_obeys_nobody(tmp_path, variables):
+    """A name in a note may hold what a terminal would carry out."""
+    path = tmp_path / "tiny.safetensors"
+    safetensors.save(path, variables, safetensors.about(declared("npr")))
+    opened = open_run(measured(path, "npr"), tmp_path / "run")
+    opened.learners["measured"].dataset.notes = ("left out: \x1b[2Jhidden.png",)
+    assert "left out: \\x1b[2Jhidden.png" in running.overview(opened)
