@@ -4,7 +4,7 @@ import functools
 import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,26 @@ CASES = {
         "vit_hf", Model("vit", **SMALL, image_size=(32, 80), num_classes=0, norm_eps=1e-12, qkv_bias=False), ALL_GIVEN
     ),
 }
-each = pytest.mark.parametrize("name", CASES)
+# Of each family a case or two in every run of the tests, the others where there is time.
+LATER = {
+    "can_gat c",
+    "can_vgae teacher",
+    "ladeda",
+    "sam with classes",
+    "sam_hf with classes",
+    "segformer of two labels",
+    "tinyusfm segmenter",
+    "usfm segmenter",
+}
+
+
+def named(names: Iterable[str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "name", [pytest.param(n, marks=pytest.mark.long if n in LATER else ()) for n in names]
+    )
+
+
+each = named(CASES)
 
 
 def original(case: Case) -> torch.nn.Module:
@@ -273,7 +292,7 @@ def test_all_faults_are_told_at_once(made, name):
         assert [line for line in lines if line.strip().startswith(start) and word in line], (start, word, lines)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.scan])
+@named([name for name, case in CASES.items() if case.scan])
 def test_stacked_blocks_compute_the_same(made, name):
     it = made(name)
     stacked = fit(it.family, open_source(it.source), {**it.case.options, "scan": True})
@@ -286,7 +305,7 @@ def test_stacked_blocks_compute_the_same(made, name):
     assert worst(verify.verify(it.family, stacked.model, arrays, variables, QUICK)) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.resized])
+@named([name for name, case in CASES.items() if case.resized])
 def test_another_image_size_resizes_as_the_original_does(made, name):
     it = made(name)
     assert it.case.resized is not None
