@@ -9,9 +9,12 @@
 A detector knows the generators that it was trained on; on one's own images it may be worth nothing. So it is measured
 first (`diagnose`), and the gates act by what they find: from an AUC of 0.65 on it is good, from 0.55 on marginal, and
 below that its last block is trained on one's own images (`finetuned`); where that does not help either, the students
-are trained with cross-entropy alone. `:camera=phone` draws a teacher that knows other cameras, to see them act. The
+are trained with cross-entropy alone. `:camera=phone` draws a teacher that knows other cameras. The
 students learn the teacher's logit of each patch beside the labels, in two stages (`head`, then `student`) or in one
 (`single`).
+
+Drawn images, twelve of 1,200 labelled, AUC over seeds 0 to 2: LaDeDa 0.791 ± 0.008 (343,057 parameters), distilled in
+one stage 0.803 ± 0.002 (1,297), the same without teacher 0.712 ± 0.016; 159 s on two cores of an AMD EPYC.
 
 --teacher=wildrf|forensynth takes the published weights, --teacher=finetuned tunes whatever comes, and any other word is
 a file. The published ones are converted by

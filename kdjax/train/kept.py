@@ -82,7 +82,7 @@ def checksum(path: Path) -> str:
     return _of_file(path, (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def _of_file(path: Path, stamp: tuple[int, ...]) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
