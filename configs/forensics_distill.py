@@ -123,7 +123,9 @@ def get_config(variant: str = "") -> Experiment:
         Optim("adam", lr=rate, trainable=only("layer1_0", "fc"), **cosine),
         init="stage:head",
     )
-    stages["single"] = distilled("student, distilled", single, Optim("adam", lr=1e-3 if own else 4e-3, **cosine))
+    stages["single"] = distilled(
+        "student, one stage, distilled", single, Optim("adam", lr=1e-3 if own else 4e-3, **cosine)
+    )
     return Experiment(name="forensics_distill", stages=stages, quick_compile=variant == "smoke")
 
 

@@ -110,8 +110,11 @@ class Scored:
     def words(self, dataset: Any) -> dict[str, Any]:
         """How the report calls the test sets."""
         count = len(dict.fromkeys(dataset.groups))
-        others = ["accuracy"] if self.by == "auc" else ["auc"]
-        return {"group": "test set", "group_measures": others, "over": f"{count} test sets" if count > 1 else ""}
+        sets = f"{count} test sets" if count > 1 else ""
+        if self.by != "auc":
+            return {"group": "test set", "group_measures": ["auc"], "over": sets}
+        told = f"{int((dataset.labels('test') >= 0).sum())} test {dataset.item}s"  # which its interval is over
+        return {"group": "test set", "group_measures": ["accuracy"], "over": f"{sets}, {told}" if sets else told}
 
 
 def pictures(heading: str, stages: list[Tested], xlabel: str) -> dict[str, str]:

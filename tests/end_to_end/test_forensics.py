@@ -1,17 +1,22 @@
 """The forensics system: its recipe, what its gates decide in whole runs, and scores for new images."""
 
 import csv
+import html
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from kdjax.config import ConfigError
 from kdjax.deploy import score
+from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan
 from kdjax.experiment import run as running
 from kdjax.launch import load
+from kdjax.train.setup import initial_shapes
+from kdjax.weights import safetensors
 from tests.support.command import command, refused
 
 CONFIG = "configs/forensics_distill.py"
@@ -134,18 +139,22 @@ def test_new_images_get_scores_and_heat_maps(smoke, tmp_path, capsys):
 
 @pytest.mark.long
 def test_a_bad_teacher_teaches_nobody_and_the_report_says_so(tmp_path):
-    """Weights of noise that tuning cannot mend: the students are trained with the labels alone."""
+    """A teacher whose weights are all zero, which tuning its last block cannot mend: the students are trained with the
+    labels alone."""
     made = quick()
-    for name in ("diagnose", "finetuned"):
-        made.stages[name].gate.at_least = made.stages[name].gate.good = 1.01
-    summary = running.run(made, tmp_path)
-    ran = {path.parent.name for path in tmp_path.glob("stages/*/result.json")}
+    teacher = made.stages["teacher"]
+    zeros = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), initial_shapes(build_model(teacher.model)))
+    safetensors.save(tmp_path / "bad.safetensors", zeros, safetensors.about(teacher.model))
+    teacher.init, teacher.epochs = str(tmp_path / "bad.safetensors"), 0
+    summary = running.run(made, tmp_path / "run")
+    ran = {path.parent.name for path in tmp_path.glob("run/stages/*/result.json")}
     assert ran == {"teacher", "diagnose", "finetuned", "head_control", "student_control", "single_control"}
     assert summary["skipped"] == dict.fromkeys(("head", "student", "single"), "finetuned did not reach its gate")
-    said = json.loads((tmp_path / "summary.json").read_text())["gates"]
-    assert "'finetuned' stands in for it" in said[0]
-    assert "trained as its control, without a teacher" in said[1]
-    assert "trained as its control" in (tmp_path / "report.html").read_text()
+    asked, tuned = json.loads((tmp_path / "run" / "summary.json").read_text())["gates"]
+    assert "reached auc 0.5000 on the validation data, its gate asks for 0.5500: 'finetuned' stands in" in asked
+    assert "asks for 0.5500: what would learn from it is trained as its control, without a teacher" in tuned
+    page = html.unescape((tmp_path / "run" / "report.html").read_text())
+    assert f"{tuned[0].upper()}{tuned[1:]}" in page
 
 
 def test_each_control_hears_nothing_of_a_teacher():

@@ -2,16 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from kdjax import launch
-from kdjax.config import ConfigError, Data, Experiment, Model, Task, Term
+from kdjax.config import ConfigError, Data, Experiment, Log, Model, Task, Term
 from kdjax.data import pipeline
 from kdjax.experiment import checks
 from kdjax.experiment import look as looking
+from kdjax.experiment import run as running
 from kdjax.experiment.resolve import resolved
 from kdjax.train.setup import task_of
 from tests.support import folders, tiny
@@ -163,3 +165,22 @@ def test_a_run_on_ones_own_classes(own, tmp_path):
     told = json.loads((tmp_path / "run" / "export" / "student" / "signature.json").read_text())
     assert told["output"]["classes"] == ["background", "pebble", "brick"]
     assert told["model"]["options"]["num_classes"] == 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("what", ["all masks", "one image"])
+def test_data_that_changed_between_two_starts_are_refused(what, tmp_path):
+    root = folders.folder(tmp_path / "scans", 40)["root"]
+    data = Data("folder", root=root, num_classes=2, image_size=16, batch_size=8)
+    stage = tiny.stage(data=data, epochs=1)
+    made = Experiment(name="tiny", stages={"one": stage}, control=False, quick_compile=True, log=Log(tensorboard=False))
+    running.run(made, tmp_path / "run")
+    running.run(made, tmp_path / "run")  # the same data are the same
+    masks = sorted(Path(root).glob("*_mask.png"))
+    for mask in masks if what == "all masks" else []:
+        folders.blob(mask, at=(9, 9))
+    if what == "one image":
+        folders.picture(Path(root) / masks[0].name.replace("_mask", ""), 999)
+    stage.epochs = 2
+    with pytest.raises(ConfigError, match="data of other contents than there are now"):
+        running.run(made, tmp_path / "run")

@@ -274,6 +274,7 @@ def test_the_report_shows_where_a_model_looks_and_how_it_falls():
     assert "patches of large" in shown
     assert "patches of alone" not in shown
     assert "logit of a fake" in sections["Detection"]
+    assert IMAGES.words(Faces())["over"] == "2 test sets, 8 test images"
 
 
 def test_patches_of_a_large_map_are_few():
