@@ -62,7 +62,7 @@ def train(
         if not stage.epochs:
             validate(learner, folder, state, fixed, record, recorder, ranked)
             measured = f"{learner.task.primary} {record.best:.3f}"
-            recorder.line(f"{stage.title or learner.name}: as it comes, not trained here: {measured}")
+            recorder.line(f"{stage.title or learner.name}: not trained, {measured}")
 
         def save() -> None:
             recorder.flush()

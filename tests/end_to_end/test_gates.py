@@ -95,7 +95,7 @@ def test_what_comes_from_elsewhere_is_measured_and_not_trained(tmp_path, capsys)
     given, left = (safetensors.load(tmp_path / "stages" / name / "model.safetensors")[0] for name in made.stages)
     jax.tree.map(np.testing.assert_array_equal, given["params"], left["params"])
     told = capsys.readouterr().out
-    assert "measured: as it comes, not trained here: dice 0." in told
+    assert "measured: not trained, dice 0." in told
     (sentence,) = summary["gates"]
     assert "which is marginal (0 to 2)" in sentence
     assert sentence in told
