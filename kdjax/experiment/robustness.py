@@ -14,7 +14,7 @@ from kdjax.train.setup import Learner
 
 MOST = 384  # test images that are damaged: more would take longer and tell the same
 STRENGTHS: dict[str, tuple[str, Callable, tuple[float, ...]]] = {  # kind -> what it is, how it is done, how strongly
-    "jpeg": ("JPEG compression, quality", degrade.jpeg, (95, 85, 70, 50, 30)),
+    "jpeg": ("JPEG compression, quality", degrade.jpeg, (95.0, 85.0, 70.0, 50.0, 30.0)),
     "blur": ("blur, sigma in pixels", degrade.blur, (0.5, 1.0, 1.5, 2.0)),
     "resize": ("resizing there and back, factor", degrade.rescale, (0.9, 0.75, 0.5)),
 }
