@@ -32,7 +32,7 @@ def robustness(learner: Learner, variables: dict) -> dict[str, dict[str, float]]
     def measured(change: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> float:
         return evaluate(learner, variables, "test", places, change)[0][learner.task.primary]
 
-    def damaged(function: Callable, strength: float, batch: dict[str, Any]) -> dict[str, Any]:
+    def damaged(function: Callable, strength: Any, batch: dict[str, Any]) -> dict[str, Any]:
         return {**batch, **{name: np.asarray(stored(function)(batch[name], strength)) for name in images}}
 
     whole, falls = measured(), {}
@@ -47,7 +47,7 @@ def robustness(learner: Learner, variables: dict) -> dict[str, dict[str, float]]
 def stored(function: Callable) -> Any:
     """The compiled damage of images as files have them, in whole numbers from 0 to 255."""
 
-    def run(image: jax.Array, strength: float) -> jax.Array:
+    def run(image: jax.Array, strength: Any) -> jax.Array:
         made = jax.vmap(function, (0, None))(image.astype(jnp.float32) / 255, strength)
         return jnp.clip(jnp.round(made * 255), 0, 255).astype(jnp.uint8)
 
