@@ -22,6 +22,10 @@ from tests.support.command import command, refused
 CONFIG = "configs/forensics_distill.py"
 
 
+def table(path):
+    return list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+
+
 def quick(spec="smoke", **options):
     made = load(f"{CONFIG}:{spec}")
     made.log.tensorboard = False
@@ -109,7 +113,7 @@ def test_the_smoke_form_measures_every_model_on_every_set(smoke):
     for heading in ("Detection", "Robustness", "Where they look"):
         assert f"<h2>{heading}</h2>" in page
     (sets,) = {len(np.load(path)["score"]) for path in workdir.glob("stages/*/test.npz")}
-    assert sets == sum(1 for _ in csv.reader((workdir / "stages/single/test.csv").open())) - 1
+    assert sets == len(table(workdir / "stages/single/test.csv")) - 1
 
 
 @pytest.mark.long
@@ -121,13 +125,14 @@ def test_new_images_get_scores_and_heat_maps(smoke, tmp_path, capsys):
     for name, side in (("a.png", 64), ("in/b.jpg", 90), ("in/ü.png", 40)):
         Image.fromarray(rng.integers(0, 255, (side, side + 6, 3), np.uint8)).save(images / name)
     found = score.score(made, workdir, "single", "", images, tmp_path / "out")
-    head, *rows = csv.reader((tmp_path / "out" / "scores.csv").open())
+    head, *rows = table(tmp_path / "out" / "scores.csv")
     assert head == ["image", "verdict", "logit", "probability"]
     assert [row[0] for row in rows] == ["a.png", "in/b.jpg", "in/ü.png"]
     for _, verdict, logit, probability in rows:
         assert verdict == ("fake" if float(logit) > found["threshold"] else "real")
         assert float(probability) == pytest.approx(1 / (1 + np.exp(-float(logit))), abs=1e-5)
-    assert Image.open(tmp_path / "out/in/b_heat.jpg").size == (96, 90)
+    with Image.open(tmp_path / "out/in/b_heat.jpg") as picture:
+        assert picture.size == (96, 90)
     again = score.score(made, workdir, "single", "", images, tmp_path / "out", threshold=-1e9)  # ours are written over
     assert (again["found"], again["images"], again["kind"]) == (3, 3, "fake")
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "out" / "a_heat.jpg")
