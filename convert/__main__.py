@@ -136,7 +136,7 @@ def run_convert(args: argparse.Namespace) -> int:
     check_destination(dst, args.overwrite)
     source = open_source(args.src, args.entry)
     check_sums(source.path)
-    about = {"family": family.name, "source": source.path.name}
+    about, told_of_it = {"family": family.name, "source": source.path.name}, ""
     about |= {name: str(source.extras[name]) for name in family.kept if name in source.extras}
     if getattr(args, "base", ""):
         base = load(Path(args.base), options(args.set))
@@ -147,7 +147,7 @@ def run_convert(args: argparse.Namespace) -> int:
         safetensors.save(dst, whole, about, lambda written: check_written(written, whole))
         proof = f"{len(jax.tree.leaves(whole))} leaves, the base's with the tensors put on it"
     else:
-        given, told_of_it = options(args.set), ""
+        given = options(args.set)
         if getattr(args, "images", ""):
             given, told_of_it = chosen(family, partial(matched, family, source), given, args.images)
         converted = matched(family, source, given)

@@ -11,6 +11,7 @@ import numpy as np
 from kdjax.config import ConfigError
 
 GRACE = 3.0  # seconds in which a process may still say itself why it ends
+SOON = 0.5  # ... where another has gone: a little later the libraries that talk to it would abort the process
 DONE = b"."
 CODE = 2
 
@@ -75,7 +76,7 @@ class Together:
             got = b""
         if got != DONE and not self._left:
             self._lost.set()
-            threading.Event().wait(GRACE)
+            threading.Event().wait(SOON)
             if not self._left:
                 self._end()
 

@@ -1,5 +1,6 @@
 """The batch size that a budget of memory allows."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_larger_budget_gives_a_larger_batch_to_the_student_and_its_control(tmp
 def test_a_run_that_has_begun_keeps_its_size(tmp_path):
     made = opened(tmp_path, Budget(bytes=600_000, most=64))
     kept = made.folder_of("student") / BATCH
-    assert int(kept.read_text()) == made.learners["student"].stage.data.batch_size
+    assert json.loads(kept.read_text())["batch_size"] == made.learners["student"].stage.data.batch_size
     kept.write_text("5")
     assert opened(tmp_path, Budget(bytes=600_000, most=64)).learners["student"].stage.data.batch_size == 5
 

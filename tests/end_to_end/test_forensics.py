@@ -17,6 +17,7 @@ from kdjax.experiment import run as running
 from kdjax.launch import load
 from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
+from tests.support import folders
 from tests.support.command import command, refused
 
 CONFIG = "configs/forensics_distill.py"
@@ -140,6 +141,10 @@ def test_new_images_get_scores_and_heat_maps(smoke, tmp_path, capsys):
         score.score(made, workdir, "single", "", images, tmp_path / "out")
     told = command(f"--workdir={workdir}", "--mode=predict", f"--images={images}", f"--output={tmp_path / 'told'}").out
     assert "of 3 images are taken for 'fake' (logit above" in told
+    faces = folders.real_fake(tmp_path / "faces")["root"]
+    assert (
+        "average precision" in command(f"--workdir={workdir}", "--mode=eval", "--stage=single", f"--data={faces}").out
+    )
 
 
 @pytest.mark.long
