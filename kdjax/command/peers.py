@@ -1,6 +1,8 @@
 """The processes of one run end together: where one is gone, the others say so and end, instead of waiting for it."""
 
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -12,6 +14,7 @@ from kdjax.config import ConfigError
 
 GRACE = 3.0  # seconds in which a process may still say itself why it ends
 SOON = 0.5  # ... where another has gone: a little later the libraries that talk to it would abort the process
+HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)
 DONE = b"."
 CODE = 2
 
@@ -51,7 +54,18 @@ class Together:
             self._sockets = [socket.create_connection((host, int(port)))]
         for one in self._sockets:
             threading.Thread(target=self._watch, args=(one,), daemon=True).start()
+        # JAX's library aborts a process as soon as it sees that the first one is gone, and takes no callback for it.
+        self._on_abort = HANDLER(self._aborted)
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = (ctypes.c_int, HANDLER)
+        libc.signal(signal.SIGABRT, self._on_abort)
         return self
+
+    def _aborted(self, _: int) -> None:
+        """In the thread that aborts: in words where the reason is that another process is gone."""
+        if self._lost.wait(1.0):
+            self._end()
+        os._exit(128 + signal.SIGABRT)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         from kdjax.train.signals import Stopped
