@@ -1,7 +1,9 @@
 """Tiny-LaDeDa: WildRF_Tiny_LaDeDa.pth, ForenSynth_Tiny_LaDeDa.pth, and others of its shape."""
 
-from convert.families.ladeda import SPELLINGS, UNTOLD, hint
-from convert.family import Family, Shapes
+from dataclasses import replace
+
+from convert.families import ladeda
+from convert.family import Shapes
 from convert.table import Row, batch_norm, conv, linear
 from kdjax.config import Model
 
@@ -19,15 +21,11 @@ def model_of(shapes: Shapes) -> Model:
     return Model("tiny_ladeda", **({"width": width} if width != 8 else {}), preprocess=None)
 
 
-FAMILY = Family(
+FAMILY = replace(
+    ladeda.FAMILY,
     name="tiny_ladeda",
     told="Tiny-LaDeDa, 1,297 parameters: WildRF_Tiny_LaDeDa.pth, ForenSynth_Tiny_LaDeDa.pth",
     variants={"Tiny-LaDeDa": Model("tiny_ladeda")},
     rows=rows,
     model_of=model_of,
-    original="convert.originals.ladeda",
-    untold=lambda model: UNTOLD,
-    spellings=SPELLINGS,
-    told_by_photographs="preprocess",
-    hint=hint,
 )

@@ -45,13 +45,7 @@ def train(
     stage, per_epoch, checkpoints = learner.stage, learner.steps_per_epoch, folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     state, fixed, fingerprint = learner.start(init, teachers)
-    outside = {
-        "teachers and initial weights": fingerprint,
-        "numbers of examples": learner.dataset.sizes,
-        "contents of the data": learner.dataset.fingerprints,
-        "batch size": stage.data.batch_size,
-    }
-    state, record = resumed(folder, state, outside, ranked)
+    state, record = resumed(folder, state, begun_with(learner, fingerprint), ranked)
     numbers = knobs.measured(learner.knobs, record.measures) if record.epochs else learner.knobs
     step = begun = int(state.step)
     norms_fn = jax.jit(learner.step.grad_norms)
@@ -61,8 +55,7 @@ def train(
     with closing(Recorder(learner, folder, log, record, begun, ranked is not None)) as recorder:
         if not stage.epochs:
             validate(learner, folder, state, fixed, record, recorder, ranked)
-            measured = f"{learner.task.primary} {record.best:.3f}"
-            recorder.line(f"{stage.title or learner.name}: not trained, {measured}")
+            recorder.line(f"{stage.title or learner.name}: not trained, {learner.task.primary} {record.best:.3f}")
 
         def save() -> None:
             recorder.flush()
@@ -94,9 +87,24 @@ def train(
         if advice := what_to_try(learner, record):
             recorder.line(f"warning  {advice}\n")
 
-    trained = {"wait": recorder.clock.waiting, "rate": recorder.clock.rate, "trained_parameters": count(state.params)}
-    trained |= {"data": learner.dataset.fingerprints} | ({"advice": advice} if advice else {})
-    return finish(learner, folder, record, fixed) | trained
+    told = made_of(learner, state, recorder) | ({"advice": advice} if advice else {})
+    return finish(learner, folder, record, fixed) | told
+
+
+def made_of(learner: Learner, state: State, recorder: Recorder) -> dict[str, Any]:
+    """What a stage was trained on, how many parameters of it, and how fast."""
+    speed = {"wait": recorder.clock.waiting, "rate": recorder.clock.rate}
+    return {**speed, "trained_parameters": count(state.params), "data": learner.dataset.fingerprints}
+
+
+def begun_with(learner: Learner, fingerprint: str) -> dict[str, Any]:
+    """What a run begins with that is not in its config, and may not be another when it goes on."""
+    return {
+        "teachers and initial weights": fingerprint,
+        "numbers of examples": learner.dataset.sizes,
+        "contents of the data": learner.dataset.fingerprints,
+        "batch size": learner.stage.data.batch_size,
+    }
 
 
 def resumed(folder: Path, state: State, outside: dict[str, Any], ranked: Ranked | None) -> tuple[State, Record]:

@@ -5,6 +5,7 @@ whose 3 × 3 convolutions are 1 × 1, as in BagNet (arXiv 1904.00760). Module na
 `layer1_0/downsample_0`.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -42,7 +43,7 @@ HEAD = nn.initializers.normal(0.02)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PatchwiseOptions:
+class PatchwiseOptions(ABC):
     """What both have in common."""
 
     family: ClassVar[str]
@@ -63,9 +64,9 @@ class PatchwiseOptions:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
     @property
+    @abstractmethod
     def patch(self) -> tuple[int, int]:
         """Sides of the patch that a logit sees, and pixels from one patch to the next."""
-        raise NotImplementedError
 
     def faults(self) -> list[str]:
         """All that keeps a model from being built."""

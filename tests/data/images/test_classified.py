@@ -5,22 +5,10 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 
-from kdjax.config import ConfigError, Data
-from kdjax.data import pipeline
 from kdjax.data.images.cifar import Cifar
 from tests.support import folders
-
-
-def build(source, **options):
-    return pipeline.build(Data(source, image_size=16, **options))
-
-
-def faults(source, **options) -> str:
-    with pytest.raises(ConfigError) as error:
-        build(source, **options)
-    return str(error.value)
+from tests.support.sources import build, faults
 
 
 def names(dataset) -> dict[str, set[str]]:

@@ -12,16 +12,7 @@ from kdjax.data.images import examples, files, masks
 from kdjax.data.images.folders import Folder, Layout
 from kdjax.data.images.readers import BusBra, Busi, BusUclm, Union
 from tests.support import folders
-
-
-def build(source, **options):
-    return pipeline.build(Data(source, image_size=16, **options))
-
-
-def faults(source, **options) -> str:
-    with pytest.raises(ConfigError) as error:
-        build(source, **options)
-    return str(error.value)
+from tests.support.sources import build, faults
 
 
 def by_name(source) -> dict:

@@ -5,25 +5,14 @@ from collections import Counter
 
 import pytest
 
-from kdjax.config import ConfigError, Data
-from kdjax.data import pipeline
 from kdjax.data.images.real_fake import RealFake, RealFakeTable
 from tests.support import folders
+from tests.support.sources import build, faults
 
 PLAIN = [
     ("train/0_real", "train/1_fake", "test/0_real", "test/1_fake"),
     ("Train/Real", "Train/Fake", "test/real", "test/fake"),
 ]
-
-
-def build(source, **options):
-    return pipeline.build(Data(source, image_size=16, **options))
-
-
-def faults(source, **options) -> str:
-    with pytest.raises(ConfigError) as error:
-        build(source, **options)
-    return str(error.value)
 
 
 def table(path, *lines, header="path,label"):
