@@ -176,20 +176,21 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         "data": data_of(opened),
         **last.task.words(last.dataset),
         "skipped": skipped or {},
-        "gates": gates(opened),
+        **gates(opened),
         "warnings": opened.warnings,
         "rows": rows,
     }
 
 
-def gates(opened: Run) -> list[str]:
-    """What the gates of finished stages have decided, and why."""
-    verdicts = []
+def gates(opened: Run) -> dict[str, list[str]]:
+    """What the gates of finished stages have decided, and why, and those that were not reached once more."""
+    told: dict[str, list[str]] = {"gates": [], "unreached": []}
     for name, learner in opened.learners.items():
-        result = result_of(opened.folder_of(name))
-        if learner.stage.gate and result:
-            verdicts.append(judged(name, learner.stage.gate, learner.task.primary, result["best"]))
-    return [verdict for verdict in verdicts if verdict]
+        gate, result = learner.stage.gate, result_of(opened.folder_of(name))
+        if gate and result and (verdict := judged(name, gate, learner.task.primary, result["best"])):
+            told["gates"].append(verdict)
+            told["unreached"] += [verdict] if result["best"] < gate.at_least else []
+    return told
 
 
 def data_of(opened: Run) -> list[str]:

@@ -20,8 +20,7 @@ def verdict(summary: dict[str, Any]) -> tuple[str, str]:
     if student is None:
         names = ", ".join(row["title"] for row in summary["rows"])
         trained = f"Trained without distillation: {names}." if names else "Nothing was trained."
-        short = [gate for gate in summary.get("gates") or [] if " its gate asks " in gate]
-        unreached = [f"{gate[0].upper()}{gate[1:]}." for gate in short]
+        unreached = [f"{gate[0].upper()}{gate[1:]}." for gate in summary.get("unreached") or []]
         return " ".join([*unreached, trained]), "bad" if unreached else "plain"
     sentences, mood = [], "plain"
     for who, row in (("The student", student), ("The teacher", teacher), ("The control", control)):
