@@ -74,6 +74,7 @@ TABLES: dict[str, dict[str, str]] = {
         "digits": "kdjax.data.images.digits:Digits",
         "tfds": "kdjax.data.images.tfds:Tfds",
         "ultrasound": "kdjax.data.images.ultrasound:Ultrasound",
+        "beetles": "kdjax.data.images.beetles:Beetles",
         "forgeries": "kdjax.data.images.forgeries:Forgeries",
         "real_fake": "kdjax.data.images.real_fake:RealFake",
         "real_fake_table": "kdjax.data.images.real_fake:RealFakeTable",

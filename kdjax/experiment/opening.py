@@ -123,7 +123,7 @@ class Opening:
         begun = stage_folder(self.folder, name, stage) / BATCH
         if begun.exists():
             return begun_size(begun)
-        unit = sharding.shares(self.mesh) * stage.optim.accumulate
+        unit = sharding.shares(self.mesh) * stage.optim.accumulate * stage.data.copies
         allowed = stage.budget
         try:
             return budget.fit(partial(self.ready, name, stage), allowed.bytes, unit, allowed.most, allowed.safety)
