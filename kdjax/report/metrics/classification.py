@@ -103,9 +103,10 @@ class PerClass(NamedTuple):
 def per_class(counts: Integer[np.ndarray, "k k"]) -> PerClass:
     """Precision tp/(tp+fp), recall tp/(tp+fn) and f1 of each class, from a table of `confusion`."""
     hits, said, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
-    share = lambda part, whole, told: np.where(told, part / np.maximum(whole, 1), math.nan)
-    f1 = share(2 * hits, said + there, there > 0)
-    return PerClass(share(hits, said, said + there > 0), share(hits, there, there > 0), f1, there.astype(np.int64))
+    precision = np.where(said + there, hits / np.maximum(said, 1), math.nan)
+    recall = np.where(there, hits / np.maximum(there, 1), math.nan)
+    f1 = np.where(there, 2 * hits / np.maximum(said + there, 1), math.nan)
+    return PerClass(precision, recall, f1, there.astype(np.int64))
 
 
 def ece(logits: Logits, labels: Labels) -> float:

@@ -30,7 +30,8 @@ def energy(logits: Logits) -> Scores:
 class Mahalanobis(NamedTuple):
     """The squared distance to the nearest class in units of the covariance that all classes share.
 
-    Lee et al. 2018, arXiv 1807.03888, equations 1 and 2. Directions in which training examples do not vary are left out.
+    Lee et al. 2018, arXiv 1807.03888, equations 1 and 2. Directions in which training examples do not vary are left
+    out.
     """
 
     whitening: Float64[np.ndarray, "d r"]  # makes the shared covariance the identity
