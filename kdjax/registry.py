@@ -60,6 +60,7 @@ TABLES: dict[str, dict[str, str]] = {
     "tasks": {
         "autoencoder": "kdjax.tasks.can.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
+        "contrastive": "kdjax.tasks.contrastive:Contrastive",
         "detection": "kdjax.tasks.detection:Detection",
         "fusion": "kdjax.tasks.can.fusion:Fusion",
         "segmentation": "kdjax.tasks.segmentation:Segmentation",

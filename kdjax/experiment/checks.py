@@ -111,7 +111,9 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
             f"{f' and at most views={data.views}' if data.views else ''}, found {data.copies}"
         )
     if data.copies > 1 and not any(data.augment.values()):
-        faults.append(f"data.copies={data.copies}: nothing sets the copies of an image apart; name transforms in augment")
+        faults.append(
+            f"data.copies={data.copies}: nothing sets the copies of an image apart; name transforms in augment"
+        )
     if not 0 < data.labelled <= 1:
         faults.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
     if len(data.split) != 3 or min(data.split) <= 0 or abs(sum(data.split) - 1) > 1e-6:

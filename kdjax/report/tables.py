@@ -20,6 +20,8 @@ HEADINGS = {
     "specificity": "specificity",
     "pixel_accuracy": "pixel accuracy",
     "macro_f1": "macro F1",
+    "knn": "kNN accuracy",
+    "probe": "linear probe",
     "ece": "ECE",
     "ece_scaled": "ECE after scaling",
     "nll": "NLL",

@@ -110,15 +110,7 @@ class Classification:
 
     def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
         """The first images, framed in green where they are recognised and in red where not; nodes have none."""
-        if "image" not in dataset.fields:
-            return {}
-        classes, framed = predictions["logits"].argmax(axis=-1), {}
-        for i in range(min(SKETCHES, dataset.sizes[split])):
-            right = classes[i] == dataset.labels(split)[i]
-            framed[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
-            for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
-                framed[f"image_{i}"][edge] = RIGHT if right else WRONG
-        return framed
+        return framed(predictions["logits"].argmax(axis=-1) == dataset.labels(split), dataset, split)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """Classes, certainty and embeddings of all models that were tested on what the last student was."""
@@ -159,6 +151,16 @@ class Classification:
         }
         drawn["Classes"] += classes.table(counts, names, last.title)
         return {heading: html for heading, html in drawn.items() if html}
+
+
+def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
+    """The first images of a split, framed by whether the answer to each is right; nodes have none."""
+    pictures: dict[str, np.ndarray] = {}
+    for i in range(min(SKETCHES, dataset.sizes[split]) if "image" in dataset.fields else 0):
+        pictures[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
+        for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
+            pictures[f"image_{i}"][edge] = RIGHT if right[i] else WRONG
+    return pictures
 
 
 def class_names(dataset: Any, k: int) -> list[str]:

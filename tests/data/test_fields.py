@@ -135,7 +135,8 @@ def test_the_copies_of_an_example_are_rows_of_one_batch_and_never_one_view():
         assert len(set(batch["index"][:3])) == 3 or n < 6
         assert (batch["view"][:3] != batch["view"][3:]).all()
     seen = [pair for b in batches for pair in zip(b["index"].tolist(), b["view"].tolist(), strict=True)]
-    assert len(set(seen)) == len(seen) and {i for i, _ in seen} == set(range(n))
+    assert len(set(seen)) == len(seen)
+    assert {i for i, _ in seen} == set(range(n))
     parts = [next(iter(dataset.train(rows, seed=1, start=4, process=p, processes=2))) for p in (0, 1)]
     np.testing.assert_array_equal(np.concatenate([part["view"] for part in parts]), batches[4]["view"])
 

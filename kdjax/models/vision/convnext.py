@@ -179,7 +179,9 @@ class GlobalResponseNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        response = jnp.sqrt(jnp.square(at_least_float32(x)).sum((1, 2), keepdims=True))
+        squares = jnp.square(at_least_float32(x)).sum((1, 2), keepdims=True)
+        lives = squares > 0  # a channel may be zero everywhere, where the slope of a root has no end
+        response = jnp.where(lives, jnp.sqrt(jnp.where(lives, squares, 1.0)), 0.0)
         relative = response / (response.mean(-1, keepdims=True) + EPS)
         return x * (1 + scale[None, None, None] * relative).astype(x.dtype) + bias[None, None, None].astype(x.dtype)
 
