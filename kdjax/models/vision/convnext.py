@@ -179,7 +179,9 @@ class GlobalResponseNorm(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        response = jnp.sqrt(jnp.square(at_least_float32(x)).sum((1, 2), keepdims=True))
+        squares = jnp.square(at_least_float32(x)).sum((1, 2), keepdims=True)
+        silent = squares == 0  # a root has no slope at 0; PyTorch's norm has 0 there
+        response = jnp.where(silent, 0, jnp.sqrt(jnp.where(silent, 1, squares)))
         relative = response / (response.mean(-1, keepdims=True) + EPS)
         return x * (1 + scale[None, None, None] * relative).astype(x.dtype) + bias[None, None, None].astype(x.dtype)
 
