@@ -20,6 +20,7 @@ TABLES: dict[str, dict[str, str]] = {
         "can_fusion": "kdjax.models.graphs.can_fusion:build_can_fusion",
         "can_gat": "kdjax.models.graphs.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.graphs.can_vgae:build_can_vgae",
+        "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",

@@ -180,8 +180,8 @@ class GlobalResponseNorm(nn.Module):
         scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         squares = jnp.square(at_least_float32(x)).sum((1, 2), keepdims=True)
-        lives = squares > 0  # a channel may be zero everywhere, where the slope of a root has no end
-        response = jnp.where(lives, jnp.sqrt(jnp.where(lives, squares, 1.0)), 0.0)
+        silent = squares == 0  # a root has no slope at 0; PyTorch's norm has 0 there
+        response = jnp.where(silent, 0, jnp.sqrt(jnp.where(silent, 1, squares)))
         relative = response / (response.mean(-1, keepdims=True) + EPS)
         return x * (1 + scale[None, None, None] * relative).astype(x.dtype) + bias[None, None, None].astype(x.dtype)
 
