@@ -21,6 +21,7 @@ TABLES: dict[str, dict[str, str]] = {
         "can_gat": "kdjax.models.graphs.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.graphs.can_vgae:build_can_vgae",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
+        "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.graphs.node_mlp:build_node_mlp",
