@@ -15,6 +15,8 @@ NAMES = (
     "sam_hf",
     "samed_lora",
     "segformer",
+    "swinv2",
+    "swinv2_hf",
     "tiny_ladeda",
     "tinyusfm",
     "usfm",

@@ -91,6 +91,10 @@ ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
 MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
 NEXT: dict[str, Any] = {"dims": (8, 12, 16, 20), "depths": (1, 2, 1, 1), "image_size": (37, 70)}
+SWIN: dict[str, Any] = {"dim": 8, "depths": (1, 2), "heads": (1, 2), "window": 4, "image_size": (32, 64)}
+SWIN |= {"pretrained_windows": (3, 2), "num_classes": 5}
+SWIN_HF = SWIN | {"image_size": (44, 60), "pad_windows": True, "mask": 200.0}  # maps of 11 x 15, 6 x 8
+SWIN_GIVEN = ("window", "image_size", "pretrained_windows")
 GAT: dict[str, Any] = {"hidden": 6, "heads": 2, "features": 7}
 NODES: dict[str, Any] = {"features": 7, "hidden": (6, 5), "heads": (2, 3, 2), "num_classes": 4}
 CASES = {
@@ -155,6 +159,10 @@ CASES = {
         "segformer", Model("segformer", **MIT, binary_logit=False), ("heads", "image_size")
     ),
     "segformer encoder": Case("segformer", Model("segformer_encoder", **MIT), ("heads", "image_size", "decoder_dim")),
+    "swinv2": Case("swinv2", Model("swinv2", **SWIN), SWIN_GIVEN),
+    "swinv2 features": Case("swinv2", Model("swinv2", **SWIN | {"num_classes": 0, "image_size": 16}), SWIN_GIVEN),
+    "swinv2_hf": Case("swinv2_hf", Model("swinv2", **SWIN_HF), SWIN_GIVEN),
+    "swinv2_hf features": Case("swinv2_hf", Model("swinv2", **SWIN_HF | {"num_classes": 0}), SWIN_GIVEN),
     "tinyusfm segmenter": Case("tinyusfm", Model("tinyusfm_seg", **SEG, image_size=(112, 80)), ALL_GIVEN, scan=True),
     "tinyusfm of classes": Case(
         "tinyusfm",
@@ -188,6 +196,8 @@ LATER = {
     "sam with classes",
     "sam_hf with classes",
     "segformer of two labels",
+    "swinv2 features",
+    "swinv2_hf features",
     "tinyusfm segmenter",
     "usfm segmenter",
 }
