@@ -90,7 +90,8 @@ VIT_HF = VIT | {"resized": hf_resized}
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
 MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
-NEXT: dict[str, Any] = {"dims": (8, 12, 16, 20), "depths": (1, 2, 1, 1), "image_size": (37, 70)}
+NEXT: dict[str, Any] = {"dims": (8, 12, 16, 20), "depths": (1, 1, 1, 1), "image_size": (37, 70)}
+NEXT |= {"num_classes": 3, "head_norm_eps": 1e-12}
 SWIN: dict[str, Any] = {"dim": 8, "depths": (1, 2), "heads": (1, 2), "window": 4, "image_size": (32, 64)}
 SWIN |= {"pretrained_windows": (3, 2), "num_classes": 5}
 SWIN_HF = SWIN | {"image_size": (44, 60), "pad_windows": True, "mask": 200.0}  # maps of 11 x 15, 6 x 8
@@ -109,18 +110,17 @@ CASES = {
     "can_vgae teacher": Case(
         "can_vgae", Model("can_vgae", variant="b_teacher", decoder=(8, 12), conv="gatv2", num_ids=9, neighbour_hidden=6)
     ),
-    "convnextv2": Case("convnextv2", Model("convnextv2", **NEXT, num_classes=3), ("image_size",)),
+    "convnextv2": Case("convnextv2", Model("convnextv2", **NEXT), ("image_size", "head_norm_eps")),
     "convnextv2 of convolutions": Case(
         "convnextv2",
-        Model("convnextv2", **NEXT | {"variant": "atto", "dims": (40, 12, 16, 20)}, num_classes=0),
-        ("image_size",),
+        Model(
+            "convnextv2",
+            **NEXT | {"variant": "atto", "dims": (40, 12, 16, 20), "depths": (1, 2, 1, 1), "num_classes": 0},
+        ),
+        ("image_size", "head_norm_eps"),
     ),
-    "convnextv2_hf": Case(
-        "convnextv2_hf", Model("convnextv2", **NEXT, num_classes=3, head_norm_eps=1e-12), ("image_size",)
-    ),
-    "convnextv2_hf features": Case(
-        "convnextv2_hf", Model("convnextv2", **NEXT, num_classes=0, head_norm_eps=1e-12), ("image_size",)
-    ),
+    "convnextv2_hf": Case("convnextv2_hf", Model("convnextv2", **NEXT), ("image_size",)),
+    "convnextv2_hf features": Case("convnextv2_hf", Model("convnextv2", **NEXT | {"num_classes": 0}), ("image_size",)),
     "ladeda": Case(
         "ladeda",
         Model("ladeda", widths=(4, 6, 8, 10), depths=(1, 2, 1, 1), preprocess="x_grad", image_size=(33, 41)),
@@ -192,6 +192,8 @@ CASES = {
 LATER = {
     "can_gat c",
     "can_vgae teacher",
+    "convnextv2 of convolutions",
+    "convnextv2_hf features",
     "ladeda",
     "sam with classes",
     "sam_hf with classes",
