@@ -7,6 +7,8 @@ from convert.family import Family
 NAMES = (
     "can_gat",
     "can_vgae",
+    "dinov2",
+    "dinov2_hf",
     "ladeda",
     "pyg_gat",
     "sam",
