@@ -9,6 +9,8 @@ NAMES = (
     "can_vgae",
     "convnextv2",
     "convnextv2_hf",
+    "dinov2",
+    "dinov2_hf",
     "ladeda",
     "pyg_gat",
     "sam",
