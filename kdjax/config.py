@@ -92,13 +92,14 @@ class Data:
     image_size: side of the square that every image is resized to
     num_classes: classes of the mask, background included: 2 is binary; of classified images, their classes; None is as
         many as the reader finds. Models and terms take it from here
-    batch_size: examples of a step, over all devices
+    batch_size: rows of a step, over all devices
     labelled: share of the training images whose labels may be used
     split: shares of train, val and test, where the data set brings no split of its own
     split_seed: another one deals the examples out differently
     augment: transform (`--list=transforms`) -> probability
     classes: names of the mask's classes without the background, in the order of their values; they say num_classes too
     views: different views of each example, which then recur; 0 makes a new one in every pass
+    copies: rows that each example of a batch has, every one another view of it
     workers: reader processes; 0 reads in threads
     """
 
@@ -113,6 +114,7 @@ class Data:
     augment: dict[str, float]
     classes: tuple[str, ...] = ()
     views: int = 0
+    copies: int = 1
     workers: int = 0
 
     def __init__(
@@ -128,6 +130,7 @@ class Data:
         augment: dict[str, float] | None = None,
         classes: tuple[str, ...] = (),
         views: int = 0,
+        copies: int = 1,
         workers: int = 0,
         **options,
     ):
@@ -135,7 +138,7 @@ class Data:
         self.num_classes = 1 + len(classes) if classes else num_classes
         self.image_size, self.batch_size = image_size, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
-        self.augment, self.views, self.workers = dict(augment or {}), views, workers
+        self.augment, self.views, self.copies, self.workers = dict(augment or {}), views, copies, workers
 
     @property
     def class_count(self) -> int:

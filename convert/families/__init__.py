@@ -7,6 +7,8 @@ from convert.family import Family
 NAMES = (
     "can_gat",
     "can_vgae",
+    "convnextv2",
+    "convnextv2_hf",
     "ladeda",
     "pyg_gat",
     "sam",

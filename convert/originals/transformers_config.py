@@ -1,5 +1,6 @@
 """A model of transformers as the config.json beside its weights describes it."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from convert.family import ConvertError
 
 def described(config: Config, own: Mapping[str, Any]) -> Any:
     """transformers' config object; `own` is put over what the file says. Code that the file names is not looked at."""
+    hide_broken_torchvision()
     from transformers import AutoConfig
 
     values = {name: x for name, x in config.values.items() if name not in ("auto_map", "model_type", "torch_dtype")}
@@ -17,6 +19,17 @@ def described(config: Config, own: Mapping[str, Any]) -> Any:
         return AutoConfig.for_model(config.values["model_type"], **{**values, **own})
     except Exception as error:  # transformers checks a value when it meets it, with errors of many kinds
         raise ConvertError(f"{config.path}: transformers does not take it: {error}") from error
+
+
+def hide_broken_torchvision() -> None:
+    """transformers imports torchvision where it is installed; one of another PyTorch than ours cannot be imported, and
+    without any it builds its models all the same."""
+    try:
+        import torchvision  # noqa: F401  # type: ignore[import-not-found]
+    except ImportError:
+        return
+    except Exception:  # RuntimeError: operator torchvision::nms does not exist
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 
 def from_config(kind: str, settings: Any, **options: Any) -> Any:

@@ -90,6 +90,7 @@ VIT_HF = VIT | {"resized": hf_resized}
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
 MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
+NEXT: dict[str, Any] = {"dims": (8, 12, 16, 20), "depths": (1, 2, 1, 1), "image_size": (37, 70)}
 GAT: dict[str, Any] = {"hidden": 6, "heads": 2, "features": 7}
 NODES: dict[str, Any] = {"features": 7, "hidden": (6, 5), "heads": (2, 3, 2), "num_classes": 4}
 CASES = {
@@ -103,6 +104,18 @@ CASES = {
     ),
     "can_vgae teacher": Case(
         "can_vgae", Model("can_vgae", variant="b_teacher", decoder=(8, 12), conv="gatv2", num_ids=9, neighbour_hidden=6)
+    ),
+    "convnextv2": Case("convnextv2", Model("convnextv2", **NEXT, num_classes=3), ("image_size",)),
+    "convnextv2 of convolutions": Case(
+        "convnextv2",
+        Model("convnextv2", **NEXT | {"variant": "atto", "dims": (40, 12, 16, 20)}, num_classes=0),
+        ("image_size",),
+    ),
+    "convnextv2_hf": Case(
+        "convnextv2_hf", Model("convnextv2", **NEXT, num_classes=3, head_norm_eps=1e-12), ("image_size",)
+    ),
+    "convnextv2_hf features": Case(
+        "convnextv2_hf", Model("convnextv2", **NEXT, num_classes=0, head_norm_eps=1e-12), ("image_size",)
     ),
     "ladeda": Case(
         "ladeda",

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from kdjax import launch
 from kdjax.config import ConfigError, Task
 from kdjax.data import pipeline
-from kdjax.deploy import mask_folders, predict
+from kdjax.deploy import mask_folders, pictures, predict
 from kdjax.distill.teachers import build_model
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
@@ -88,7 +88,7 @@ def test_masks_and_overlays_at_the_original_sizes(run, images, tmp_path):
     assert made == {f"{stem}_{what}.png" for stem in stems for what in ("mask", "overlay")}
     shares = []
     for name, size in sizes.items():
-        target = predict.named(tmp_path / "out" / Path(name).with_suffix(""), "mask")
+        target = pictures.named(tmp_path / "out" / Path(name).with_suffix(""), "mask")
         mask = read(target)
         assert mask.shape == size
         assert set(np.unique(mask)) <= {0, 255}
@@ -299,7 +299,7 @@ def test_several_classes_are_written_as_ids(run, images, tmp_path):
 
 
 def test_the_picture_says_who_made_it(tmp_path):
-    predict.save(tmp_path / "x_mask.png", np.zeros((3, 4), np.uint8))
-    assert predict.is_ours(tmp_path / "x_mask.png")
-    assert not predict.is_ours(picture(tmp_path / "y_mask.png", 0))
+    pictures.save(tmp_path / "x_mask.png", np.zeros((3, 4), np.uint8))
+    assert pictures.is_ours(tmp_path / "x_mask.png")
+    assert not pictures.is_ours(picture(tmp_path / "y_mask.png", 0))
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
