@@ -68,7 +68,7 @@ def validate(experiment: Experiment) -> None:
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields
     0: "epochs save_every grad_norms_every data.workers data.views data.split_seed "
-    "optim.warmup optim.end_lr optim.weight_decay optim.clip",
+    "optim.warmup optim.end_lr optim.weight_decay optim.clip optim.lookahead",
     1: "data.image_size data.batch_size data.copies optim.accumulate stop.patience lora.rank",
 }
 
@@ -131,6 +131,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     for name in ("b1", "b2", "momentum", "ema"):
         if not 0 <= getattr(optim, name) < 1:
             faults.append(f"optim.{name}: expected a decay in [0, 1), found {getattr(optim, name)}")
+    if not 0 < optim.slow <= 1:
+        faults.append(f"optim.slow: expected a share in (0, 1], found {optim.slow}")
     if stage.teachers and not any(term.weight and hears(term, stage) for term in stage.terms.values()):
         faults.append("teachers: no term that has a weight reads them; give one a weight, or leave the teachers out")
     faults += [f"task.options.{fault}" for fault in _negative(task_of(stage).options)]

@@ -153,8 +153,8 @@ def evidential(
     total = digamma(alpha.sum(axis=-1, keepdims=True))
     likely = jnp.sum(y * (total - digamma(alpha)), axis=-1)
     if variant == "code":
-        return coefficient * _dirichlet_kl(alpha) - likely
-    return likely + coefficient * _dirichlet_kl(y + (1.0 - y) * alpha)
+        return jnp.asarray(coefficient) * _dirichlet_kl(alpha) - likely
+    return likely + jnp.asarray(coefficient) * _dirichlet_kl(y + (1.0 - y) * alpha)
 
 
 def _dirichlet_kl(alpha: Float[Array, "b k"]) -> Float[Array, "b"]:

@@ -173,7 +173,7 @@ def _loss(
 
     def of(classes: Int[Array, "b"]) -> Float[Array, "b"]:
         hot = jax.nn.one_hot(classes if own is None else own, cosines.shape[-1], dtype=bool)
-        return focal_ce(scale * changed(hot), classes, gamma=gamma, label_smoothing=label_smoothing)
+        return focal_ce(jnp.asarray(scale) * changed(hot), classes, gamma=gamma, label_smoothing=label_smoothing)
 
     return by_shares(of, target)
 
