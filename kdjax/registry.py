@@ -94,6 +94,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
+        "unlabelled": "kdjax.data.images.folders:Unlabelled",
         "union": "kdjax.data.images.readers:Union",
     },
 }

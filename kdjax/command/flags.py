@@ -24,6 +24,13 @@ WEIGHTS = flags.DEFINE_string(
     "weights", "", "eval, predict, export: not the stage's own weights but a file, or another run's WORKDIR:STAGE."
 )
 DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
+TTA = flags.DEFINE_list(
+    "tta", [], "eval of classifiers: views that vote beside the images as they are: hflip,vflip,rot90,rot180,rot270."
+)
+ENSEMBLE = flags.DEFINE_list("ensemble", [], "eval of classifiers: other runs that vote too: WORKDIR or WORKDIR:STAGE.")
+OUTSIDE = flags.DEFINE_string(
+    "outside", "", "eval of classifiers: a FOLDER, or READER:FOLDER, of images that are of none of its classes."
+)
 IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
 LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
 THRESHOLD = flags.DEFINE_float(
@@ -40,8 +47,8 @@ TEACHER = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output",
     "",
-    "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file; compare: the "
-    "HTML file.",
+    "eval of classifiers, predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the "
+    "CSV file; compare: the HTML file.",
 )
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")

@@ -32,13 +32,25 @@ def look(experiment: Experiment, workdir: Path) -> int:
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> int:
-    from kdjax.deploy import predict as predicting
+    from kdjax.deploy import evaluate as evaluating
+    from kdjax.experiment.run import command
     from kdjax.report import tables
 
-    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
+    asked = evaluating.Asked(
+        place=flags.DATA.value,
+        views=tuple(dict.fromkeys(flags.TTA.value)),
+        others=tuple(flags.ENSEMBLE.value),
+        outside=flags.OUTSIDE.value,
+        output=flags.OUTPUT.value,
+        command=command(),
+    )
+    evaluated = evaluating.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, asked)
+    summary = evaluated.summary
     if first_process():
         print("".join(f"warning  {textwrap.fill(text, WIDE)}\n\n" for text in summary["warnings"]), end="")
-        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{evaluating.write_results(summary, workdir)}")
+        if evaluated.evaluation:
+            print(evaluating.write(evaluated.evaluation, asked.folder(workdir)))
     return 0
 
 
