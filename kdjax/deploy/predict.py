@@ -208,7 +208,7 @@ def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:
     """The values set on validation data, from the metadata of a file of weights."""
-    return {name: float(about[name]) for name in ("threshold",) if name in about}
+    return {name: float(about[name]) for name in ("threshold", "temperature") if name in about}
 
 
 @cache

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -125,7 +126,20 @@ class Classification:
             ),
             "t-SNE of the embeddings": embeddings.tsne(vectors, labels, names),
         }
-        return {"Classification": "".join(figure(heading, svg, wide=True) for heading, svg in drawn.items())}
+        sections = {"Classification": "".join(figure(heading, svg, wide=True) for heading, svg in drawn.items())}
+        shown = self._mistakes(last) if "image" in last.dataset.fields else ""
+        return sections | ({f"Most confident mistakes: {escape(last.title)}": shown} if shown else {})
+
+    def _mistakes(self, stage: Tested) -> str:
+        from scipy.special import softmax
+
+        from kdjax.report.figures.mistakes import mistakes
+
+        dataset, logits = stage.dataset, stage.predicted["logits"].astype(np.float64)
+        sure = softmax(logits / (stage.row.get("calibrated") or {}).get("temperature", 1.0), axis=1)
+        labels, (_, called) = dataset.labels("test"), dataset.called("test")
+        images = lambda i: np.asarray(dataset.resized("test", i)["image"])  # noqa: E731
+        return mistakes(images, labels, logits.argmax(axis=1), sure, self._names(dataset), called)
 
     def _names(self, dataset: Any) -> list[str]:
         names = list(getattr(dataset, "image_classes", ()))
