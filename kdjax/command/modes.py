@@ -76,15 +76,15 @@ def predict(experiment: Experiment, workdir: Path) -> int:
     if task not in OF_TASK:
         print(f"masks and overlays of {predicting.predict(*asked)} images: {output}")
         return 0
-    return score(*asked) if task == "detection" else classify(*asked)
+    return (score if task == "detection" else classify)(asked)
 
 
-def classify(*asked: Any) -> int:
+def classify(asked: Any) -> int:
     from kdjax.deploy import classify as classifying
 
     if flags.OF.value and not flags.GRADCAM.value:
         raise ConfigError("--of says which class --gradcam explains; give --gradcam with it")
-    done, output = classifying.classify(*asked, flags.GRADCAM.value, flags.OF.value), asked[-1]
+    done, output = classifying.classify(*asked, layer=flags.GRADCAM.value, of=flags.OF.value), asked[-1]
     print(
         f"classes of {done['images']} images: {output / classifying.TABLE}, and to look at {output / classifying.PAGE}"
     )
@@ -93,11 +93,11 @@ def classify(*asked: Any) -> int:
     return 0
 
 
-def score(*asked: Any) -> int:
+def score(asked: Any) -> int:
     from kdjax.deploy import score as scoring
 
     output = asked[-1]
-    scored = scoring.score(*asked, flags.THRESHOLD.value)
+    scored = scoring.score(*asked, threshold=flags.THRESHOLD.value)
     if scored["warning"]:
         print(f"warning  {textwrap.fill(scored['warning'], WIDE)}\n")
     told = f"{scored['found']} of {scored['images']} images are taken for {scored['kind']!r}"

@@ -5,12 +5,13 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 
 from kdjax.config import ConfigError, Experiment, nearest
 from kdjax.data.images import files
@@ -71,8 +72,8 @@ def classify(
         for picture in drawn:
             picture.result()
         write(output / TABLE, table(answers))
-        first = [(one, top / one.image) for one in predictions.first(answers)]
-        shown = list(pool.map(lambda one: thumbnails(*one, targets[one[1]] if layer else None, bits), first))
+        pair = partial(thumbnails, top=top, targets=targets if layer else {}, bits=bits)
+        shown = list(pool.map(pair, predictions.first(answers)))
     note = f"On the right what speaks for {of or 'the answer'}: Grad-CAM++ at {at.name}" if at else ""
     write(output / PAGE, predictions.render(f"{images} by {loaded.path}", answers, shown, note, TABLE))
     return {"images": len(answers), "layer": at.name if at else ""}
@@ -80,8 +81,8 @@ def classify(
 
 def names_of(loaded: Kept) -> list[str]:
     """Of all classes; one without a name is called by its number."""
-    told = json.loads(loaded.about.get("image_classes", "[]"))
-    return [*told, *map(str, range(len(told), loaded.stage.data.class_count))]
+    told, count = json.loads(loaded.about.get("image_classes", "[]")), loaded.stage.data.class_count
+    return [*told, *map(str, range(len(told), count))][:count]
 
 
 def number_of(name: str, names: list[str]) -> int:
@@ -100,7 +101,7 @@ def answer(name: str, logits: Float[np.ndarray, " k"], names: list[str], tempera
     sure = probabilities(logits, temperature)
     order = np.argsort(-sure, kind="stable")[:TOP]
     classes, shares = tuple(names[k] for k in order), tuple(float(sure[k]) for k in order)
-    return Answer(name, classes, shares, -float(logsumexp(logits.astype(np.float64))))
+    return Answer(name, classes, shares, -float(np.logaddexp.reduce(logits, dtype=np.float64)))
 
 
 def spoken_for(logits: Float[np.ndarray, " k"], names: list[str], temperature: float, of: int | None) -> str:
@@ -118,13 +119,14 @@ def draw(target: Path, image: UInt8[np.ndarray, "h w 3"], cam: Float[np.ndarray,
     pictures.save(pictures.named(target, "cam"), shown)
 
 
-def thumbnails(answer: Answer, path: Path, target: Path | None, bits: int | None) -> Shown:
-    """An image of the page, and its overlay where there is one."""
+def thumbnails(answer: Answer, top: Path, targets: dict[Path, Path], bits: int | None) -> Shown:
+    """An image of the page, and its overlay where there are `targets`, at which these lie."""
+    path = top / answer.image
     image = files.read_image(str(path), bits=bits)
     small = curves.resize(image, predictions.SIDE)
-    if target is None:
+    if not targets:
         return Shown(answer, small)
-    overlay = files.read_image(str(pictures.named(target, "cam")))
+    overlay = files.read_image(str(pictures.named(targets[path], "cam")))
     wide = overlay.shape[1]  # without the strip
     return Shown(
         answer, small, curves.resize(overlay[: round(wide * image.shape[0] / image.shape[1])], predictions.SIDE)

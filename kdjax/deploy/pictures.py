@@ -104,7 +104,8 @@ def going_through(
         waiting = batch(following)
         rows = jax.device_get(rows)
         for i, path in enumerate(chunk):
-            yield Seen(path, *pictures[i], {name: values[i] for name, values in rows.items()})
+            stored, small = pictures[i]
+            yield Seen(path, stored, small, {name: values[i] for name, values in rows.items()})
 
 
 # -- the files -------------------------------------------------------------------------------------------------------
@@ -135,6 +136,7 @@ def plan(
         targets[path] = taken[target] = target
         faults += map(fault_of_foreign, foreign([named(target, kind) for kind in kinds]))
         faults += [unreadable[path]] if unreadable[path] else []
+        faults += [files.unwritable(str(path))] if marks and files.as_utf8(str(path)) != str(path) else []
     if faults:
         more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
         raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))

@@ -77,11 +77,11 @@ def _images(count: int, shown: Sequence[Shown], note: str, table: str) -> str:
 def _figure(one: Shown) -> str:
     answer = one.answer
     names = [
-        escape(f"{name} {percent(share)}") for name, share in zip(answer.classes, answer.probabilities, strict=True)
+        escape(f"{name}: {percent(share)}") for name, share in zip(answer.classes, answer.probabilities, strict=True)
     ]
     images = inline(one.picture, answer.image)
     if one.evidence is not None:
-        images += inline(one.evidence, f"{answer.image}: what speaks for {answer.classes[0]}")
+        images += inline(one.evidence, f"{answer.image}: what speaks for the class")
     rest = ", ".join(name for name, share in zip(names[1:3], answer.probabilities[1:3], strict=True) if share >= 0.005)
     told = " · ".join(filter(None, [rest, escape(answer.image)]))
     return f"<figure>{images}<figcaption><b>{names[0]}</b>{told}</figcaption></figure>"

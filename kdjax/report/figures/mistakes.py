@@ -28,7 +28,7 @@ def mistakes(
     predicted: Integer[np.ndarray, " n"],
     probabilities: Float[np.ndarray, "n k"],
     names: Sequence[str],
-    called: Sequence[str] = (),
+    called: list[str] | None = None,
 ) -> str:
     """Each with the answer, how sure the model is, the truth, what it gave that, and the image's name in `called`.
 
@@ -38,12 +38,12 @@ def mistakes(
     if not len(wrong):
         return ""
     figures = []
-    for i in wrong[:MOST]:
-        answer, truth = predicted[i], labels[i]
-        said = escape(f"{names[answer]} {percent(probabilities[i, answer])}")
-        told = escape(f"is {names[truth]}, given {percent(probabilities[i, truth])}")
-        name = f"<br>{escape(called[i])}" if len(called) else ""
-        picture = inline(curves.resize(images(int(i)), SIDE), f"{names[truth]}, taken for {names[answer]}")
+    for i in wrong[:MOST].tolist():
+        answer, truth = int(predicted[i]), int(labels[i])
+        said = escape(f"{names[answer]}: {percent(float(probabilities[i, answer]))}")
+        told = escape(f"is {names[truth]}: {percent(float(probabilities[i, truth]))}")
+        name = f"<br>{escape(called[i])}" if called else ""
+        picture = inline(curves.resize(images(i), SIDE), f"{names[truth]}, taken for {names[answer]}")
         figures.append(f"<figure>{picture}<figcaption><b>{said}</b>{told}{name}</figcaption></figure>")
     first = f"the {len(figures)} surest of " if len(figures) < len(wrong) else ""
     note = f"Shown: {first}{len(wrong):,} mistakes among {known:,} images, the surest first."
