@@ -12,9 +12,31 @@ SCALE = 16.0
 def get_config(variant: str = "") -> Experiment:
     size = 32
     augment = {"crop": 1.0, "hflip": 0.5, "rotate": 0.5, "contrast": 0.5, "gamma": 0.3}
-    data: dict[str, Any] = {"size": size, "train": 1600, "val": 200, "test": 800, "image_size": size, "num_classes": None, "labelled": 0.2}
-    conv = {"name": "convnet", "options": {"variant": "small", "widths": [24, 48, 96], "depths": [1, 1, 1], "image_size": size}}
-    trans = {"name": "vit", "options": {"variant": "vit_ti16", "image_size": size, "patch_size": 4, "dim": 64, "depth": 2, "heads": 2, "taps": [1]}}
+    data: dict[str, Any] = {
+        "size": size,
+        "train": 1600,
+        "val": 200,
+        "test": 800,
+        "image_size": size,
+        "num_classes": None,
+        "labelled": 0.2,
+    }
+    conv = {
+        "name": "convnet",
+        "options": {"variant": "small", "widths": [24, 48, 96], "depths": [1, 1, 1], "image_size": size},
+    }
+    trans = {
+        "name": "vit",
+        "options": {
+            "variant": "vit_ti16",
+            "image_size": size,
+            "patch_size": 4,
+            "dim": 64,
+            "depth": 2,
+            "heads": 2,
+            "taps": [1],
+        },
+    }
     tiny = {"name": "convnet", "options": {"variant": "nano", "image_size": size}}
     hybrid = {"convolutional": conv, "transformer": trans, "dim": 128}
     cosine = {"head": "cosine", "scale": SCALE, "num_classes": None}

@@ -102,8 +102,8 @@ def transform(
     `fields` say which arrays are images and masks; without them floats [b, h, w, 3] are images, integers [b, h, w]
     masks.
 
-    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. colour: the difference
-    of each channel from the luminance, turned about the grey axis by any angle, times 0 to 1.5. blur: by a Gaussian of sigma
+    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. colour: the difference of each
+    channel from the luminance, turned about the grey axis by any angle, times 0 to 1.5. blur: by a Gaussian of sigma
     0.2 to 2 pixels. jpeg: of quality 50 to 95. Then, in one resampling of images and masks: rotation by up to 30
     degrees, zoom by 1 to 1.3 at a random place, flips, and crop, a shift by up to 1/8 of the side; bilinear for images,
     nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of the area becomes the mean of the image.
