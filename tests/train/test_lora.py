@@ -58,9 +58,7 @@ CASES = {
     "scanned": (Encoder(scan=True), FUSED, (2, 5, WIDTH)),
     "remat": (Encoder(remat=True), FUSED, (2, 5, WIDTH)),
     "perceptron": (Perceptron(), PLAIN, (3, 6)),
-    "factors": (Encoder(), FACTORS, (2, 5, WIDTH)),
     "scanned factors": (Encoder(scan=True), FACTORS, (2, 5, WIDTH)),
-    "factors without bias": (Perceptron(), Lora(kind="ia3", targets=((r"fc\d", "all"),)), (3, 6)),
 }
 
 
@@ -132,10 +130,10 @@ def test_q_and_v_by_hand_and_k_untouched():
 
 def test_factors_by_hand_and_q_untouched():
     """IA3: k and v of qkv times a factor each, bias and all, in float64; merged they are in kernel and bias."""
-    _, config, variables, x = made("factors")
-    dense = {"params": variables["params"]["attn_0"]["qkv"], "lora": variables["lora"]["attn_0"]["qkv"]}
+    _, config, variables, x = made("scanned factors")
+    dense = jax.tree.map(lambda leaf: leaf[0], {kind: variables[kind]["attn"]["qkv"] for kind in variables})
     assert set(dense["lora"]) == {"k_scale", "v_scale"}
-    dense["params"] = dense["params"] | {"bias": jnp.linspace(-1, 1, 3 * WIDTH)}
+    dense["params"] |= {"bias": jnp.linspace(-1, 1, 3 * WIDTH)}
     with lora.active(config):
         found, pull = jax.vjp(lambda variables: nn.Dense(3 * WIDTH).apply(variables, x), dense)
     x, w, scale = (jax.tree.map(lambda a: np.asarray(a, np.float64), t) for t in (x, dense["params"], dense["lora"]))
@@ -145,6 +143,8 @@ def test_factors_by_hand_and_q_untouched():
     merged = lora.merge({"qkv": dense["params"]}, {"qkv": dense["lora"]}, config)["qkv"]
     np.testing.assert_allclose(merged["kernel"], w["kernel"] * factor, rtol=1e-6)
     np.testing.assert_allclose(merged["bias"], w["bias"] * factor, rtol=1e-6)
+    del dense["params"]["bias"]
+    assert set(lora.merge({"qkv": dense["params"]}, {"qkv": dense["lora"]}, config)["qkv"]) == {"kernel"}
     slope = np.random.default_rng(2).normal(size=plain.shape)
     by_factor = (slope * plain).sum((0, 1))
     (found,) = pull(jnp.asarray(slope, jnp.float32))

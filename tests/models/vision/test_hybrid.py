@@ -141,6 +141,7 @@ def test_either_part_alone(part):
     assert sum(leaf.size for leaf in jax.tree.leaves(own)) == expected
 
 
+@pytest.mark.long
 def test_the_originals_order_of_linear_relu_and_batch_norm():
     model = build(**{**COSINE, "head": "linear", "centres": 1}, norm="batch")
     variables = jax.tree.map(np.asarray, random(model))
