@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -15,6 +16,9 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# transformers imports torchvision where it is installed, and beside a CPU's PyTorch PyPI's cannot be imported.
+sys.modules["torchvision"] = None  # type: ignore[assignment]
 
 ALLOWED_SKIPS = ("no reference data",)
 
