@@ -31,6 +31,7 @@ TABLES: dict[str, dict[str, str]] = {
         "sam_seg": "kdjax.models.vision.sam:build_sam_seg",
         "segformer": "kdjax.models.vision.segformer:build_segformer",
         "segformer_encoder": "kdjax.models.vision.segformer:build_segformer_encoder",
+        "swinv2": "kdjax.models.vision.swin:build_swinv2",
         "tiny_ladeda": "kdjax.models.vision.ladeda:build_tiny_ladeda",
         "tinyusfm": "kdjax.models.vision.tinyusfm:build_tinyusfm",
         "tinyusfm_cls": "kdjax.models.vision.tinyusfm:build_tinyusfm_cls",
@@ -93,6 +94,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
+        "unlabelled": "kdjax.data.images.folders:Unlabelled",
         "union": "kdjax.data.images.readers:Union",
     },
 }

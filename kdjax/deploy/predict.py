@@ -21,76 +21,13 @@ from kdjax.data.images.resize import resize
 from kdjax.deploy import pictures
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
-from kdjax.experiment import checks, outcome
-from kdjax.experiment.cost import costs
-from kdjax.experiment.doubts import doubts
+from kdjax.experiment import checks
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import MODEL, as_left, stage_folder, weights_file
-from kdjax.report import tables
 from kdjax.report.figures import curves, legend
-from kdjax.train import kept, sharding
-from kdjax.train.finish import count
-from kdjax.train.setup import initial_shapes, prepare
+from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
-
-RESULTS = "eval_results.txt"
-READERS = {"segmentation": "folder", "classification": "classes", "detection": "real_fake"}  # of other folders
-
-
-def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "", place: str = "") -> dict:
-    """Scores a stage's model, or another file of weights for it, on the test images that the config gives now, or on
-    those of another `place`.
-
-    Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does.
-    """
-    checks.validate(experiment)
-    name, plain = chosen(experiment, stage)
-    data = plain.data  # a number of classes that it leaves open is found in it once more
-    path, plain, variables, about, _ = load(plain, Path(workdir), name, weights)
-    if place:
-        data = data_at(place, plain)
-        plain = dataclasses.replace(plain, data=data)
-    mesh = sharding.make_mesh(experiment.mesh)
-    dataset = pipeline.build(data, sharding.parts(mesh, data.batch_size, 1, f"stages.{name}"))
-    learner = prepare(name, plain, experiment, mesh, dataset, {})
-    row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
-    row |= outcome.test(learner, variables, None, calibrated(about)) | costs({name: (learner, variables)})[name]
-    return {
-        "warnings": list(filter(None, [doubts(plain.model, variables, dataset, "test")])),
-        "name": f"{path} on {place or plain.data.source}",
-        "num_classes": plain.data.num_classes,
-        "test_images": row["test_images"],
-        "item": dataset.item,
-        **learner.task.words(dataset),
-        "rows": [row],
-    }
-
-
-def write_results(summary: dict, workdir: Path) -> str:
-    """Says where the scores are also to be found; a folder that cannot be written to takes nothing from them."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        kept.write(workdir / RESULTS, tables.results(summary))
-    except OSError as error:
-        return f"not written to {workdir / RESULTS}: {error}"
-    return f"also in {workdir / RESULTS}"
-
-
-def data_at(place: str, stage: Stage) -> config.Data:
-    """All that lies in "FOLDER" or "READER:FOLDER" as test data, or what its own splits call so; read as training data
-    are."""
-    name, colon, folder = place.rpartition(":")
-    task = config.task_of(stage).name
-    if not colon or Path(place).expanduser().exists():
-        name, folder = READERS.get(task, ""), place
-    if task not in READERS or pipeline.kind(stage.data) != "images":
-        raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
-    data = copy.copy(stage.data)
-    alike = {} if pictures.bits_of(stage) is None else {"bits": pictures.bits_of(stage)}
-    data.source, data.options, data.split = name, {"root": folder, **alike}, (0.0, 0.0, 1.0)
-    data.labelled, data.augment = 1.0, {}
-    return data
 
 
 def predict(

@@ -26,8 +26,8 @@ def table(counts: Counts, names: list[str], title: str) -> str:
     def rows(chosen: Any) -> str:
         lines = []
         for k in chosen:
-            measures = [own.precision[k], own.recall[k], own.f1[k], *(f1[k] for f1 in others.values())]
-            lines.append(("", [names[k], f"{own.support[k]:,}", *map(_share, measures), ""]))
+            measures = (column[k] for column in (own.precision, own.recall, own.f1, *others.values()))
+            lines.append(("", [names[k], f"{own.support[k]:,}", *(_share(float(x)) for x in measures), ""]))
         return tables.table_html(head, lines)
 
     if len(names) <= SHORT:

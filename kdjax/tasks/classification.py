@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -150,7 +151,20 @@ class Classification:
             for heading, figures in sections.items()
         }
         drawn["Classes"] += classes.table(counts, names, last.title)
+        if "image" in last.dataset.fields:
+            drawn[f"Most confident mistakes: {escape(last.title)}"] = self._mistakes(last, names)
         return {heading: html for heading, html in drawn.items() if html}
+
+    def _mistakes(self, stage: Tested, names: list[str]) -> str:
+        from scipy.special import softmax
+
+        from kdjax.report.figures.mistakes import mistakes
+
+        dataset, logits = stage.dataset, scaled_logits(stage.predicted, stage.row)
+        logits = (stage.predicted["logits"] if logits is None else logits).astype(np.float64)
+        labels, (_, called) = dataset.labels("test"), dataset.called("test")
+        images = lambda i: np.asarray(dataset.resized("test", i)["image"])  # noqa: E731
+        return mistakes(images, labels, logits.argmax(axis=1), softmax(logits, axis=1), names, called)
 
 
 def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:

@@ -247,12 +247,11 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "b n d"], rate: Any, size: Float[Array, "b n"] | None = None) -> Any:
         """The tokens [b, n, d]; where they merge, [b, n - merge, d] and how many patches each stands for."""
         o = self.options
-        y, key = Attention(o, name="attn")(_norm(o, "norm1")(x), size), None
-        if size is not None:
-            y, key = y
+        attended = Attention(o, name="attn")(_norm(o, "norm1")(x), size)
+        y, *key = attended if size is not None else (attended,)
         x = x + self.drop_path(self.scaled(y, "gamma_1"), rate)
-        if self.merge:
-            x, size = merged(x, size, key, self.merge, o.before)
+        if self.merge and size is not None:
+            x, size = merged(x, size, key[0], self.merge, o.before)
         x = x + self.drop_path(self.scaled(Mlp(o, name="mlp")(_norm(o, "norm2")(x)), "gamma_2"), rate)
         return x if size is None else (x, size)
 

@@ -128,15 +128,14 @@ def _ece(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
     return float(np.sum(share * np.abs(accuracy - confidence)))
 
 
-def energies(models: Models) -> str:
+def energies(models: Models, known: dict[str, np.ndarray] | None = None) -> str:
     """How the energies of labelled examples lie, of those that are told rightly and of the others, a panel per model.
 
-    The energy of an example is -log Σ exp of its logits (Liu et al. 2020, arXiv 2010.03759): the higher it is, the less
-    the example is like what the model was trained on.
+    The energy of an example is -log Σ exp of its logits (Liu et al. 2020, arXiv 2010.03759), or the one in `known`: the
+    higher it is, the less the example is like what the model was trained on.
     """
-    known = {title: (logits[labels >= 0], labels[labels >= 0]) for title, (logits, labels) in models.items()}
-    sets = {
-        title: (outside.energy(logits), (logits.argmax(axis=1) != labels).astype(int))
-        for title, (logits, labels) in known.items()
-    }
+    sets = {}
+    for title, (logits, labels) in models.items():
+        values = (known or {}).get(title, outside.energy(logits))
+        sets[title] = values[labels >= 0], (logits.argmax(axis=1) != labels).astype(int)[labels >= 0]
     return detection.score_histograms(sets, xlabel=ENERGY, kinds=("told rightly", "told wrongly"))

@@ -24,7 +24,8 @@ def energy(logits: Logits) -> Scores:
     """-log Σ exp(logits). Liu et al. 2020, arXiv 2010.03759, equation 4 at temperature 1."""
     from scipy.special import logsumexp
 
-    return np.where(np.isfinite(logits).all(axis=1), -logsumexp(logits.astype(np.float64), axis=1), math.nan)
+    total = np.asarray(logsumexp(logits.astype(np.float64), axis=1))
+    return np.where(np.isfinite(logits).all(axis=1), -total, math.nan)
 
 
 class Mahalanobis(NamedTuple):
