@@ -256,7 +256,8 @@ def augmentation(stage: Stage, dataset: Dataset) -> Transform | None:
     """What a step does to each batch, given its key."""
     if not stage.data.augment:
         return None
-    return partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
+    given = {"probabilities": stage.data.augment, "fields": dataset.fields, "alpha": stage.data.mix_alpha}
+    return partial(transforms.transform, **given)
 
 
 def task_of(stage: Stage) -> Task:
