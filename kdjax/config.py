@@ -24,6 +24,8 @@ class ConfigError(ValueError):
     """A config that cannot work: says what was expected, what was found, and what to do."""
 
 
+MIXING = ("mixup", "cutmix", "tokenmix", "mixtoken", "patchmix")  # transforms that give an example a soft target
+
 T = TypeVar("T")
 
 
@@ -101,6 +103,7 @@ class Data:
     views: different views of each example, which then recur; 0 makes a new one in every pass
     copies: rows that each example of a batch has, every one another view of it
     workers: reader processes; 0 reads in threads
+    mix_alpha: examples are mixed by shares from Beta(mix_alpha, mix_alpha): 1 is any share, less is mostly one example
     """
 
     source: str
@@ -116,6 +119,7 @@ class Data:
     views: int = 0
     copies: int = 1
     workers: int = 0
+    mix_alpha: float = 1.0
 
     def __init__(
         self,
@@ -132,6 +136,7 @@ class Data:
         views: int = 0,
         copies: int = 1,
         workers: int = 0,
+        mix_alpha: float = 1.0,
         **options,
     ):
         self.source, self.options, self.classes = source, options, tuple(classes)
@@ -139,6 +144,12 @@ class Data:
         self.image_size, self.batch_size = image_size, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
         self.augment, self.views, self.copies, self.workers = dict(augment or {}), views, copies, workers
+        self.mix_alpha = mix_alpha
+
+    @property
+    def mixes(self) -> bool:
+        """Whether examples are mixed, and so have soft targets."""
+        return any(self.augment.get(name) for name in MIXING)
 
     @property
     def class_count(self) -> int:

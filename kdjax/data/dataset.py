@@ -67,6 +67,10 @@ class Dataset(ABC):
     def labels(self, split: str) -> Int[np.ndarray, " n"]:
         """The class of each example, -1 where it has none."""
 
+    def labelled(self, split: str) -> Bool[np.ndarray, " n"]:
+        """Which examples have a label that may be used."""
+        return self._labelled[split]
+
     @abstractmethod
     def called(self, split: str) -> tuple[str, list[str]]:
         """What tells a person one example from another, and that of each example."""

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from kdjax.config import ConfigError, nearest
+from kdjax.config import MIXING, ConfigError, nearest
 from kdjax.data.fields import Field, GraphsField, known
 from kdjax.data.images import degrade
 
 GEOMETRIC = ("hflip", "vflip", "rotate", "zoom", "crop")
 PHOTOMETRIC = ("gamma", "contrast", "colour", "blur", "jpeg", "erase")
-MIXING = ("mixup", "cutmix")
 
 ANGLE = 30.0  # degrees, to either side
 ZOOM = (1.0, 1.3)
@@ -25,6 +25,8 @@ SIGMA = (0.2, 2.0)  # of "blur", pixels
 QUALITY = (50.0, 95.0)
 ERASED = (0.02, 0.2)  # share of the area
 ASPECT = (0.3, 3.3)  # of the erased rectangle, height to width
+GRID = 14  # patches to a side, of which "tokenmix" and "mixtoken" take some: 16 pixels of 224 each
+PATCH = 16  # pixels, the side of what "patchmix" takes
 
 TRANSFORMS = {  # name -> what it does
     "hflip": "left becomes right",
@@ -40,6 +42,9 @@ TRANSFORMS = {  # name -> what it does
     "erase": f"a rectangle of {ERASED[0]:.0%} to {ERASED[1]:.0%} of the area becomes the mean of the image",
     "mixup": "a weighted mean with another example, and the soft target that belongs to it",
     "cutmix": "a rectangle of another example, and the soft target that belongs to it",
+    "tokenmix": f"patches here and there, of a grid of {GRID} by {GRID}, of another example, and the soft target",
+    "mixtoken": f"a rectangle of patches of a grid of {GRID} by {GRID} of another example, and the soft target",
+    "patchmix": f"one patch of {PATCH} by {PATCH} pixels of another example, and the soft target",
 }
 
 Batch = dict[str, Array]
@@ -75,8 +80,8 @@ def faults(probabilities: Mapping[str, float], fields: Mapping[str, Field | Grap
         )
     if sum(probabilities[name] for name in mixing) > 1:
         sentences.append(
-            "augment.mixup and augment.cutmix: an example is mixed in one way, so expected probabilities that sum to "
-            f"at most 1, found {sum(probabilities[name] for name in mixing)}"
+            f"augment: an example is mixed in one way, so expected probabilities of {', '.join(mixing)} that sum to at "
+            f"most 1, found {sum(probabilities[name] for name in mixing)}"
         )
     return sentences
 
@@ -95,6 +100,7 @@ def transform(
     batch: Batch,
     probabilities: Mapping[str, float],
     fields: Mapping[str, Field | GraphsField] | None = None,
+    alpha: float = 1.0,
 ) -> Batch:
     """Applies each named transform with its probability to the images of a batch, which are in [0, 1].
 
@@ -109,10 +115,13 @@ def transform(
     nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of the area becomes the mean of the image.
 
     Mixing takes the next example of the batch as a partner where both are valid. mixup: share * x + (1 - share) *
-    partner, share uniform in [0, 1], which is Beta(1, 1). cutmix: a rectangle of 1 - share of the area comes from the
-    partner. `target` [b, k], which the data set fills with the class as one-hot, is mixed by the same share, and known
-    where both classes are. A mask follows cutmix; of images mixed by mixup it is not known. "clean_image" is the image
-    before mixing.
+    partner, share drawn from Beta(alpha, alpha), which is uniform in [0, 1] where `alpha` is 1. cutmix: a rectangle of
+    1 - share of the area comes from the partner. tokenmix: so do the patches of a grid of 14 by 14, each with the
+    probability 1 - share (after Liu et al. 2022, arXiv 2207.08409). mixtoken: so does a rectangle of whole patches
+    (Jiang et al. 2021, arXiv 2104.10858). patchmix: so does one patch of 16 by 16 pixels, which Image-Classification
+    calls tokenmix and mixtoken. `target` [b, k], which the data set fills with the class as one-hot, is mixed by the
+    share of the image, and known where both classes are. A mask follows what is pasted; of images mixed by mixup it is
+    not known. "clean_image" is the image before mixing.
     """
     images, masks = _of_kind(batch, fields, "image"), _of_kind(batch, fields, "mask")
     images = [name for name in images if name not in map(clean, images)]
@@ -121,7 +130,7 @@ def transform(
     keys = jax.vmap(lambda view, index: jax.random.fold_in(jax.random.fold_in(key, view), index))(
         batch["view"], batch["index"]
     )
-    draws = jax.vmap(lambda k: draw(k, probabilities))(keys)
+    draws = jax.vmap(lambda k: draw(k, probabilities, alpha))(keys)
     batch = batch | {name: _photometric(batch[name], draws, probabilities) for name in images}
     if any(probabilities.get(name) for name in GEOMETRIC):
         batch |= {name: jax.vmap(_warp)(batch[name], draws) for name in images}
@@ -129,10 +138,10 @@ def transform(
     if probabilities.get("erase"):
         batch |= {name: _erase(batch[name], draws) for name in images}
     batch |= {name: jnp.where(batch["valid"][:, None, None, None], batch[name], 0) for name in images}
-    return _mix(batch, images, masks, draws) if mixes(probabilities) else batch
+    return _mix(batch, images, masks, draws, probabilities) if mixes(probabilities) else batch
 
 
-def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, Float[Array, "..."]]:
+def draw(key: Key[Array, ""], probabilities: Mapping[str, float], alpha: float = 1.0) -> dict[str, Float[Array, "..."]]:
     """The parameters of every transform for one example; one that does not happen has its neutral value."""
 
     def uniform(name: str, n: int, low: float = 0.0) -> Float[Array, " n"]:
@@ -148,7 +157,9 @@ def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, F
     sides = jnp.sqrt(jnp.stack([area * aspect, area / aspect]))
     erased = jnp.where(happens < probabilities.get("erase", 0.0), sides, 0.0)
     mixed, share = uniform("mix", 2)
-    mixup, cutmix = (probabilities.get(name, 0.0) for name in MIXING)
+    if alpha != 1.0:
+        share = jax.random.beta(jax.random.fold_in(key, zlib.crc32(b"share")), alpha, alpha)
+    ends = [sum(probabilities.get(name, 0.0) for name in MIXING[:i]) for i in range(len(MIXING) + 1)]
     shifted = uniform("crop", 3)
     return {
         "hflip": pick("hflip", -1.0, -1.0, 1.0),
@@ -164,9 +175,9 @@ def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, F
         "blur": pick("blur", *SIGMA, 0.0),
         "jpeg": pick("jpeg", *QUALITY, 0.0),
         "erase": jnp.concatenate([(1 - erased) * jnp.stack(corner), erased]),
-        "mixup": jnp.where(mixed < mixup, share, 1.0),
-        "cutmix": jnp.where((mixed >= mixup) & (mixed < mixup + cutmix), share, 1.0),
+        **{name: jnp.where((mixed >= ends[i]) & (mixed < ends[i + 1]), share, 1.0) for i, name in enumerate(MIXING)},
         "cut": uniform("cut", 2),
+        "patches": uniform("patches", GRID * GRID),
     }
 
 
@@ -276,29 +287,62 @@ def _flat(
 # -- mixing ----------------------------------------------------------------------------------------------------------
 
 
-def _mix(batch: Batch, images: list[str], masks: list[str], draws: dict[str, Array]) -> Batch:
+def _mix(
+    batch: Batch, images: list[str], masks: list[str], draws: dict[str, Array], probabilities: Mapping[str, float]
+) -> Batch:
     both = batch["valid"] & _partner(batch["valid"])
-    blended, cut = both & (draws["mixup"] < 1), both & (draws["cutmix"] < 1)
+    blended = both & (draws["mixup"] < 1)
+    pastes = {name: both & (draws[name] < 1) for name in PASTES if probabilities.get(name)}
+    pasted = sum(pastes.values(), jnp.zeros_like(both))
     share = jnp.where(blended, draws["mixup"], 1.0)
-    side = jnp.sqrt(1 - jnp.where(cut, draws["cutmix"], 1.0))[:, None]
-    pasted = jnp.concatenate([(1 - side) * draws["cut"], side, side], axis=1)
+
+    def inside(h: int, w: int) -> Bool[Array, "b h w"]:
+        """The pixels that come from the partner; a row is mixed in one way at most."""
+        areas = [happens[:, None, None] & PASTES[name](draws, h, w) for name, happens in pastes.items()]
+        return sum(areas, jnp.zeros((len(both), h, w), bool))
+
     mixed = dict(batch)
     for name in images:
         image, b = batch[name], len(batch[name])
         mixed[clean(name)] = image
         blend = share.reshape(b, 1, 1, 1)
         image = jnp.where(blend < 1, blend * image + (1 - blend) * _partner(image), image)
-        inside = rectangle(pasted, *image.shape[1:3])
-        mixed[name] = jnp.where(inside[..., None], _partner(batch[name]), image)
+        mixed[name] = jnp.where(inside(*image.shape[1:3])[..., None], _partner(batch[name]), image)
     for name in masks:
-        inside = rectangle(pasted, *batch[name].shape[1:3])
-        mixed[name] = jnp.where(inside, _partner(batch[name]), batch[name])
-        mixed[known(name)] = _known_of_both(batch[known(name)], cut) & ~blended
+        mixed[name] = jnp.where(inside(*batch[name].shape[1:3]), _partner(batch[name]), batch[name])
+        mixed[known(name)] = _known_of_both(batch[known(name)], pasted) & ~blended
     h, w = batch[images[0]].shape[1:3]
-    own = share - rectangle(pasted, h, w).mean(axis=(1, 2))  # a row is mixed in one way at most
+    own = share - inside(h, w).mean(axis=(1, 2))
     mixed["target"] = own[:, None] * batch["target"] + (1 - own[:, None]) * _partner(batch["target"])
-    mixed[known("target")] = _known_of_both(batch[known("target")], blended | cut)
+    mixed[known("target")] = _known_of_both(batch[known("target")], blended | pasted)
     return mixed
+
+
+def _cut(draws: dict[str, Array], h: int, w: int) -> Bool[Array, "b h w"]:
+    side = jnp.sqrt(1 - draws["cutmix"])[:, None]
+    return rectangle(jnp.concatenate([(1 - side) * draws["cut"], side, side], axis=1), h, w)
+
+
+def _cut_patches(draws: dict[str, Array], h: int, w: int) -> Bool[Array, "b h w"]:
+    """As `_cut`, in whole patches."""
+    side = jnp.round(GRID * jnp.sqrt(1 - draws["mixtoken"]))[:, None]
+    place = jnp.floor((GRID - side + 1) * draws["cut"])
+    return rectangle(jnp.concatenate([place, side, side], axis=1) / GRID, h, w)
+
+
+def _scattered(draws: dict[str, Array], h: int, w: int) -> Bool[Array, "b h w"]:
+    taken = (draws["patches"] < 1 - draws["tokenmix"][:, None]).reshape(-1, GRID, GRID)
+    rows, columns = (((np.arange(n) + 0.5) * GRID / n).astype(int) for n in (h, w))
+    return taken[:, rows][:, :, columns]
+
+
+def _one_patch(draws: dict[str, Array], h: int, w: int) -> Bool[Array, "b h w"]:
+    sides = jnp.asarray([min(PATCH, h) / h, min(PATCH, w) / w])[None]
+    place = jnp.floor(draws["cut"] * jnp.asarray([max(1, h // PATCH), max(1, w // PATCH)])[None]) * sides
+    return rectangle(jnp.concatenate([place, jnp.broadcast_to(sides, place.shape)], axis=1), h, w)
+
+
+PASTES = {"cutmix": _cut, "tokenmix": _scattered, "mixtoken": _cut_patches, "patchmix": _one_patch}
 
 
 def _partner(array: Array) -> Array:

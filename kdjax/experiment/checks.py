@@ -131,6 +131,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     for name in ("b1", "b2", "momentum", "ema"):
         if not 0 <= getattr(optim, name) < 1:
             faults.append(f"optim.{name}: expected a decay in [0, 1), found {getattr(optim, name)}")
+    if data.mix_alpha <= 0:
+        faults.append(f"data.mix_alpha: expected a positive number, found {data.mix_alpha}")
     if not 0 < optim.slow <= 1:
         faults.append(f"optim.slow: expected a share in (0, 1], found {optim.slow}")
     if stage.teachers and not any(term.weight and hears(term, stage) for term in stage.terms.values()):

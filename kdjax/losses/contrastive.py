@@ -1,5 +1,7 @@
 """Contrastive losses: rows that belong together come to lie close, and apart from all others."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ class SupCon(nn.Module):
     projection: int = 128
     temperature: float = 0.07
     variant: str = "paper"
+    alike: ClassVar[str] = "labels"  # without which copies of an example alone belong together
 
     @nn.compact
     def __call__(

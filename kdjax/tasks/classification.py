@@ -15,7 +15,6 @@ from kdjax.report.metrics import classification as metrics
 from kdjax.tasks.task import Arrays, Predictions, Tested
 
 SKETCHES, RIGHT, WRONG = 8, (0, 158, 115), (213, 94, 0)  # images that a tracker shows, and the colours of their frames
-MIXING = ("mixup", "cutmix")  # the transforms that make a soft target of classes
 EMBEDDINGS = ("features", "embedding")  # endpoints with a vector for each example
 COUNTED = 100  # classes up to which the summary holds the confusions
 
@@ -39,7 +38,7 @@ class Classification:
             raise ConfigError(
                 f"top: expected whole numbers above 1, the accuracy is that of 1 already, found {small[0]}"
             )
-        return cls(data.class_count, any(data.augment.get(name) for name in MIXING), tuple(top))
+        return cls(data.class_count, data.mixes, tuple(top))
 
     def terms(self) -> dict[str, Term]:
         return {"ce": Term("soft_ce", label="target") if self.mixed else Term("ce", label="class")}

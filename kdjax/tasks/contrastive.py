@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kdjax.config import ConfigError, Data, Term
+from kdjax.config import MIXING, ConfigError, Data, Term
 from kdjax.report.metrics import neighbours
 from kdjax.tasks.classification import class_names, framed
 from kdjax.tasks.task import Arrays, Predictions, Tested
@@ -33,8 +33,9 @@ class Contrastive:
                 f"contrastive learning compares views of an example: expected data.copies of at least 2, found "
                 f"{data.copies}"
             )
-        if data.augment.get("mixup") or data.augment.get("cutmix"):
-            raise ConfigError("contrastive learning takes whole classes, which mixup and cutmix blend; leave them out")
+        if data.mixes:
+            mixing = ", ".join(name for name in MIXING if data.augment.get(name))
+            raise ConfigError(f"contrastive learning takes whole classes, which {mixing} would mix: leave that out")
         return cls(**options)
 
     def terms(self) -> dict[str, Term]:

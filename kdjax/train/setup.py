@@ -229,7 +229,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
         outputs = student.shapes(variables, batch)
         task.check(outputs)
         bound = bind(bound, outputs, sources, teachers, batch, faults, patches)
-    _check_objective(stage, task, bound)
+    _check_objective(stage, task, bound, dataset)
     return Objective(student, sources, averages, bound)
 
 
@@ -260,7 +260,8 @@ def augmentation(stage: Stage, dataset: Dataset) -> Transform | None:
     """What a step does to each batch, given its key."""
     if not stage.data.augment:
         return None
-    return partial(transforms.transform, probabilities=stage.data.augment, fields=dataset.fields)
+    given = {"probabilities": stage.data.augment, "fields": dataset.fields, "alpha": stage.data.mix_alpha}
+    return partial(transforms.transform, **given)
 
 
 def task_of(stage: Stage) -> Task:
@@ -269,7 +270,7 @@ def task_of(stage: Stage) -> Task:
     return registry.get("tasks", named.name).of(stage.data, **named.options)
 
 
-def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
+def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm], dataset: Dataset) -> None:
     optim.check_pull(stage.optim, any(term.hears_teacher for term in terms))
     if isinstance(task, Acting):
         optim.check_acting(stage.optim)
@@ -278,6 +279,11 @@ def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
             f"optim.accumulate={stage.optim.accumulate}: the loss of {', '.join(mixing)} compares the examples of a "
             "batch with each other, and micro-batches would hide most of them; set accumulate=1, or leave the term out"
         )
+    if alone := [term.name for term in terms if _all_alone(stage, term, dataset)]:
+        raise ConfigError(
+            f"terms.{alone[0]} compares examples that belong together, and no two do: data.copies=1, and it reads no "
+            "class that two labelled examples share; set data.copies to 2, or read the classes where there are some"
+        )
     measures = {f"terms.{t.name}.schedule": t.term.schedule.over for t in terms if t.term.schedule}
     for at, over in {**measures, "optim": stage.optim.over}.items():
         if over and over not in task.measures:
@@ -285,6 +291,16 @@ def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
             raise ConfigError(
                 f"{at}.over={over!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
             )
+
+
+def _all_alone(stage: Stage, term: BoundTerm, dataset: Dataset) -> bool:
+    """Whether the loss compares examples that belong together, and none can."""
+    alike = getattr(term.module, "alike", "")
+    if not alike or stage.data.copies > 1:
+        return False
+    labels = dataset.labels("train")[dataset.labelled("train")]
+    labels = labels[labels >= 0].tolist()
+    return alike not in term.reads or len(set(labels)) == len(labels)
 
 
 def assemble(stage: Stage, terms: list[BoundTerm], key: jax.Array, variables: dict) -> tuple[dict, dict]:

@@ -6,17 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from scipy import ndimage
+from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 
-from kdjax.config import ConfigError
+from kdjax.config import MIXING, ConfigError
 from kdjax.data.fields import Field
 from kdjax.data.images import degrade
 from kdjax.data.transforms import (
     ANGLE,
     CONTRAST,
     GAMMA,
-    MIXING,
+    GRID,
+    PATCH,
     QUALITY,
     SIGMA,
     TRANSFORMS,
@@ -347,6 +348,52 @@ def test_cutmix_pastes_a_rectangle_and_weighs_by_its_pixels():
     assert done["mask_known"].all()
 
 
+@pytest.mark.parametrize("side", [28, 33])
+def test_patches_are_pasted_whole_and_weigh_by_their_pixels(side):
+    """Of a grid that the sides are multiples of, and of one that they are not."""
+    n = 24
+    batch = classes(
+        n, k=4, h=side, w=2 * side, mask=np.zeros((n, side, 2 * side), np.int32) + np.arange(n)[:, None, None]
+    )
+    done = run(batch, tokenmix=0.4, mixtoken=0.4, patchmix=0.2)
+    seen = {name: [] for name in MIXING}
+    cells = [np.floor((np.arange(length) + 0.5) * GRID / length).astype(int) for length in (side, 2 * side)]
+    cells = cells[0][:, None] * GRID + cells[1][None]
+    for i in range(n):
+        partner, numbers = (i + 1) % n, drawn(i, tokenmix=0.4, mixtoken=0.4, patchmix=0.2)
+        (how,) = [name for name in MIXING if numbers[name] < 1]
+        pasted = done["mask"][i] == partner
+        np.testing.assert_array_equal(done["mask"][i][~pasted], i)
+        np.testing.assert_array_equal(done["image"][i], np.where(pasted[..., None], *batch["image"][[partner, i]]))
+        expected = (1 - pasted.mean()) * batch["target"][i] + pasted.mean() * batch["target"][partner]
+        np.testing.assert_allclose(done["target"][i], expected, atol=1e-6)
+        rows, columns = np.flatnonzero(pasted.any(1)), np.flatnonzero(pasted.any(0))
+        if how == "patchmix":
+            assert (len(rows), len(columns), pasted.sum()) == (PATCH, PATCH, PATCH**2)
+            assert (rows[0] % PATCH, columns[0] % PATCH) == (0, 0)
+        else:
+            taken = {cell: pasted[cells == cell] for cell in np.unique(cells)}
+            assert all(part.all() or not part.any() for part in taken.values()), "a patch is not cut"
+            share = sum(part.all() for part in taken.values()) / GRID**2
+            assert share == pytest.approx(1 - numbers[how], abs=2 / GRID if how == "mixtoken" else 5 * 0.5 / GRID)
+            if how == "mixtoken" and len(rows):
+                assert pasted[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+                assert pasted.sum() == len(rows) * len(columns)
+            seen["blocks"] = [*seen.get("blocks", []), how == "tokenmix" and not pasted[rows[0] :, columns[0] :].all()]
+        seen[how].append(pasted.mean())
+    assert all(seen[name] for name in ("tokenmix", "mixtoken", "patchmix"))
+    assert any(seen["blocks"]), "patches of tokenmix lie apart"
+
+
+@pytest.mark.long
+def test_shares_follow_their_distribution():
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(2000))
+    quantiles = np.linspace(0.1, 0.9, 9)
+    for alpha in (0.2, 1.0, 4.0):
+        shares = jax.jit(jax.vmap(lambda key, alpha=alpha: draw(key, {"mixup": 1.0}, alpha)["mixup"]))(keys)
+        np.testing.assert_allclose(np.quantile(shares, quantiles), stats.beta(alpha, alpha).ppf(quantiles), atol=0.06)
+
+
 def test_mixing_needs_both_examples_and_a_target_both_classes():
     known, valid = np.array([True, True, False, True, True, True]), np.array([True] * 4 + [False, False])
     batch = classes(6, valid=valid, class_known=known & valid, target_known=known & valid, mask_known=known)
@@ -371,7 +418,11 @@ IMAGE, CLASS = Field((8, 8, 3), "uint8", "image"), Field((), "int32", "class")
         ({"zoom": 1.5}, {"image": IMAGE}, "augment.zoom: expected a probability in [0, 1], found 1.5"),
         ({"hflip": 0.5}, {"class": CLASS}, "augment: hflip change images, and this data has none; leave augment empty"),
         ({"mixup": 0.5}, {"image": IMAGE}, "augment: mixup mix classes, and this data has no 'class'"),
-        ({"mixup": 0.7, "cutmix": 0.7}, {"image": IMAGE, "class": CLASS}, "sum to at most 1, found 1.4"),
+        (
+            {"mixup": 0.7, "cutmix": 0.7},
+            {"image": IMAGE, "class": CLASS},
+            "mixup, cutmix that sum to at most 1, found 1.4",
+        ),
     ],
 )
 def test_faults_are_sentences(probabilities, fields, sentence):
@@ -380,7 +431,7 @@ def test_faults_are_sentences(probabilities, fields, sentence):
 
 
 def test_what_can_work_has_no_faults():
-    assert faults({name: 0.5 for name in TRANSFORMS}, {"image": IMAGE, "class": CLASS}) == []
+    assert faults({name: 0.2 for name in TRANSFORMS}, {"image": IMAGE, "class": CLASS}) == []
     assert faults({}, {"class": CLASS}) == faults({"hflip": 0.0}, {"class": CLASS}) == []
     with pytest.raises(ConfigError, match="no transform 'hflp'"):
         run(make(1), hflp=0.5)

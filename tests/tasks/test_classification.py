@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Data, Term
-from kdjax.data import transforms
 from kdjax.tasks import task
-from kdjax.tasks.classification import MIXING, RIGHT, WRONG, Classification
+from kdjax.tasks.classification import RIGHT, WRONG, Classification
 
 TASK = Classification.of(Data("citations", num_classes=3))
 
@@ -54,9 +53,12 @@ def test_predictions_are_logits_in_float32_and_a_vector_for_each_example():
 
 
 def test_mixed_examples_have_a_soft_target():
-    assert MIXING == transforms.MIXING
     assert TASK.terms() == {"ce": Term("ce", label="class")}
-    for augment, mixed in (({"cutmix": 0.5, "hflip": 0.5}, True), ({"cutmix": 0.0, "hflip": 0.5}, False)):
+    for augment, mixed in (
+        ({"cutmix": 0.5, "hflip": 0.5}, True),
+        ({"tokenmix": 0.1}, True),
+        ({"cutmix": 0.0, "hflip": 0.5}, False),
+    ):
         terms = Classification.of(Data("digits", num_classes=3, augment=augment)).terms()
         assert terms == {"ce": Term("soft_ce", label="target") if mixed else Term("ce", label="class")}
 

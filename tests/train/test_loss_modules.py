@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError, Log, Teacher, Term
+from kdjax.losses.contrastive import SupCon
 from kdjax.losses.relations import Seed
 from kdjax.train import loop
 from kdjax.train.signals import Signals, Stopped
@@ -101,3 +102,41 @@ def test_the_registered_loss_over_the_batch_is_known_to_mix():
     halves = float(sum(batch_softmax_kl(s[i::2], t[i::2]).sum() for i in range(2)))
     assert abs(whole - halves) > 0.1
     assert batch_softmax_kl.mixes
+
+
+NEAR = {"student": "student:features", "index": "batch:index"}
+CLASSES = {"labels": "batch:class", "known": "batch:class_known"}
+
+
+def test_examples_that_all_stand_alone_are_refused():
+    terms = {"near": Term("tests.train.test_loss_modules:PooledSupCon", reads=NEAR)}
+    with pytest.raises(
+        ConfigError, match=r"terms\.near compares examples .* no two do: data\.copies=1, and it reads no"
+    ):
+        tiny.learner(tiny.stage(terms=terms))
+
+
+@pytest.mark.long
+def test_contrastive_learning_trains_a_head_that_is_not_kept():
+    """On all examples, of which three have a class that is known."""
+    term = Term("tests.train.test_loss_modules:PooledSupCon", reads=NEAR | CLASSES, args={"projection": 5})
+    one = tiny.learner(tiny.stage(terms={"near": term}))
+    state, fixed, _ = one.start({}, {})
+    batch = tiny.batch(one, labelled=3)
+    batch["class"][:3] = 1
+    moved, measures = jax.jit(one.step.train)(state, fixed, one.knobs, batch)
+    assert measures["terms/near"][1] == 8
+    assert measures["terms/near"][0] > 0
+    for layer, shape in (("hidden", (32, 32)), ("out", (32, 5))):
+        before, after = (s.params["losses"]["near"][layer]["kernel"] for s in (state, moved))
+        assert before.shape == shape
+        assert (before != after).any()
+    whole = one.whole(moved.params, moved.collections["model"], fixed["frozen"])
+    assert whole["params"].keys() == moved.params["model"].keys()
+
+
+class PooledSupCon(SupCon):
+    """Of the mean over a map."""
+
+    def __call__(self, student, labels=None, index=None, known=None, *, where=None):
+        return super().__call__(student.mean((1, 2)), labels, index, known, where=where)

@@ -188,10 +188,6 @@ class Images(Dataset):
         arrays = {name: array.astype(self._examples.fields[name].dtype) for name, array in self._examples[at].items()}
         return {**arrays, "name": self._facts[at].name}
 
-    def labelled(self, split: str) -> Bool[np.ndarray, " n"]:
-        """Which examples have a label that may be used."""
-        return self._labelled[split]
-
     def original_sizes(self, split: str, most: int) -> list[tuple[int, int]]:
         """(height, width) of the images in their files; of what is not in files so many examples are looked at."""
         where, stored = self._where[split], self._examples.source.files
