@@ -75,7 +75,7 @@ def finished(title: str, role: str, truth: np.ndarray, seed: int = 0, k: int = 3
     rng = np.random.default_rng(seed)
     predicted = {"logits": rng.normal(size=(len(truth), k)) + 3 * np.eye(k)[np.maximum(truth, 0)]}
     predicted |= {"features": rng.normal(size=(len(truth), 6)).astype(np.float32)}
-    dataset = types.SimpleNamespace(labels=lambda split: truth, item="image", image_classes=("cat", "dog"))
+    dataset = types.SimpleNamespace(labels=lambda split: truth, item="image", image_classes=("cat", "dog"), fields={})
     return task.Tested({"title": title, "role": role}, dataset, predicted)
 
 
@@ -149,6 +149,23 @@ def test_pictures_show_models_of_the_same_test_data():
     classes, certainty = TASK.pictures([stages[0], stages[2]]).values()
     assert classes.count("<figure") == 1
     assert "after temperature scaling" in certainty
+
+
+def test_the_report_shows_the_most_confident_mistakes_of_the_last_student():
+    truth = np.arange(12) % 3
+    stages = [finished("large", "teacher", truth), finished("small <1>", "student", truth, 1)]
+    for stage in stages:
+        stage.dataset.fields["image"] = None
+        stage.dataset.called = lambda split: ("name", [f"{i}.png" for i in range(12)])
+        stage.dataset.resized = lambda split, i: {"image": np.full((6, 6, 3), i, np.uint8)}
+    stages[1].predicted["logits"] = np.eye(3)[truth] * 5
+    assert set(TASK.pictures(stages)) == {"Classification"}
+    stages[1].predicted["logits"][4] = (0, 0, 8)  # a dog
+    stages[1].row["calibrated"] = {"temperature": 8 / np.log(8)}
+    sections = TASK.pictures(stages)
+    shown = sections["Most confident mistakes: small &lt;1&gt;"]
+    assert "<b>2: 80 %</b>is dog: 10 %<br>4.png" in shown
+    assert shown.count("<figure>") == 1
 
 
 def test_sketches_frame_images_by_whether_they_are_recognised():
