@@ -111,7 +111,7 @@ def evaluate(
     scores = {}
     if far:
         known = trained(members[0], build(own.view(plain.data)))
-        scores = outside_scores(known, ballot, jury.ask(rows, far))
+        scores = outside_scores(known, ballot, jury.ask(far))
     return Evaluated(summary, told(asked, jury, summary, ballot, scores, far))
 
 
@@ -178,7 +178,7 @@ def told(
         examples=dataset.called("test")[1],
         labels=dataset.labels("test"),
         logits=ballot.all["logits"],
-        scaled=scaled_logits(ballot.all, row),
+        scaled=scaled_logits(ballot.all["logits"], row),
         energy=energy(ballot.all),
         outside=Outside(asked.outside, far[0].called("test")[1], scores) if far else None,
         facts={

@@ -78,13 +78,12 @@ class Classification:
         likelihood, these two once more after temperature scaling, and confusions.
 
         The accuracies have the standard deviation of a share over examples. The table has a row for each example, with
-        class -1 where it is not known. Predictions of several models, which have no temperature in common, hold the
-        scaled logits themselves.
+        class -1 where it is not known.
         """
         predicted, labels = predictions("test"), dataset.labels("test")
-        if "scaled" not in predicted and not calibrated and dataset.sizes["val"]:
+        if not calibrated and dataset.sizes["val"]:
             calibrated = self.calibrate(predictions("val"), dataset)
-        logits, scaled = predicted["logits"], scaled_logits(predicted, calibrated)
+        logits, scaled = predicted["logits"], scaled_logits(predicted["logits"], calibrated)
         known, chosen = labels >= 0, logits.argmax(axis=-1)
         right = ((chosen == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
         measures = metrics.measure(logits, labels, self.top)
@@ -132,7 +131,9 @@ class Classification:
         names = class_names(last.dataset, self.num_classes)
         logits = {stage.title: stage.predicted["logits"] for stage in same}
         scaled = {
-            stage.title: rows for stage in same if (rows := scaled_logits(stage.predicted, stage.row)) is not None
+            stage.title: rows
+            for stage in same
+            if (rows := scaled_logits(stage.predicted["logits"], stage.row)) is not None
         }
         counts = {title: metrics.confusion(rows, labels, self.num_classes) for title, rows in logits.items()}
         beside = [stage for stage in same if "features" in stage.predicted and stage.role != "control"]
@@ -170,11 +171,9 @@ def completed(names: Sequence[str], k: int) -> list[str]:
     return [*names, *map(str, range(len(names), k))][:k]
 
 
-def scaled_logits(predicted: Arrays, calibrated: Mapping[str, Any]) -> np.ndarray | None:
+def scaled_logits(logits: np.ndarray, calibrated: Mapping[str, Any]) -> np.ndarray | None:
     """The logits after temperature scaling; None where no temperature is known."""
-    if "scaled" in predicted:
-        return predicted["scaled"]
-    return predicted["logits"] / calibrated["temperature"] if "temperature" in calibrated else None
+    return logits / calibrated["temperature"] if "temperature" in calibrated else None
 
 
 def _spread(share: float) -> float:
