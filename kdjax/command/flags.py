@@ -38,6 +38,12 @@ THRESHOLD = flags.DEFINE_float(
 )
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
+GRADCAM = flags.DEFINE_string(
+    "gradcam",
+    "",
+    "predict: overlays of what speaks for an image's class, at the last map or at this endpoint or module.",
+)
+OF = flags.DEFINE_string("of", "", "predict: the class that --gradcam explains, by its name; else the predicted one.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "Names of the classes in masks, without the background, by their rising values: cyst,tumour."
 )
@@ -87,7 +93,7 @@ def parse(argv: list[str]) -> list[str]:
 
     Returns what is left of the words, the command's name first.
     """
-    ARGV[:] = argv = taught(completed(spelt_out(argv)))
+    ARGV[:] = argv = taught(completed(spelt_out(valued(argv))))
     spec = value_of("config", argv)
     if spec:
         if wrong := faults(configs.load(spec), argv):
@@ -123,6 +129,11 @@ def spelt_out(argv: list[str]) -> list[str]:
     if len(named) > 1:
         raise ConfigError(f"unexpected argument {subjects[1]!r}; flags are written --name=value")
     return [argv[0], f"--mode={mode}", *named, *rest]
+
+
+def valued(argv: list[str]) -> list[str]:
+    """With the value of a flag that may be given without one: the layer is then the last map."""
+    return ["--gradcam=last" if word in ("--gradcam", "-gradcam") else word for word in argv]
 
 
 def completed(argv: list[str]) -> list[str]:

@@ -7,7 +7,6 @@ arXiv 2007.08792).
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +19,7 @@ from scipy.special import log_softmax, logsumexp
 
 from kdjax.config import ConfigError, Data, Experiment, nearest
 from kdjax.data.dataset import Dataset
+from kdjax.deploy.classify import names_of
 from kdjax.deploy.predict import Kept, calibrated, chosen, load
 from kdjax.experiment import checks
 from kdjax.experiment.cost import costs
@@ -57,8 +57,7 @@ class Opened:
 
     @property
     def classes(self) -> list[str]:
-        """The names of its classes as far as the file of weights tells them, then numbers."""
-        return completed(json.loads(self.kept.about.get("image_classes", "[]")), self.kept.stage.data.class_count)
+        return names_of(self.kept)
 
     def view(self, data: Data) -> Data:
         """These data at the size at which this model was trained."""

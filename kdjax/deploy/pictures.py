@@ -104,15 +104,18 @@ def going_through(
         waiting = batch(following)
         rows = jax.device_get(rows)
         for i, path in enumerate(chunk):
-            yield Seen(path, *pictures[i], {name: values[i] for name, values in rows.items()})
+            stored, small = pictures[i]
+            yield Seen(path, stored, small, {name: values[i] for name, values in rows.items()})
 
 
 # -- the files -------------------------------------------------------------------------------------------------------
 
 
-def plan(images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = None) -> dict[Path, Path]:
+def plan(
+    images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = None, marks: dict[str, str] | None = None
+) -> dict[Path, Path]:
     """Image -> where its results of these kinds go, without kind and suffix; raises one error with everything that
-    stands in the way."""
+    stands in the way. `marks` are of the other files that are written: name -> what one of ours has near its top."""
     alone = images.is_file()
     if not alone and not images.is_dir():
         raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
@@ -122,7 +125,8 @@ def plan(images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = 
         paths = [path for path in files.listing(images) if not made(path)]
     if not paths:
         raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
-    targets, faults, taken = {}, [], {}
+    others = [output / name for name, mark in (marks or {}).items() if not marked(output / name, mark)]
+    targets, faults, taken = {}, [fault_of_foreign(file) for file in others], {}
     with ThreadPoolExecutor() as pool:
         unreadable = dict(zip(paths, pool.map(partial(fault_of, bits=bits), paths), strict=True))
     for path in paths:
@@ -130,9 +134,9 @@ def plan(images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = 
         if kinds and target in taken:
             faults.append(f"{path} and {taken[target].name} would share one {kinds[0]}; rename one of them")
         targets[path] = taken[target] = target
-        strange = foreign([named(target, kind) for kind in kinds])
-        faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in strange]
+        faults += map(fault_of_foreign, foreign([named(target, kind) for kind in kinds]))
         faults += [unreadable[path]] if unreadable[path] else []
+        faults += [files.unwritable(str(path))] if marks and files.as_utf8(str(path)) != str(path) else []
     if faults:
         more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
         raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))
@@ -151,6 +155,18 @@ def fault_of(path: Path, bits: int | None) -> str:
     except ConfigError as error:
         return str(error)
     return ""
+
+
+def fault_of_foreign(path: Path) -> str:
+    return f"{path}: a file that kdjax did not write; choose another --output"
+
+
+def marked(path: Path, mark: str) -> bool:
+    """Whether a text is ours, or not there yet."""
+    if not path.exists():
+        return True
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return mark in file.read(1000)
 
 
 def foreign(paths: list[Path]) -> list[Path]:

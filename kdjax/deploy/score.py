@@ -18,7 +18,7 @@ from kdjax.report.figures import heat
 from kdjax.train.kept import write
 from kdjax.train.setup import task_of
 
-TABLE = "scores.csv"
+TABLE, COLUMNS = "scores.csv", ("image", "verdict", "logit", "probability")
 KINDS = ("class 0", "class 1")
 
 
@@ -42,7 +42,7 @@ def score(
     if threshold is None:
         threshold = predict.calibrated(about).get("threshold", 0.0)
     kinds = tuple(json.loads(about.get("image_classes", "null")) or KINDS)
-    targets = pictures.plan(images, output, ("heat",), pictures.bits_of(plain))
+    targets = pictures.plan(images, output, ("heat",), pictures.bits_of(plain), {TABLE: ",".join(COLUMNS)})
     program = pictures.predicted(pictures.network_of(plain, variables), task_of(plain))
     output.mkdir(parents=True, exist_ok=True)
     top, rows, first, drawn = images if images.is_dir() else images.parent, [], [], []
@@ -74,6 +74,6 @@ def probability(logit: float) -> float:
 def table(rows: list[list[Any]]) -> str:
     text = io.StringIO()
     lines = csv.writer(text)
-    lines.writerow(["image", "verdict", "logit", "probability"])
+    lines.writerow(COLUMNS)
     lines.writerows([image, verdict, f"{logit:.6g}", f"{p:.6f}"] for image, verdict, logit, p in rows)
     return text.getvalue()

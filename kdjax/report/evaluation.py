@@ -48,7 +48,7 @@ class Evaluation:
     energy: Float[np.ndarray, " n"]
     outside: Outside | None
     facts: dict[str, str]
-    mistakes: str = ""  # a section of the page
+    mistakes: str = ""  # HTML
 
     @property
     def row(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def predictions(of: Evaluation) -> list[list[Any]]:
     inside = {"energy": of.energy, **inside}
     best = np.argsort(-p, axis=1, kind="stable")[:, :TOP]
     header = ["name", "class", "predicted", "probability", "probability_of_class", *inside]
-    header += [f"{what}_{i + 1}" for i in range(1, best.shape[1]) for what in ("class", "probability")]
+    header += [f"{what}_{i + 1}" for i in range(1, best.shape[1]) for what in ("predicted", "probability")]
     lines = []
     for i, (name, label) in enumerate(zip(of.examples, of.labels, strict=True)):
         truth = [of.names[label], f"{p[i, label]:.6f}"] if label >= 0 else ["", ""]
@@ -189,7 +189,7 @@ def page(of: Evaluation, drawn: dict[str, tuple[str, str]]) -> str:
         ),
         ("Certainty", certainty(of) + figures["reliability"] + _columns(figures, "energies")),
         ("Outside", beyond(of, figures) if of.outside else ""),
-        ("Mistakes", of.mistakes),
+        ("Most confident mistakes", of.mistakes),
         ("How it was made", facts(of)),
     ]
     return document(f"{of.row['title']}: an evaluation", headline(of), tiles_html(tiles(of)), sections)

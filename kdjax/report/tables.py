@@ -138,3 +138,7 @@ def aligned(head: list[str], rows: list[list[str]], left: tuple[int, ...] = (0, 
 
 def _finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -159,6 +160,8 @@ class Classification:
             for heading, figures in sections.items()
         }
         drawn["Classes"] += classes.table(counts, names, last.title)
+        sure = scaled.get(last.title, logits[last.title])
+        drawn[f"Most confident mistakes: {escape(last.title)}"] = mistakes(last.dataset, sure, names)
         return {heading: html for heading, html in drawn.items() if html}
 
 
@@ -174,6 +177,22 @@ def completed(names: Sequence[str], k: int) -> list[str]:
 def scaled_logits(logits: np.ndarray, calibrated: Mapping[str, Any]) -> np.ndarray | None:
     """The logits after temperature scaling; None where no temperature is known."""
     return logits / calibrated["temperature"] if "temperature" in calibrated else None
+
+
+def mistakes(dataset: Any, logits: np.ndarray, names: list[str]) -> str:
+    """The test images of the surest wrong answers; "" of what are no images."""
+    from scipy.special import softmax
+
+    from kdjax.report.figures import mistakes as figures
+
+    if "image" not in dataset.fields:
+        return ""
+    sure, (_, called) = softmax(logits.astype(np.float64), axis=1), dataset.called("test")
+
+    def image(i: int) -> np.ndarray:
+        return np.asarray(dataset.resized("test", i)["image"])
+
+    return figures.mistakes(image, dataset.labels("test"), logits.argmax(axis=1), sure, names, called)
 
 
 def _spread(share: float) -> float:

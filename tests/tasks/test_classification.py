@@ -73,7 +73,14 @@ def finished(title: str, role: str, truth: np.ndarray, seed: int = 0, k: int = 3
     rng = np.random.default_rng(seed)
     predicted = {"logits": rng.normal(size=(len(truth), k)) + 3 * np.eye(k)[np.maximum(truth, 0)]}
     predicted |= {"features": rng.normal(size=(len(truth), 6)).astype(np.float32)}
-    dataset = types.SimpleNamespace(labels=lambda split: truth, item="image", image_classes=("cat", "dog"))
+    dataset = types.SimpleNamespace(
+        labels=lambda split: truth,
+        item="image",
+        image_classes=("cat", "dog"),
+        fields={"image": None},
+        called=lambda split: ("name", [f"picture {i}" for i in range(len(truth))]),
+        resized=lambda split, i: {"image": np.full((4, 4, 3), i, np.uint8)},
+    )
     return task.Tested({"title": title, "role": role}, dataset, predicted)
 
 
@@ -129,7 +136,9 @@ def test_pictures_show_models_of_the_same_test_data():
     truth = np.arange(40) % 3
     stages = [finished("large", "teacher", truth), finished("elsewhere", "other", truth[:30])]
     stages += [finished("small", "student", truth, 1), finished("alone", "control", truth, 2)]
-    classes, certainty = TASK.pictures(stages).values()
+    wrong = int((stages[2].predicted["logits"].argmax(1) != truth).sum())
+    classes, certainty, mistakes = TASK.pictures(stages).values()
+    assert mistakes.count("<figure") == wrong > 0
     assert (classes.count("<figure"), classes.count("<table"), certainty.count("<figure")) == (2, 1, 2)
     titles = ("large", "small", "alone", "elsewhere")
     assert [title in classes for title in (*titles, "dog")] == [True] * 3 + [False, True]
@@ -137,6 +146,7 @@ def test_pictures_show_models_of_the_same_test_data():
     assert "after temperature scaling" not in certainty
     stages[2].row["temperature"] = 2.0
     del stages[0].predicted["features"], stages[2].predicted["features"]
+    stages[2].dataset.fields = {"nodes": None}
     classes, certainty = TASK.pictures([stages[0], stages[2]]).values()
     assert classes.count("<figure") == 1
     assert "after temperature scaling" in certainty

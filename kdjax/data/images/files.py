@@ -67,7 +67,7 @@ class Images:
         self.faults, self.notes, self.values = list(faults), list(notes), ()
         if bits is not None and not 8 <= bits <= 16:
             self.faults.append(f"bits: expected 8 to 16, the bits that images use in files of 16, found {bits}")
-        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != _as_utf8(entry.name)]
+        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != as_utf8(entry.name)]
         if num_classes is None or mask_names:
             planes = [path for entry in self.entries for path in entry.masks]
             self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
@@ -205,7 +205,7 @@ def unwritable(path: str) -> str:
     return f"{path!r}: expected a name in UTF-8, found bytes that are none; rename the file"
 
 
-def _as_utf8(name: str) -> str:
+def as_utf8(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 
