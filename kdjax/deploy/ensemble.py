@@ -77,7 +77,8 @@ class Member:
     def votes(self, dataset: Dataset, views: Sequence[str], split: str = "test") -> list[Arrays]:
         """What it predicts of each view of the images in a split of this data set."""
         learner = dataclasses.replace(self.learner, dataset=dataset)
-        return [evaluate(learner, self.variables, split, change=turning(view, dataset))[1] for view in views]
+        images = [name for name, field in dataset.fields.items() if field.kind == "image"]
+        return [evaluate(learner, self.variables, split, change=turning(view, images))[1] for view in views]
 
     def row(self, predictions: Predictions) -> dict:
         """Its scores on the test images, and what it costs."""
@@ -141,11 +142,10 @@ class Jury:
         return row | result | {"ms_per_image": views * sum(row["ms_per_image"] for row in rows)}
 
 
-def turning(view: str, dataset: Dataset) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What makes a batch that view of itself."""
+def turning(view: str, images: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes a batch that view of itself; `images` are the fields to turn."""
     if view == AS_IT_IS:
         return dict
-    images = [name for name, field in dataset.fields.items() if field.kind == "image"]
     return lambda batch: {**batch, **{name: np.ascontiguousarray(VIEWS[view](batch[name])) for name in images}}
 
 
