@@ -31,6 +31,8 @@ def _one(
 SAME = _one("same", lambda x: x, lambda x: x)
 LINEAR = _one("linear", np.transpose, np.transpose, 2)  # [out, in] and [in, out]
 CONV = _one("conv", lambda x: np.moveaxis(x, (0, 1), (-1, -2)), lambda x: np.moveaxis(x, (-1, -2), (0, 1)), 4)
+# A 1 × 1 convolution that is a linear layer here: [out, in, 1, 1] and [in, out].
+CONV_1X1 = _one("conv_1x1", lambda x: x[:, :, 0, 0].T, lambda leaf: leaf.T[:, :, None, None], 4)
 # Of a transposed convolution: [in, out, h, w] and [h, w, in, out].
 CONV_UP = _one("conv_up", lambda x: np.moveaxis(x, (0, 1), (-2, -1)), lambda x: np.moveaxis(x, (-2, -1), (0, 1)), 4)
 # Three projections, or their biases, and the fused one.
@@ -77,6 +79,10 @@ def linear(*sources: str, target: str = "") -> tuple[Row, ...]:
 
 def conv(*sources: str, target: str = "") -> tuple[Row, ...]:
     return _layers(sources, target, "kernel", CONV)
+
+
+def conv_1x1(*sources: str, target: str = "") -> tuple[Row, ...]:
+    return _layers(sources, target, "kernel", CONV_1X1)
 
 
 def conv_up(*sources: str, target: str = "") -> tuple[Row, ...]:

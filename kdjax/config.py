@@ -92,13 +92,14 @@ class Data:
     image_size: side of the square that every image is resized to
     num_classes: classes of the mask, background included: 2 is binary; of classified images, their classes; None is as
         many as the reader finds. Models and terms take it from here
-    batch_size: examples of a step, over all devices
+    batch_size: rows of a step, over all devices
     labelled: share of the training images whose labels may be used
     split: shares of train, val and test, where the data set brings no split of its own
     split_seed: another one deals the examples out differently
     augment: transform (`--list=transforms`) -> probability
     classes: names of the mask's classes without the background, in the order of their values; they say num_classes too
     views: different views of each example, which then recur; 0 makes a new one in every pass
+    copies: rows that each example of a batch has, every one another view of it
     workers: reader processes; 0 reads in threads
     """
 
@@ -113,6 +114,7 @@ class Data:
     augment: dict[str, float]
     classes: tuple[str, ...] = ()
     views: int = 0
+    copies: int = 1
     workers: int = 0
 
     def __init__(
@@ -128,6 +130,7 @@ class Data:
         augment: dict[str, float] | None = None,
         classes: tuple[str, ...] = (),
         views: int = 0,
+        copies: int = 1,
         workers: int = 0,
         **options,
     ):
@@ -135,7 +138,7 @@ class Data:
         self.num_classes = 1 + len(classes) if classes else num_classes
         self.image_size, self.batch_size = image_size, batch_size
         self.labelled, self.split, self.split_seed = labelled, split, split_seed
-        self.augment, self.views, self.workers = dict(augment or {}), views, workers
+        self.augment, self.views, self.copies, self.workers = dict(augment or {}), views, copies, workers
 
     @property
     def class_count(self) -> int:
@@ -264,9 +267,9 @@ class Optim:
 
     name: adamw | adam | sgd (`--list=optimisers`)
     lr: the learning rate, at its highest
-    schedule: constant | warmup_cosine | warmup_poly | plateau
-    warmup: epochs of warm-up
-    end_lr: the learning rate at the end
+    schedule: constant | warmup_cosine | warmup_poly | onecycle | plateau
+    warmup: epochs of warm-up; of onecycle, which climbs from lr / 25, 0 is 30 % of all
+    end_lr: the learning rate at the end; of onecycle, 0 is lr / 250,000
     power: the exponent of warmup_poly
     factor: of plateau: the learning rate is multiplied by it ...
     patience: ... after so many epochs without a lower training loss
@@ -276,13 +279,18 @@ class Optim:
     b1: of adam and adamw: the decay of the first moment
     b2: ... and of the second
     eps: ... and what is added to its root
+    centralise: take from the gradient of each kernel the mean over the inputs of each output (arXiv 2004.01461)
     clip: largest global norm of the gradient; 0 is off
     accumulate: micro-batches to one step
     pull: how the gradient is made of the terms: their weighted "sum"; "sharpness", the sum's at the worst point within
         `radius` (SAM, arXiv 2010.01412); "separate" momenta for what teachers say and the rest, `momentum` plus and
         minus `spread` (DOT, ICCV 2023; sgd alone); "balanced", what teachers say made as long as the rest
     radius: how far "sharpness" looks
+    adaptive: "sharpness" looks so many times the size of each parameter far (ASAM, arXiv 2102.11600)
     spread: how far "separate" sets the two momenta apart
+    lookahead: steps after which slow parameters follow those that are trained, which go on from there (Lookahead, arXiv
+        1907.08610); the slow ones are evaluated and kept, or, with `ema`, the average of the others; 0 is off
+    slow: the share of the way that they follow
     ema: decay, after a warm-up, of the averaged parameters that are evaluated and kept; 0 is off
     statistics: what BatchNorm goes by while it trains: "trained", by the batch where its own parameters are trained
         and by what it remembers where they are frozen; "all", by the batch everywhere
@@ -305,11 +313,15 @@ class Optim:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    centralise: bool = False
     clip: float = 0.0
     accumulate: int = 1
     pull: str = "sum"
     radius: float = 0.05
+    adaptive: bool = False
     spread: float = 0.075
+    lookahead: int = 0
+    slow: float = 0.5
     ema: float = 0.0
     statistics: str = "trained"
     trainable: tuple[tuple[str, bool], ...] = ((r".*", True),)

@@ -7,6 +7,10 @@ from convert.family import Family
 NAMES = (
     "can_gat",
     "can_vgae",
+    "convnextv2",
+    "convnextv2_hf",
+    "dinov2",
+    "dinov2_hf",
     "ladeda",
     "pyg_gat",
     "sam",

@@ -10,7 +10,7 @@ import numpy as np
 from convert.family import ConvertError, Family, Shapes, build
 from convert.table import Resize, Row, conv, linear, norm, same
 from kdjax.config import Model
-from kdjax.models.vision.vit import PARAMETERS, VARIANTS
+from kdjax.models.vision.vit import VARIANTS
 
 
 def rows(model: Model) -> tuple[Row, ...]:
@@ -40,7 +40,7 @@ def trunk_rows(at: str = "") -> tuple[Row, ...]:
 def positions_for(model: Model, weights_of: Callable[[int, int], np.ndarray]) -> Resize:
     """Of [1, t + n, d], t tokens that are no patches, to the model's grid."""
     options = build(model).options
-    first = 2 if options.distilled else 1
+    first = (1 + options.distilled) * options.class_position
 
     def resize(table: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:
         patches = table[0, first:].astype(np.float64)
@@ -91,26 +91,39 @@ def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
 def model_of(shapes: Shapes) -> Model:
     refuse_others(shapes)
     options = dimensions(shapes) | {"distilled": "dist_token" in shapes, "pool": pool(shapes, "token")}
+    options["layer_scale"] = 0.0
     patches = shapes["pos_embed"][1] - (2 if options["distilled"] else 1)
     options |= {"image_size": side(patches, options["patch_size"]), "num_classes": shapes.get("head.weight", (0,))[0]}
     return model_with("vit", VARIANTS, options)
 
 
-# Names of tensors that other transformers have: (pattern, what kdjax's ViT does without, whose it is).
-BEYOND = (
+# Names of tensors that other transformers have beside a ViT's: (pattern, what they are, whose they are).
+OF_DINOV2 = (
     (r"blocks\.\d+\.(ls[12]\.gamma|gamma_[12])|.*layer_scale[12]\.lambda1", "LayerScale", "DINOv2 and DeiT-3"),
     (r"(.*\.)?(reg_token|register_tokens)", "register tokens", "DINOv2"),
+)
+BEYOND = (
     (r"norm_pre\..*", "a norm before the blocks", "CLIP"),
     (r"blocks\.\d+\.attn\.[qk]_norm\..*", "norms of queries and keys", "a ViT of 22 billion parameters"),
+    (r".*mlp\.(w12|w3|weights_in|weights_out)\..*", "SwiGLU", "the giant of DINOv2"),
 )
-ELSE = "no option changes that; plain ViTs and DeiTs come in, see python -m convert --list"
 
 
 def refuse_others(shapes: Shapes) -> None:
-    """Transformers that have ViT's names and others beside them."""
-    for pattern, what, whose in BEYOND:
+    """Transformers that are more than a ViT."""
+    refuse(shapes, OF_DINOV2, "use the family dinov2, or of transformers' files dinov2_hf")
+    refuse_strangers(shapes)
+
+
+def refuse_strangers(shapes: Shapes) -> None:
+    """Transformers that kdjax does not compute."""
+    refuse(shapes, BEYOND, "no option changes that; ViT, DeiT and DINOv2 come in, see python -m convert --list")
+
+
+def refuse(shapes: Shapes, strangers: tuple[tuple[str, str, str], ...], remedy: str) -> None:
+    for pattern, what, whose in strangers:
         if found := next((name for name in shapes if re.fullmatch(pattern, name)), None):
-            raise ConvertError(f"it has {what}, as in {whose}, which kdjax's ViT has not: {found}; {ELSE}")
+            raise ConvertError(f"it has {what}, as in {whose}, which this family has not: {found}; {remedy}")
 
 
 def hint(shapes: Shapes) -> str:
@@ -119,7 +132,8 @@ def hint(shapes: Shapes) -> str:
     if not name or not _is_square(count := shapes[name][1]):
         return ""
     return (
-        f"; or, since {count} positions are a square, the class token has none, as in FlexiViT and DeiT-3: then {ELSE}"
+        f"; or, since {count} positions are a square, the class token has none, as in FlexiViT and DeiT-3: then "
+        "class_position=False too"
     )
 
 
@@ -173,7 +187,7 @@ def model_with(name: str, variants: Mapping[str, Mapping[str, Any]], options: Ma
     nor the taps: of another depth than the variant's, features leave the blocks at a quarter, a half, ..."""
 
     def like(of: Mapping[str, Any]) -> tuple[bool, ...]:
-        usual = {"dim": 0, "distilled": False, "patch_size": 16}
+        usual = {"dim": 0, "distilled": False, "layer_scale": 0.0, "patch_size": 16, "registers": 0}
         return tuple(of.get(name, value) == options.get(name, value) for name, value in usual.items())
 
     variant = max(variants, key=lambda v: like(variants[v]))
@@ -198,7 +212,7 @@ FAMILY = Family(
     name="vit",
     told="ViT, DeiT under timm's names: deit_base_distilled_patch16_224-df68dfff.pth; DeiT's own mean and std are of "
     "--set variant=deit_b16",
-    variants={name: Model("vit", variant=name) for name in PARAMETERS},
+    variants={name: Model("vit", variant=name) for name in VARIANTS if not name.startswith("dinov2")},
     rows=rows,
     model_of=model_of,
     original="convert.originals.vit",

@@ -102,6 +102,7 @@ def told(shapes: Shapes) -> dict[str, Any]:
         "mlp_ratio": ratio(dim, shapes[f"{at}encoder.layer.0.intermediate.dense.weight"][0]),
         "qkv_bias": any(name.endswith(".query.bias") for name in shapes),
         "distilled": distilled,
+        "layer_scale": 0.0,
         "image_size": side(shapes[f"{at}embeddings.position_embeddings"][1] - (2 if distilled else 1), patch_size),
         "num_classes": shapes.get("cls_classifier.weight" if distilled else "classifier.weight", (0,))[0],
     }

@@ -1,7 +1,7 @@
-"""A model of transformers as the config.json beside its weights describes it."""
+"""A model of transformers as the config.json beside its weights describes it, under the names that its files have."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from convert.config_json import Config
@@ -40,3 +40,21 @@ def from_config(kind: str, settings: Any, **options: Any) -> Any:
         return getattr(transformers, kind).from_config(settings, trust_remote_code=False, **options).float().eval()
     except Exception as error:  # as above
         raise ConvertError(f"transformers builds no {settings.model_type} of these settings: {error}") from error
+
+
+def named_as_in_files(module: Any, in_files: Callable[[str], str]) -> Any:
+    """The module, whose state dict now has the names that are in files, whatever the version's modules are called."""
+
+    def as_in_files(module: Any, state: dict, prefix: str, metadata: dict) -> None:
+        for name in list(state):
+            state[prefix + in_files(name.removeprefix(prefix))] = state.pop(name)
+
+    def as_in_module(module: Any, state: dict, prefix: str, *rest: Any) -> None:
+        names = {in_files(name): name for name, _ in module.named_parameters()}
+        for name in list(state):
+            if new := names.get(name.removeprefix(prefix)):
+                state[prefix + new] = state.pop(name)
+
+    module.register_state_dict_post_hook(as_in_files)
+    module.register_load_state_dict_pre_hook(as_in_module)
+    return module

@@ -121,10 +121,9 @@ def build(model: Model) -> nn.Module:
     """`usfm_seg` is ours: the neck and head of TinyUSFM on USFM's maps."""
     ours = registry.get("models", model.name)(**model.options)
     o = ours.options
-    given = {name: x for name, x in arguments(o).items() if name not in ("pool", "distilled")}
-    encoder = Encoder(
-        num_classes=0 if model.name == "usfm_seg" else ours.num_classes, layer_scale=o.layer_scale, **given
-    )
+    other = ("pool", "distilled", "registers", "class_position")
+    given = {name: x for name, x in arguments(o).items() if name not in other}
+    encoder = Encoder(num_classes=0 if model.name == "usfm_seg" else ours.num_classes, **given)
     if model.name != "usfm_seg":
         return encoder.eval()
     return Segmenter(encoder, o.dim, ours.num_classes, o.taps, o.neck_dim, o.head_dim, o.dropout).eval()

@@ -1,4 +1,4 @@
-"""ViT and DeiT in plain PyTorch; attribute names are the keys of timm's checkpoints."""
+"""ViT, DeiT and DINOv2 in plain PyTorch; attribute names are the keys of timm's checkpoints."""
 
 from functools import partial
 from typing import Any
@@ -60,9 +60,19 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-class Block(nn.Module):
-    def __init__(self, dim, heads, rate, mlp_ratio, qkv_bias, eps, activation):
+class LayerScale(nn.Module):
+    def __init__(self, dim: int, initial: float):
         super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x):
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads, rate, mlp_ratio, qkv_bias, eps, activation, layer_scale=0.0):
+        super().__init__()
+        self.ls1, self.ls2 = (LayerScale(dim, layer_scale) if layer_scale else nn.Identity() for _ in range(2))
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
@@ -70,8 +80,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(rate)
 
     def forward(self, x):
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
@@ -102,20 +112,32 @@ class Encoder(nn.Module):
         eps=1e-6,
         activation="gelu",
         taps=(),
+        layer_scale=0.0,
+        registers=0,
+        class_position=True,
     ):
         super().__init__()
         self.grid = tuple(side // patch for side in image_size)
-        self.pool, self.first, self.taps = pool, 1 + distilled, taps
+        self.pool, self.first, self.taps = pool, 1 + distilled + registers, taps
+        self.placed = (1 + distilled) * class_position  # tokens before the patches that have positions
         self.patch_embed = PatchEmbed(patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if distilled:
             self.dist_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + self.first, dim))
+        if registers:
+            tokens = nn.Parameter(torch.zeros(1, registers, dim))
+            setattr(self, "register_tokens" if class_position else "reg_token", tokens)  # Meta's, and timm's
+        if registers and class_position:
+            self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.registers, self.distilled = registers, distilled
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1] + self.placed, dim))
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, rate, mlp_ratio, qkv_bias, eps, activation, layer_scale) for rate in rates
+        )
         setattr(self, "fc_norm" if pool == "fc_norm" else "norm", nn.LayerNorm(dim, eps=eps))
         if num_classes:
-            self.head = nn.Linear(dim, num_classes)
+            self.head = nn.Linear(dim * (1 + (pool == "token_mean")), num_classes)
         if num_classes and distilled:
             self.head_dist = nn.Linear(dim, num_classes)
         self.num_classes = num_classes
@@ -123,8 +145,14 @@ class Encoder(nn.Module):
     def hidden(self, image):
         """The tokens after each block."""
         x = self.patch_embed(image)
-        tokens = (self.cls_token, self.dist_token) if self.first == 2 else (self.cls_token,)
-        x = torch.cat([*(token.expand(len(x), -1, -1) for token in tokens), x], dim=1) + self.pos_embed
+        tokens = (self.cls_token, self.dist_token) if self.distilled else (self.cls_token,)
+        tokens = torch.cat(tokens, dim=1).expand(len(x), -1, -1)
+        if self.placed:
+            tokens = tokens + self.pos_embed[:, : self.placed]
+        if self.registers:
+            registers = self.register_tokens if self.placed else self.reg_token
+            tokens = torch.cat([tokens, registers.expand(len(x), -1, -1)], dim=1)
+        x = torch.cat([tokens, x + self.pos_embed[:, self.placed :]], dim=1)
         for block in self.blocks:
             x = block(x)
             yield x
@@ -145,11 +173,12 @@ class Encoder(nn.Module):
             features = self.fc_norm(x[:, self.first :].mean(dim=1))
         else:
             x = self.norm(x)
-            features = x[:, 0] if self.pool == "token" else x[:, self.first :].mean(dim=1)
+            token, mean = x[:, 0], x[:, self.first :].mean(dim=1)
+            features = {"token": token, "mean": mean, "token_mean": torch.cat([token, mean], dim=1)}[self.pool]
         out |= {"tokens": x, "features": features}
         if self.num_classes:
             out["logits"] = self.head(features)
-        if self.num_classes and self.first == 2:
+        if self.num_classes and self.distilled:
             out |= {"logits_class": out["logits"], "logits_distilled": self.head_dist(x[:, 1])}
             out["logits"] = (out["logits_class"] + out["logits_distilled"]) / 2
         return out
@@ -161,6 +190,7 @@ class Encoder(nn.Module):
 def arguments(options: Any) -> dict[str, Any]:
     """Of Encoder, from the options of our model."""
     names = ("dim", "depth", "heads", "drop_path", "pool", "distilled", "mlp_ratio", "qkv_bias", "activation", "taps")
+    names += ("layer_scale", "registers", "class_position")
     same = {name: getattr(options, name) for name in names}
     return same | {"image_size": options.image_hw, "patch": options.patch_size, "eps": options.norm_eps}
 

@@ -8,7 +8,7 @@ import torch
 
 from convert.config_json import THEIRS, Config
 from convert.families.vit_hf import in_files
-from convert.originals.transformers_config import described, from_config
+from convert.originals.transformers_config import described, from_config, named_as_in_files
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 
@@ -28,9 +28,7 @@ def build(model: Model, source: Config | None = None) -> torch.nn.Module:
         kind = "DeiTForImageClassificationWithTeacher" if o.distilled else "ViTForImageClassification"
         settings.architectures = [kind]
         module = from_config("AutoModelForImageClassification", settings)
-    module.register_state_dict_post_hook(_as_in_files)
-    module.register_load_state_dict_pre_hook(_as_in_module)
-    return module
+    return named_as_in_files(module, in_files)
 
 
 def guess(ours: Any) -> Config:
@@ -49,18 +47,6 @@ def guess(ours: Any) -> Config:
         "num_labels": ours.num_classes,
     }
     return Config(Path("our model"), values)
-
-
-def _as_in_files(module: torch.nn.Module, state: dict, prefix: str, metadata: dict) -> None:
-    for name in list(state):
-        state[prefix + in_files(name.removeprefix(prefix))] = state.pop(name)
-
-
-def _as_in_module(module: torch.nn.Module, state: dict, prefix: str, *rest: Any) -> None:
-    names = {in_files(name): name for name, _ in module.named_parameters()}
-    for name in list(state):
-        if new := names.get(name.removeprefix(prefix)):
-            state[prefix + new] = state.pop(name)
 
 
 def outputs(module: Any, image: np.ndarray) -> dict[str, np.ndarray]:

@@ -24,6 +24,13 @@ WEIGHTS = flags.DEFINE_string(
     "weights", "", "eval, predict, export: not the stage's own weights but a file, or another run's WORKDIR:STAGE."
 )
 DATA = flags.DEFINE_string("data", "", "eval: another labelled FOLDER, or READER:FOLDER, all of it test data.")
+TTA = flags.DEFINE_list(
+    "tta", [], "eval of classifiers: views that vote beside the images as they are: hflip,vflip,rot90,rot180,rot270."
+)
+ENSEMBLE = flags.DEFINE_list("ensemble", [], "eval of classifiers: other runs that vote too: WORKDIR or WORKDIR:STAGE.")
+OUTSIDE = flags.DEFINE_string(
+    "outside", "", "eval of classifiers: a FOLDER, or READER:FOLDER, of images that are of none of its classes."
+)
 IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
 LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
 THRESHOLD = flags.DEFINE_float(
@@ -31,6 +38,12 @@ THRESHOLD = flags.DEFINE_float(
 )
 IDS = flags.DEFINE_enum("ids", None, NUMBERS, "predict: how the log writes ids; else as training read them.")
 PAYLOAD = flags.DEFINE_enum("payload", None, NUMBERS, "predict: how the log writes payloads of eight columns.")
+GRADCAM = flags.DEFINE_string(
+    "gradcam",
+    "",
+    "predict: overlays of what speaks for an image's class, at the last map or at this endpoint or module.",
+)
+OF = flags.DEFINE_string("of", "", "predict: the class that --gradcam explains, by its name; else the predicted one.")
 CLASSES = flags.DEFINE_list(
     "classes", [], "Names of the classes in masks, without the background, by their rising values: cyst,tumour."
 )
@@ -40,8 +53,8 @@ TEACHER = flags.DEFINE_string(
 OUTPUT = flags.DEFINE_string(
     "output",
     "",
-    "predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the CSV file; compare: the "
-    "HTML file.",
+    "eval of classifiers, predict, export: the folder to write, for logs a .jsonl file of all windows; metrics: the "
+    "CSV file; compare: the HTML file.",
 )
 PREDICTED = flags.DEFINE_string("predicted", "", "metrics: the folder of predicted masks.")
 TRUTH = flags.DEFINE_string("truth", "", "metrics: the folder of true masks.")
@@ -80,7 +93,7 @@ def parse(argv: list[str]) -> list[str]:
 
     Returns what is left of the words, the command's name first.
     """
-    ARGV[:] = argv = taught(completed(spelt_out(argv)))
+    ARGV[:] = argv = taught(completed(spelt_out(valued(argv))))
     spec = value_of("config", argv)
     if spec:
         if wrong := faults(configs.load(spec), argv):
@@ -116,6 +129,11 @@ def spelt_out(argv: list[str]) -> list[str]:
     if len(named) > 1:
         raise ConfigError(f"unexpected argument {subjects[1]!r}; flags are written --name=value")
     return [argv[0], f"--mode={mode}", *named, *rest]
+
+
+def valued(argv: list[str]) -> list[str]:
+    """With the value of a flag that may be given without one: the layer is then the last map."""
+    return ["--gradcam=last" if word in ("--gradcam", "-gradcam") else word for word in argv]
 
 
 def completed(argv: list[str]) -> list[str]:

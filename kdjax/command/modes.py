@@ -6,11 +6,13 @@ What a mode needs is imported when it runs, so that lists and mistyped flags are
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from kdjax.command import flags
 from kdjax.config import ConfigError, Experiment
 
 WIDE = 110  # columns of prose
+OF_TASK = {"detection": ("threshold",), "classification": ("gradcam", "of")}  # flags of `predict` that only these know
 
 
 def train(experiment: Experiment, workdir: Path) -> int:
@@ -32,13 +34,25 @@ def look(experiment: Experiment, workdir: Path) -> int:
 
 
 def evaluate(experiment: Experiment, workdir: Path) -> int:
-    from kdjax.deploy import predict as predicting
+    from kdjax.deploy import evaluate as evaluating
+    from kdjax.experiment.run import command
     from kdjax.report import tables
 
-    summary = predicting.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, flags.DATA.value)
+    asked = evaluating.Asked(
+        place=flags.DATA.value,
+        views=tuple(dict.fromkeys(flags.TTA.value)),
+        others=tuple(flags.ENSEMBLE.value),
+        outside=flags.OUTSIDE.value,
+        output=flags.OUTPUT.value,
+        command=command(),
+    )
+    evaluated = evaluating.evaluate(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, asked)
+    summary = evaluated.summary
     if first_process():
         print("".join(f"warning  {textwrap.fill(text, WIDE)}\n\n" for text in summary["warnings"]), end="")
-        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{predicting.write_results(summary, workdir)}")
+        print(f"{tables.text(summary)}\n\n{tables.results(summary)}\n{evaluating.write_results(summary, workdir)}")
+        if evaluated.evaluation:
+            print(evaluating.write(evaluated.evaluation, asked.folder(workdir)))
     return 0
 
 
@@ -46,33 +60,56 @@ def predict(experiment: Experiment, workdir: Path) -> int:
     from kdjax.deploy import predict as predicting
 
     kind, prefix = predicting.kind_of(experiment, flags.STAGE.value), "--mode=predict of a model of"
-    of_logs = {
+    only = {
         "log": flags.LOG.value,
         "threshold": flags.THRESHOLD.value,
         "ids": flags.IDS.value,
         "payload": flags.PAYLOAD.value,
+        "gradcam": flags.GRADCAM.value,
+        "of": flags.OF.value,
     }
-    given = [name for name, value in of_logs.items() if value not in ("", None)]
+    given = [name for name, value in only.items() if value not in ("", None)]
     if kind == "nodes":
         raise ConfigError(f"{prefix} one graph's nodes has nothing new to read; --mode=eval scores it")
     if kind == "graphs":
+        if strange := [name for name in given if name in OF_TASK["classification"]]:
+            raise ConfigError(f"{prefix} graphs knows no --{', --'.join(strange)}; they explain classes of images")
         if flags.IMAGES.value or not flags.LOG.value:
             extra = " and no --images" if flags.IMAGES.value else ""
             raise ConfigError(f"{prefix} graphs needs --log=FILE, a CAN log, or --log=- for standard input{extra}")
         return detect(experiment, workdir)
-    scores = predicting.task_name(experiment, flags.STAGE.value) == "detection"
-    if given and not (scores and given == ["threshold"]):
-        raise ConfigError(f"{prefix} images knows no --{', --'.join(given)}; give it --images=FOLDER")
+    task = predicting.task_name(experiment, flags.STAGE.value)
+    if strange := [name for name in given if name not in OF_TASK.get(task, ())]:
+        raise ConfigError(f"{prefix} images, of {task}, knows no --{', --'.join(strange)}; give it --images=FOLDER")
     if not flags.IMAGES.value:
         raise ConfigError("--mode=predict needs --images=FOLDER, and --output=FOLDER for what it writes")
     output = Path(flags.OUTPUT.value or workdir / "predictions")
     asked = experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, Path(flags.IMAGES.value), output
-    if not scores:
+    if task not in OF_TASK:
         print(f"masks and overlays of {predicting.predict(*asked)} images: {output}")
         return 0
+    return (score if task == "detection" else classify)(asked)
+
+
+def classify(asked: Any) -> int:
+    from kdjax.deploy import classify as classifying
+
+    if flags.OF.value and not flags.GRADCAM.value:
+        raise ConfigError("--of says which class --gradcam explains; give --gradcam with it")
+    done, output = classifying.classify(*asked, layer=flags.GRADCAM.value, of=flags.OF.value), asked[-1]
+    print(
+        f"classes of {done['images']} images: {output / classifying.TABLE}, and to look at {output / classifying.PAGE}"
+    )
+    if done["layer"]:
+        print(f"what speaks for {flags.OF.value or 'them'}, Grad-CAM++ at {done['layer']}: NAME_cam.jpg beside it")
+    return 0
+
+
+def score(asked: Any) -> int:
     from kdjax.deploy import score as scoring
 
-    scored = scoring.score(*asked, flags.THRESHOLD.value)
+    output = asked[-1]
+    scored = scoring.score(*asked, threshold=flags.THRESHOLD.value)
     if scored["warning"]:
         print(f"warning  {textwrap.fill(scored['warning'], WIDE)}\n")
     told = f"{scored['found']} of {scored['images']} images are taken for {scored['kind']!r}"

@@ -28,12 +28,14 @@ class Dataset(ABC):
     a batch holds (`fields`), how it is made (`batch`) and what one of its examples is called (`item`).
 
     Where `fields` have "view", it is how many times an example was dealt out before, modulo `views` if that is above 0.
+    A training batch deals each of its examples out `copies` times, one round after the other.
     """
 
     item: ClassVar[str]
     kinds: tuple[str, ...] = ("normal", "attack")  # what class 0 and class 1 are called where one is looked for
     fields: dict[str, Field | GraphsField] = {}  # as a training step sees them
     views: int = 0
+    copies: int = 1
     facts: dict[str, Any] = {}  # what options of models may ask of the data
     keepsakes: dict[str, Any] = {}  # file name -> what a model's users must know of its data, left beside its weights
 
@@ -95,7 +97,7 @@ class Dataset(ABC):
         return {name: field.shapes(batch_size) for name, field in self.fields.items()}
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        return max(1, len(self.trained_on) // batch_size)
+        return max(1, len(self.trained_on) // (batch_size // self.copies))
 
     def train(
         self,
@@ -117,8 +119,8 @@ class Dataset(ABC):
         chosen = self.trained_on if pool is None else pool
         chosen = chosen[self._labelled["train"][chosen]] if labelled_only else chosen
         order = grain.MapDataset.source(chosen.tolist()).shuffle(seed=seed % 2**32).repeat()
-        order = order.map_with_index(_View(len(chosen), self.views)).batch(batch_size)[start:]
-        return self._read(order.map(_Reader(self, "train", share)))
+        order = order.map_with_index(_Pass(len(chosen))).batch(batch_size // self.copies)[start:]
+        return self._read(order.map(_Reader(self, "train", share, self.copies)))
 
     def evaluate(
         self,
@@ -146,26 +148,27 @@ class Dataset(ABC):
         return iter(batches.to_iter_dataset(grain.ReadOptions(threads, 2 * threads)))
 
 
-class _View:
+class _Pass:
     """Says of a place in the order without end in which pass over the pool it lies."""
 
-    def __init__(self, pool: int, views: int):
-        self.pool, self.views = pool, views
+    def __init__(self, pool: int):
+        self.pool = pool
 
     def __call__(self, place: int, index: int) -> tuple[int, int]:
-        view = place // self.pool
-        return index, view % self.views if self.views else view
+        return index, place // self.pool
 
 
 class _Reader:
-    """Reads one process's share of a global batch of indices and their views."""
+    """Reads one process's share of a global batch, from its indices and the passes in which they come."""
 
-    def __init__(self, dataset: Dataset, split: str, share: slice):
-        self.dataset, self.split, self.share = dataset, split, share
+    def __init__(self, dataset: Dataset, split: str, share: slice, copies: int = 1):
+        self.dataset, self.split, self.share, self.copies = dataset, split, share, copies
 
     def __call__(self, dealt: tuple[Int[np.ndarray, " b"], Int[np.ndarray, " b"]]) -> Batch:
-        indices, views = dealt
-        batch = self.dataset.batch(self.split, indices, self.share)
+        indices, passes = dealt
+        views = np.concatenate([passes * self.copies + copy for copy in range(self.copies)])
+        views = views % self.dataset.views if self.dataset.views else views
+        batch = self.dataset.batch(self.split, np.tile(indices, self.copies), self.share)
         return {**batch, "view": views[self.share].astype(np.int32)} if "view" in self.dataset.fields else batch
 
 

@@ -12,7 +12,7 @@ from kdjax.data.fields import Field, GraphsField, known
 from kdjax.data.images import degrade
 
 GEOMETRIC = ("hflip", "vflip", "rotate", "zoom", "crop")
-PHOTOMETRIC = ("gamma", "contrast", "blur", "jpeg", "erase")
+PHOTOMETRIC = ("gamma", "contrast", "colour", "blur", "jpeg", "erase")
 MIXING = ("mixup", "cutmix")
 
 ANGLE = 30.0  # degrees, to either side
@@ -20,6 +20,7 @@ ZOOM = (1.0, 1.3)
 MARGIN = 8  # "crop" pads by the side divided by this
 GAMMA = (0.5, 1.9)
 CONTRAST = (0.5, 2.0)
+SATURATION = (0.0, 1.5)
 SIGMA = (0.2, 2.0)  # of "blur", pixels
 QUALITY = (50.0, 95.0)
 ERASED = (0.02, 0.2)  # share of the area
@@ -33,6 +34,7 @@ TRANSFORMS = {  # name -> what it does
     "crop": f"a shift by up to 1/{MARGIN} of the side",
     "gamma": f"x^(1/g), g in {list(GAMMA)}",
     "contrast": f"the distance from the mean, times {CONTRAST[0]} to {CONTRAST[1]:.0f}",
+    "colour": f"the hue turned by any angle, the saturation times {SATURATION[0]:.0f} to {SATURATION[1]}",
     "blur": f"a Gaussian blur, its standard deviation {SIGMA[0]} to {SIGMA[1]:.0f} pixels",
     "jpeg": f"JPEG of quality {QUALITY[0]:.0f} to {QUALITY[1]:.0f}, colour at half the size",
     "erase": f"a rectangle of {ERASED[0]:.0%} to {ERASED[1]:.0%} of the area becomes the mean of the image",
@@ -100,7 +102,8 @@ def transform(
     `fields` say which arrays are images and masks; without them floats [b, h, w, 3] are images, integers [b, h, w]
     masks.
 
-    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. blur: by a Gaussian of sigma
+    gamma: x^(1/g), g in [0.5, 1.9]. contrast: the distance from the mean times 0.5 to 2. colour: the difference of each
+    channel from the luminance, turned about the grey axis by any angle, times 0 to 1.5. blur: by a Gaussian of sigma
     0.2 to 2 pixels. jpeg: of quality 50 to 95. Then, in one resampling of images and masks: rotation by up to 30
     degrees, zoom by 1 to 1.3 at a random place, flips, and crop, a shift by up to 1/8 of the side; bilinear for images,
     nearest for masks, zero from outside. erase: a rectangle of 2 to 20 % of the area becomes the mean of the image.
@@ -156,6 +159,8 @@ def draw(key: Key[Array, ""], probabilities: Mapping[str, float]) -> dict[str, F
         "crop": jnp.where(shifted[0] < probabilities.get("crop", 0.0), 2 * shifted[1:] - 1, 0.0),
         "gamma": pick("gamma", *GAMMA, 1.0),
         "contrast": pick("contrast", *CONTRAST, 1.0),
+        "hue": pick("colour", -jnp.pi, jnp.pi, 0.0),
+        "saturation": SATURATION[0] + (SATURATION[1] - SATURATION[0]) * uniform("saturation", 1)[0],
         "blur": pick("blur", *SIGMA, 0.0),
         "jpeg": pick("jpeg", *QUALITY, 0.0),
         "erase": jnp.concatenate([(1 - erased) * jnp.stack(corner), erased]),
@@ -188,12 +193,24 @@ def _photometric(
     if probabilities.get("contrast"):
         mean = jnp.mean(image, (1, 2, 3), keepdims=True)
         image = jnp.clip((image - mean) * draws["contrast"][:, None, None, None] + mean, 0, 1)
+    if probabilities.get("colour"):
+        turned = jnp.einsum("bij,bhwj->bhwi", jax.vmap(_colours)(draws["hue"], draws["saturation"]), image)
+        image = jnp.where(draws["hue"][:, None, None, None] == 0, image, jnp.clip(turned, 0, 1))
     if probabilities.get("blur"):
         image = jax.vmap(degrade.blur)(image, draws["blur"])
     if probabilities.get("jpeg"):
         coded = jax.vmap(degrade.jpeg)(image, draws["jpeg"])
         image = jnp.where((draws["jpeg"] > 0)[:, None, None, None], coded, image)
     return image
+
+
+def _colours(hue: Float[Array, ""], saturation: Float[Array, ""]) -> Float[Array, "3 3"]:
+    """Turns colours about the grey axis, on which it leaves the luminance (ITU-R BT.601) as it is."""
+    grey = jnp.broadcast_to(jnp.asarray((0.299, 0.587, 0.114)), (3, 3))
+    axis = jnp.full((3, 3), 1 / 3)
+    quarter = jnp.asarray([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5
+    turn = axis + jnp.cos(hue) * (jnp.eye(3) - axis) + jnp.sin(hue) * quarter
+    return grey + saturation * (turn - grey @ turn)
 
 
 def _erase(image: Float[Array, "b h w c"], draws: dict[str, Array]) -> Float[Array, "b h w c"]:

@@ -19,7 +19,8 @@ from kdjax.config import ConfigError, Experiment
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images.resize import RULE
-from kdjax.deploy.predict import Kept, bits_of, calibrated, chosen, load
+from kdjax.deploy.pictures import bits_of
+from kdjax.deploy.predict import Kept, calibrated, chosen, load
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks

@@ -4,99 +4,30 @@ import copy
 import dataclasses
 import json
 import os
-import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, PngImagePlugin
 
 from kdjax import config
 from kdjax.config import ConfigError, Data, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
-from kdjax.data.images import files
 from kdjax.data.images.resize import resize
+from kdjax.deploy import pictures
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
-from kdjax.experiment import checks, outcome
-from kdjax.experiment.cost import costs
-from kdjax.experiment.doubts import doubts
+from kdjax.experiment import checks
 from kdjax.experiment.plan import with_controls, without_teachers
 from kdjax.experiment.resolve import resolved
 from kdjax.experiment.workdir import MODEL, as_left, stage_folder, weights_file
-from kdjax.report import tables
 from kdjax.report.figures import curves, legend
-from kdjax.train import kept, sharding
-from kdjax.train.finish import count
-from kdjax.train.setup import initial_shapes, prepare, task_of
+from kdjax.train.setup import initial_shapes
 from kdjax.weights import safetensors
-
-RESULTS = "eval_results.txt"
-OURS = ("Software", "kdjax")  # written into every picture, so that only pictures of ours are ever written over
-READERS = {"segmentation": "folder", "classification": "classes", "detection": "real_fake"}  # of other folders
-FORMATS = {"heat": ".jpg"}  # of what is written; all else is PNG, which keeps class ids
-MADE = re.compile(r".*_(mask(_\d+)?|overlay|heat)")  # names of what is written, which are no images to predict
-
-
-def evaluate(experiment: Experiment, workdir: str | Path, stage: str = "", weights: str = "", place: str = "") -> dict:
-    """Scores a stage's model, or another file of weights for it, on the test images that the config gives now, or on
-    those of another `place`.
-
-    Without a name it is the last stage with teachers. Returns a summary of one row as `experiment.run` does.
-    """
-    checks.validate(experiment)
-    name, plain = chosen(experiment, stage)
-    data = plain.data  # a number of classes that it leaves open is found in it once more
-    path, plain, variables, about, _ = load(plain, Path(workdir), name, weights)
-    if place:
-        data = data_at(place, plain)
-        plain = dataclasses.replace(plain, data=data)
-    mesh = sharding.make_mesh(experiment.mesh)
-    dataset = pipeline.build(data, sharding.parts(mesh, data.batch_size, 1, f"stages.{name}"))
-    learner = prepare(name, plain, experiment, mesh, dataset, {})
-    row = {"stage": name, "role": "other", "title": plain.title or name, "parameters": count(variables["params"])}
-    row |= outcome.test(learner, variables, None, calibrated(about)) | costs({name: (learner, variables)})[name]
-    return {
-        "warnings": list(filter(None, [doubts(plain.model, variables, dataset, "test")])),
-        "name": f"{path} on {place or plain.data.source}",
-        "num_classes": plain.data.num_classes,
-        "test_images": row["test_images"],
-        "item": dataset.item,
-        **learner.task.words(dataset),
-        "rows": [row],
-    }
-
-
-def write_results(summary: dict, workdir: Path) -> str:
-    """Says where the scores are also to be found; a folder that cannot be written to takes nothing from them."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        kept.write(workdir / RESULTS, tables.results(summary))
-    except OSError as error:
-        return f"not written to {workdir / RESULTS}: {error}"
-    return f"also in {workdir / RESULTS}"
-
-
-def data_at(place: str, stage: Stage) -> config.Data:
-    """All that lies in "FOLDER" or "READER:FOLDER" as test data, or what its own splits call so; read as training data
-    are."""
-    name, colon, folder = place.rpartition(":")
-    task = config.task_of(stage).name
-    if not colon or Path(place).expanduser().exists():
-        name, folder = READERS.get(task, ""), place
-    if task not in READERS or pipeline.kind(stage.data) != "images":
-        raise ConfigError(f"--data: expected a task on images ({', '.join(READERS)}), found {task!r}")
-    data = copy.copy(stage.data)
-    alike = {} if bits_of(stage) is None else {"bits": bits_of(stage)}
-    data.source, data.options, data.split = name, {"root": folder, **alike}, (0.0, 0.0, 1.0)
-    data.labelled, data.augment = 1.0, {}
-    return data
 
 
 def predict(
@@ -109,24 +40,21 @@ def predict(
     colours in a strip below. No training data is needed. Everything wrong with the images is said at once, before
     anything is written.
     """
-    checks.validate(experiment)
-    if jax.process_count() > 1:
-        raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
     images, output = Path(images).expanduser(), Path(output).expanduser()
-    name, plain = chosen(experiment, stage)
-    _, plain, variables, *_ = load(plain, Path(workdir), name, weights)
-    targets = plan(images, output, ("mask", "overlay"), bits_of(plain))
+    _, plain, variables, *_ = opened(experiment, workdir, stage, weights)
+    targets = pictures.plan(images, output, ("mask", "overlay"), pictures.bits_of(plain))
     data = plain.data
     names = ("background", *data.classes) if data.classes else ()
     swatches = legend.colours(data.class_count, names) if names or data.class_count > 2 else {}
-    for path, logits in logits_of(list(targets), plain, experiment, variables):
-        image = files.read_image(str(path), bits=bits_of(plain))
-        mask = classes(logits, (image.shape[0], image.shape[1]))
-        target = targets[path]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save(named(target, "mask"), mask * np.uint8(255) if plain.data.num_classes == 2 else mask)
-        shown = curves.overlay(image, mask.astype(np.int32))
-        save(named(target, "overlay"), legend.below(shown, swatches) if swatches else shown)
+    program = compiled(pictures.network_of(plain, variables))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for seen in pictures.going_through(list(targets), plain, experiment, variables, program, pool):
+            image, target = seen.image, targets[seen.path]
+            mask = classes(seen.rows["logits"], (image.shape[0], image.shape[1]))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pictures.save(pictures.named(target, "mask"), mask * np.uint8(255) if data.num_classes == 2 else mask)
+            shown = curves.overlay(image, mask.astype(np.int32))
+            pictures.save(pictures.named(target, "overlay"), legend.below(shown, swatches) if swatches else shown)
     return len(targets)
 
 
@@ -144,11 +72,6 @@ def chosen(experiment: Experiment, name: str) -> tuple[str, Stage]:
     its = {"title": stages[name].title, "folder": stages[name].folder}
     plain = dataclasses.replace(plain, **its, terms={}, init="", init_skip=(), lora=None)
     return name, dataclasses.replace(plain, optim=Optim(), gate=None)
-
-
-def bits_of(stage: Stage) -> int | None:
-    """How many bits its images use in files of 16, where the config says it."""
-    return stage.data.options.get("bits")
 
 
 def kind_of(experiment: Experiment, name: str) -> str:
@@ -169,6 +92,15 @@ class Kept(NamedTuple):
     whole: dict  # the variables in the file
     about: dict[str, str]  # its metadata
     keepsake: Path | None  # how logs become graphs: a file beside the weights, or else in the stage's folder
+
+
+def opened(experiment: Experiment, workdir: str | Path, stage: str, weights: str) -> Kept:
+    """The model of a stage, to go through images with in one process."""
+    checks.validate(experiment)
+    if jax.process_count() > 1:
+        raise ConfigError("--mode=predict runs in one process; leave --coordinator out, or share out the images")
+    name, plain = chosen(experiment, stage)
+    return load(plain, Path(workdir), name, weights)
 
 
 def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
@@ -213,37 +145,13 @@ def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:
     """The values set on validation data, from the metadata of a file of weights."""
-    return {name: float(about[name]) for name in ("threshold",) if name in about}
-
-
-def logits_of(
-    paths: list[Path], stage: Stage, experiment: Experiment, variables: dict
-) -> Iterator[tuple[Path, Float[np.ndarray, "h w k"]]]:
-    """The model's logits for each image, seen as in training; batches of one shape, so that it compiles once."""
-    mesh, data = sharding.make_mesh(experiment.mesh), stage.data
-    shares = sharding.shares(mesh)
-    size = -(-min(data.batch_size, len(paths)) // shares) * shares
-    network = Network(build_model(stage.model, stage.dtype), names=tuple(stage.inputs.items()))
-    task_of(stage).check(network.shapes(variables, _images(data.image_size)))
-    run = compiled(network)
-    variables = sharding.place(variables, sharding.shardings(variables, mesh, experiment.mesh.rules))
-    for begin in range(0, len(paths), size):
-        chunk = paths[begin : begin + size]
-        image = np.zeros((size, data.image_size, data.image_size, 3), np.float32)
-        for row, path in enumerate(chunk):
-            stored = files.read_image(str(path), bits=bits_of(stage))
-            image[row] = resize(stored, image.shape[1:3]) / np.float32(255)
-        logits = np.asarray(run(variables, sharding.global_batch({"image": image}, mesh)))
-        yield from zip(chunk, logits, strict=False)
-
-
-def _images(size: int) -> dict[str, jax.ShapeDtypeStruct]:
-    return {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.float32)}
+    return {name: float(about[name]) for name in ("threshold", "temperature") if name in about}
 
 
 @cache
 def compiled(network: Network) -> Any:
-    return jax.jit(lambda variables, batch: network(variables, batch)[0]["logits"].astype("float32"))
+    """(variables, a batch of images as files have them) -> the logits of each."""
+    return jax.jit(lambda v, b: {"logits": network(v, pictures.as_floats(b))[0]["logits"].astype("float32")})
 
 
 def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[np.ndarray, "_ _"]:
@@ -251,76 +159,3 @@ def classes(logits: Float[np.ndarray, "h w k"], size: tuple[int, int]) -> UInt8[
     large = resize(logits, size)
     chosen = large[..., 0] > 0 if large.shape[-1] == 1 else large.argmax(axis=-1)
     return chosen.astype(np.uint8)
-
-
-# -- the files -------------------------------------------------------------------------------------------------------
-
-
-def plan(images: Path, output: Path, kinds: tuple[str, ...], bits: int | None = None) -> dict[Path, Path]:
-    """Image -> where its results of these kinds go, without kind and suffix; raises one error with everything that
-    stands in the way."""
-    alone = images.is_file()
-    if not alone and not images.is_dir():
-        raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    if alone:
-        paths = [images] if images.suffix.lower() in files.PICTURES else []
-    else:
-        paths = [path for path in files.listing(images) if not MADE.fullmatch(path.stem)]
-    if not paths:
-        raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
-    targets, faults, taken = {}, [], {}
-    with ThreadPoolExecutor() as pool:
-        unreadable = dict(zip(paths, pool.map(partial(fault_of, bits=bits), paths), strict=True))
-    for path in paths:
-        target = output / path.relative_to(images.parent if alone else images).with_suffix("")
-        if target in taken:
-            faults.append(f"{path} and {taken[target].name} would share one mask; rename one of them")
-        targets[path] = taken[target] = target
-        strange = foreign([named(target, kind) for kind in kinds])
-        faults += [f"{file}: a file that kdjax did not write; choose another --output" for file in strange]
-        faults += [unreadable[path]] if unreadable[path] else []
-    if faults:
-        more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
-        raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))
-    return targets
-
-
-def fault_of(path: Path, bits: int | None) -> str:
-    """Why an image cannot be read; "" where it can."""
-    try:
-        files.read_image(str(path), bits=bits)
-    except ConfigError as error:
-        return str(error)
-    return ""
-
-
-def foreign(paths: list[Path]) -> list[Path]:
-    """Files where results belong, such as true masks, that are not earlier results."""
-    return [path for path in paths if path.exists() and not is_ours(path)]
-
-
-def is_ours(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            return OURS[1] in (picture.info.get(OURS[0]), picture.info.get("comment", b"").decode(errors="replace"))
-    except (OSError, SyntaxError):
-        return False
-
-
-def named(target: Path, what: str) -> Path:
-    return target.with_name(f"{target.name}_{what}{FORMATS.get(what, '.png')}")
-
-
-def save(path: Path, picture: UInt8[np.ndarray, "h w *c"]) -> None:
-    """A whole picture or none, PNG or JPEG by its name, marked as ours."""
-    text = PngImagePlugin.PngInfo()
-    text.add_text(*OURS)
-    written: dict[str, Any] = {"format": "PNG", "pnginfo": text}
-    if path.suffix == ".jpg":
-        written = {"format": "JPEG", "quality": 90, "comment": OURS[1]}
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(picture).save(partial, **written)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -44,8 +44,10 @@ class BoundTerm:
 
     @property
     def labels(self) -> list[str]:
-        """The fields of the batch that the term reads."""
-        return [split(path)[1] for path in paths(self.reads) if split(path)[0] == "batch"]
+        """The fields of the batch that an example needs for the term to read it. A label whose flag is read beside it
+        may be missing: the loss sees where it is."""
+        fields = [split(path)[1] for path in paths(self.reads) if split(path)[0] == "batch"]
+        return [field for field in fields if known(field) not in fields]
 
     @property
     def hears_teacher(self) -> bool:
@@ -206,10 +208,15 @@ def find(name: str, term: Term) -> BoundTerm:
     else:
         _refuse_unknown(term, [a for a in arguments(loss, by_name) if a != "where"])
     reads = written_out(name, term, loss)
-    unknown = [a for a in reads if a not in inspect.signature(loss).parameters]
-    if unknown:
-        every = arguments(loss, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(loss).parameters
+    every = arguments(loss, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    if unknown := [a for a in reads if a not in parameters]:
         raise ConfigError(f"the loss {term.loss!r} reads no {unknown[0]!r}; {nearest(unknown[0], every)}")
+    if unread := [a for a in every if a not in reads and parameters[a].default is inspect.Parameter.empty]:
+        raise ConfigError(
+            f"the loss {term.loss!r} also reads {' and '.join(map(repr, unread))}; name a teacher or a label, or write "
+            f"reads={{...}} with a path for each of {', '.join(map(repr, every))}"
+        )
     return BoundTerm(name, term, loss, module, reads)
 
 

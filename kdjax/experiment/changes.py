@@ -10,7 +10,11 @@ from kdjax.experiment.workdir import CONFIG, RESULT, config_of, gone, has_begun,
 
 RUNNING = ("mesh", "log", "quick_compile")  # of an experiment: how it is run
 ENDING = ("epochs", "stop", "gate")  # of a stage: when it ends, and what follows
-SPREAD = ("warmup_cosine", "warmup_poly")  # schedules of the learning rate that depend on the number of epochs
+SPREAD = (
+    "onecycle",
+    "warmup_cosine",
+    "warmup_poly",
+)  # schedules of the learning rate that depend on the number of epochs
 
 
 def check_owner(folder: Path, experiment: Experiment) -> None:

@@ -68,8 +68,8 @@ def validate(experiment: Experiment) -> None:
 
 LEAST = {  # smallest sensible value of a stage's numbers -> the fields
     0: "epochs save_every grad_norms_every data.workers data.views data.split_seed "
-    "optim.warmup optim.end_lr optim.weight_decay optim.clip",
-    1: "data.image_size data.batch_size optim.accumulate stop.patience lora.rank",
+    "optim.warmup optim.end_lr optim.weight_decay optim.clip optim.lookahead",
+    1: "data.image_size data.batch_size data.copies optim.accumulate stop.patience lora.rank",
 }
 
 
@@ -105,6 +105,15 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     data, optim = stage.data, stage.optim
     if data.batch_size % max(1, optim.accumulate):
         faults.append(f"data.batch_size {data.batch_size} must be a multiple of optim.accumulate {optim.accumulate}")
+    if data.copies > 1 and (data.batch_size % data.copies or 0 < data.views < data.copies):
+        faults.append(
+            f"data.copies: expected a divisor of batch_size {data.batch_size}"
+            f"{f' and at most views={data.views}' if data.views else ''}, found {data.copies}"
+        )
+    if data.copies > 1 and not any(data.augment.values()):
+        faults.append(
+            f"data.copies={data.copies}: nothing sets the copies of an image apart; name transforms in augment"
+        )
     if not 0 < data.labelled <= 1:
         faults.append(f"data.labelled: expected a share in (0, 1], found {data.labelled}")
     if len(data.split) != 3 or min(data.split) <= 0 or abs(sum(data.split) - 1) > 1e-6:
@@ -122,6 +131,8 @@ def _stage_faults(stage: Stage, earlier: list[str]) -> list[str]:
     for name in ("b1", "b2", "momentum", "ema"):
         if not 0 <= getattr(optim, name) < 1:
             faults.append(f"optim.{name}: expected a decay in [0, 1), found {getattr(optim, name)}")
+    if not 0 < optim.slow <= 1:
+        faults.append(f"optim.slow: expected a share in (0, 1], found {optim.slow}")
     if stage.teachers and not any(term.weight and hears(term, stage) for term in stage.terms.values()):
         faults.append("teachers: no term that has a weight reads them; give one a weight, or leave the teachers out")
     faults += [f"task.options.{fault}" for fault in _negative(task_of(stage).options)]

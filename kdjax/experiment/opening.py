@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from kdjax import config
 from kdjax.config import ConfigError, Experiment, Stage, task_of
@@ -31,6 +32,7 @@ from kdjax.experiment.workdir import (
     weights_file,
 )
 from kdjax.report import trackers
+from kdjax.tasks.classification import class_names
 from kdjax.train import budget, kept, sharding
 from kdjax.train.recording import warn
 from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
@@ -123,7 +125,7 @@ class Opening:
         begun = stage_folder(self.folder, name, stage) / BATCH
         if begun.exists():
             return begun_size(begun)
-        unit = sharding.shares(self.mesh) * stage.optim.accumulate
+        unit = sharding.shares(self.mesh) * stage.optim.accumulate * stage.data.copies
         allowed = stage.budget
         try:
             return budget.fit(partial(self.ready, name, stage), allowed.bytes, unit, allowed.most, allowed.safety)
@@ -165,7 +167,7 @@ class Opening:
 
 def example_faults(stage: Stage, size: int, dataset: Dataset) -> list[str]:
     """What a stage cannot learn from the examples that there are, in batches of `size`, 0 where a budget says it."""
-    faults, most = [], len(dataset.trained_on)
+    faults, most = [], len(dataset.trained_on) * stage.data.copies
     if dataset.item != "node" and size > max(most, FEW):
         faults.append(f"data.batch_size: expected at most {most}, as many as there are to train on, found {size}")
     if (stage.curriculum and stage.curriculum.scorer) or task_of(stage).name in ("detection", "fusion"):
@@ -174,6 +176,13 @@ def example_faults(stage: Stage, size: int, dataset: Dataset) -> list[str]:
             faults.append(
                 f"data: expected normal and attack to learn from, found no {' and no '.join(missing)} among the "
                 f"{len(labels)} examples to train on; add some that are labelled so"
+            )
+    if task_of(stage).name == "contrastive":
+        counts = np.bincount(labels := dataset.labels("train")[dataset.labels("train") >= 0])
+        if alone := [class_names(dataset, len(counts))[i] for i in np.flatnonzero(counts == 1)]:
+            faults.append(
+                f"data: expected two examples of a class at least, to be compared, found one of {', '.join(alone[:8])} "
+                f"among the {len(labels)} to train on; add images, or leave these classes out"
             )
     return faults
 

@@ -4,11 +4,14 @@ Where the logits have one channel the problem is binary: ids 0 and 1, probabilit
 is softmax over the classes, 0 being the background.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
 from jaxtyping import Array, Float, Int, ScalarLike
 
-from kdjax.config import ConfigError
+from kdjax.config import ConfigError, nearest
 from kdjax.losses.pairs import float32, per_example
 
 
@@ -98,6 +101,67 @@ def focal(
     log_p, log_rest = _log_likelihood(logits, mask), _log_likelihood(logits, mask, rest=True)
     weight = jnp.where(mask > 0, alpha, 1.0 - jnp.asarray(alpha))
     return per_example(-weight * jnp.exp(gamma * log_rest) * log_p)
+
+
+def focal_ce(
+    logits: Float[Array, "b k"],
+    target: Int[Array, "b"] | Float[Array, "b k"],
+    *,
+    gamma: ScalarLike = 2.0,
+    label_smoothing: ScalarLike = 0.1,
+) -> Float[Array, "b"]:
+    """(1 - e^-CE)^γ CE of several classes alike, with label smoothing inside (after Lin et al. 2017, arXiv 1708.02002).
+
+    e^-CE is p_y where nothing is smoothed. Of a mixed example the two largest shares count, each with its class's own
+    loss. `focal` weighs foreground and background; gamma=0 is `ce`.
+    """
+
+    def loss(labels: Int[Array, "b"]) -> Float[Array, "b"]:
+        cost = ce(logits, labels, label_smoothing=label_smoothing)
+        return jnp.maximum(-jnp.expm1(-cost), 1e-12) ** gamma * cost  # a power of 0 may have an infinite slope
+
+    return by_shares(loss, target)
+
+
+def by_shares(
+    loss: Callable[[Int[Array, "b"]], Float[Array, "b"]], target: Int[Array, "b"] | Float[Array, "b k"]
+) -> Float[Array, "b"]:
+    """The loss of a class, or, where the target holds shares, those of its two largest weighed by them."""
+    if target.ndim == 1:
+        return loss(target)
+    shares, classes = jax.lax.top_k(target.astype(jnp.float32), 2)
+    return shares[:, 0] * loss(classes[:, 0]) + shares[:, 1] * loss(classes[:, 1])
+
+
+def evidential(
+    logits: Float[Array, "b k"],
+    target: Int[Array, "b"] | Float[Array, "b k"],
+    *,
+    coefficient: ScalarLike = 1.0,
+    variant: str = "paper",
+) -> Float[Array, "b"]:
+    """Sensoy et al. 2018, Evidential Deep Learning (arXiv 1806.01768): Σ y (ψ(S) - ψ(α)) + λ KL(Dir(α̃) ‖ Dir(1)), nats.
+
+    α = softplus(z) + 1, S = Σ α; α̃ = y + (1 - y) α is without the evidence of the class itself; λ is `coefficient`,
+    which the paper lets grow to 1. The share of what is not known is k / S. `variant="code"`: λ KL(Dir(α) ‖ Dir(1)) -
+    Σ y (ψ(S) - ψ(α)), which learns to be wrong (Image-Classification's EvidentialLoss).
+    """
+    if variant not in ("paper", "code"):
+        raise ConfigError(f"no variant {variant!r} of evidential; {nearest(variant, ('paper', 'code'))}")
+    y = _one_hot(target, logits.shape[-1]) if target.ndim == 1 else target.astype(jnp.float32)
+    alpha = jax.nn.softplus(logits.astype(jnp.float32)) + 1.0
+    total = digamma(alpha.sum(axis=-1, keepdims=True))
+    likely = jnp.sum(y * (total - digamma(alpha)), axis=-1)
+    if variant == "code":
+        return jnp.asarray(coefficient) * _dirichlet_kl(alpha) - likely
+    return likely + jnp.asarray(coefficient) * _dirichlet_kl(y + (1.0 - y) * alpha)
+
+
+def _dirichlet_kl(alpha: Float[Array, "b k"]) -> Float[Array, "b"]:
+    """KL(Dir(α) ‖ Dir(1)) in nats."""
+    total = alpha.sum(axis=-1, keepdims=True)
+    volume = gammaln(total)[:, 0] - gammaln(jnp.float32(alpha.shape[-1])) - gammaln(alpha).sum(axis=-1)
+    return volume + jnp.sum((alpha - 1.0) * (digamma(alpha) - digamma(total)), axis=-1)
 
 
 def _weights(

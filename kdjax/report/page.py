@@ -10,6 +10,8 @@ from kdjax.report.figures import curves as figures
 from kdjax.report.figures.style import CSS
 from kdjax.report.tables import table_html
 
+MADE = '<meta name="generator" content="kdjax">'  # in every page, so that only pages of ours are ever written over
+
 
 def render(
     summary: dict[str, Any],
@@ -40,7 +42,7 @@ def document(title: str, headline: str, tiles: str, sections: Iterable[tuple[str
     body = "".join(f"<section><h2>{name}</h2>{html}</section>" for name, html in sections if html)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{MADE}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(title)}</title><style>{CSS}</style></head><body><main>"
         f'<header><p class="eyebrow">{escape(title)}</p><h1 class="{mood}">{escape(headline)}</h1>'
         f"{tiles}</header>{body}</main></body></html>\n"

@@ -19,9 +19,13 @@ HEADINGS = {
     "recall": "recall",
     "specificity": "specificity",
     "pixel_accuracy": "pixel accuracy",
-    "top5": "top-5 accuracy",
     "macro_f1": "macro F1",
+    "knn": "kNN accuracy",
+    "probe": "linear probe",
     "ece": "ECE",
+    "ece_scaled": "ECE after scaling",
+    "nll": "NLL",
+    "nll_scaled": "NLL after scaling",
 }
 DIGITS = {"hd95": 1}  # after the point; the others have 3
 SHOWN = ("dice", "iou", "hd95")
@@ -71,6 +75,8 @@ def over(summary: dict[str, Any]) -> str:
 
 
 def heading(name: str) -> str:
+    if name.startswith("top") and name[3:].isdigit():
+        return f"top-{name[3:]} accuracy"
     return HEADINGS.get(name, name.replace("_", " "))
 
 
@@ -134,3 +140,7 @@ def aligned(head: list[str], rows: list[list[str]], left: tuple[int, ...] = (0, 
 
 def _finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,8 +1,9 @@
 """Classification: one of several classes for each example, be it an image or a node of a graph."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -25,13 +26,20 @@ class Classification:
 
     num_classes: int
     mixed: bool = False
+    top: tuple[int, ...] = (
+        5,
+    )  # how many of the largest logits may hold the class, for accuracies beside the plain one
     primary: ClassVar[str] = "accuracy"
     measures: ClassVar[tuple[str, ...]] = ("accuracy",)
     damages: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def of(cls, data: Data) -> "Classification":
-        return cls(data.class_count, any(data.augment.get(name) for name in MIXING))
+    def of(cls, data: Data, top: tuple[int, ...] | list[int] = (5,)) -> "Classification":
+        if small := [n for n in top if n < 2]:
+            raise ConfigError(
+                f"top: expected whole numbers above 1, the accuracy is that of 1 already, found {small[0]}"
+            )
+        return cls(data.class_count, any(data.augment.get(name) for name in MIXING), tuple(top))
 
     def terms(self) -> dict[str, Term]:
         return {"ce": Term("soft_ce", label="target") if self.mixed else Term("ce", label="class")}
@@ -63,28 +71,38 @@ class Classification:
         return {}
 
     def calibrate(self, predictions: Arrays, dataset: Any) -> dict[str, float]:
-        """The largest logit needs no threshold."""
-        return {}
+        """The temperature by which logits are divided before they are probabilities."""
+        return {"temperature": metrics.temperature(predictions["logits"], dataset.labels("val"))}
 
     def test(self, predictions: Predictions, dataset: Any, calibrated: dict[str, float]) -> tuple[dict, list[list]]:
-        """Accuracy, top-5 accuracy where there are more than five classes, macro F1, calibration error, confusions.
+        """Accuracy, top-N accuracy where there are more than N classes, macro F1, calibration error and negative log-
+        likelihood, these two once more after temperature scaling, and confusions.
 
         The accuracies have the standard deviation of a share over examples. The table has a row for each example, with
-        class -1 where it is not known.
+        class -1 where it is not known. Predictions of several models, which have no temperature in common, hold the
+        scaled logits themselves.
         """
-        logits, labels = predictions("test")["logits"], dataset.labels("test")
-        known, predicted = labels >= 0, logits.argmax(axis=-1)
-        right = ((predicted == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
-        statistics = {}
-        for name, value in metrics.measure(logits, labels).items():
-            share = name in ("accuracy", "top5")
-            statistics[name] = {"mean": value, "std": _spread(value) if share else math.nan, "n": int(known.sum())}
-        result: dict[str, Any] = {"metrics": statistics, "per_image": {"accuracy": right.tolist()}}
-        if len(set(predicted[known])) == 1 < len(set(labels[known])):
-            result["remark"] = f"gives every test {dataset.item} the class {self._names(dataset)[predicted[known][0]]}"
+        predicted, labels = predictions("test"), dataset.labels("test")
+        if "scaled" not in predicted and not calibrated and dataset.sizes["val"]:
+            calibrated = self.calibrate(predictions("val"), dataset)
+        logits, scaled = predicted["logits"], scaled_logits(predicted, calibrated)
+        known, chosen = labels >= 0, logits.argmax(axis=-1)
+        right = ((chosen == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
+        measures = metrics.measure(logits, labels, self.top)
+        if scaled is not None:
+            measures |= {f"{name}_scaled": value for name, value in metrics.certainty(scaled, labels).items()}
+        shares = ("accuracy", *(f"top{n}" for n in self.top))
+        statistics = {
+            name: {"mean": value, "std": _spread(value) if name in shares else math.nan, "n": int(known.sum())}
+            for name, value in measures.items()
+        }
+        result: dict[str, Any] = {"metrics": statistics, "per_image": {"accuracy": right.tolist()}, **calibrated}
+        if len(set(chosen[known])) == 1 < len(set(labels[known])):
+            name = class_names(dataset, self.num_classes)[chosen[known][0]]
+            result["remark"] = f"gives every test {dataset.item} the class {name}"
         if self.num_classes <= COUNTED:
             result["confusion"] = metrics.confusion(logits, labels, self.num_classes).tolist()
-        rows = [[i, int(t), int(p)] for i, (t, p) in enumerate(zip(labels, predicted, strict=True))]
+        rows = [[i, int(t), int(p)] for i, (t, p) in enumerate(zip(labels, chosen, strict=True))]
         return result, [[dataset.item, "class", "predicted"], *rows]
 
     def words(self, dataset: Any) -> dict[str, Any]:
@@ -93,43 +111,86 @@ class Classification:
 
     def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
         """The first images, framed in green where they are recognised and in red where not; nodes have none."""
-        if "image" not in dataset.fields:
-            return {}
-        classes, framed = predictions["logits"].argmax(axis=-1), {}
-        for i in range(min(SKETCHES, dataset.sizes[split])):
-            right = classes[i] == dataset.labels(split)[i]
-            framed[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
-            for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
-                framed[f"image_{i}"][edge] = RIGHT if right else WRONG
-        return framed
+        return framed(predictions["logits"].argmax(axis=-1) == dataset.labels(split), dataset, split)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
-        """Confusions, calibration and embeddings of all models that were tested on what the last student was."""
+        """Classes, certainty and embeddings of all models that were tested on what the last student was."""
+        from kdjax.report import classes
         from kdjax.report.figures import classification, embeddings
         from kdjax.report.page import figure
 
         last = ([stage for stage in tested if stage.role == "student"] or tested)[-1]
         labels = last.dataset.labels("test")
         same = [stage for stage in tested if np.array_equal(stage.dataset.labels("test"), labels)]
+        names = class_names(last.dataset, self.num_classes)
         logits = {stage.title: stage.predicted["logits"] for stage in same}
-        names = self._names(last.dataset)
+        scaled = {
+            stage.title: rows for stage in same if (rows := scaled_logits(stage.predicted, stage.row)) is not None
+        }
         counts = {title: metrics.confusion(rows, labels, self.num_classes) for title, rows in logits.items()}
         beside = [stage for stage in same if "features" in stage.predicted and stage.role != "control"]
         vectors = {stage.title: stage.predicted["features"] for stage in beside}
-        drawn = {
-            f"confusions, of {int((labels >= 0).sum())} test {last.dataset.item}s": classification.confusions(
-                counts, names
-            ),
-            "how often a model is right when it is so sure": classification.reliability(
-                {title: (rows, labels) for title, rows in logits.items()}
-            ),
-            "t-SNE of the embeddings": embeddings.tsne(vectors, labels, names),
+        told = f"{int((labels >= 0).sum())} test {last.dataset.item}s"
+        sections = {
+            "Classes": {
+                f"confusions, of {told}": classification.confusions(counts, names),
+                "t-SNE of the embeddings": embeddings.tsne(vectors, labels, names),
+            },
+            "Certainty": {
+                "how often a model is right when it is so sure": classification.reliability(
+                    {title: (rows, labels) for title, rows in logits.items()},
+                    {title: (rows, labels) for title, rows in scaled.items()},
+                ),
+                f"energies of {told}": classification.energies(
+                    {title: (rows, labels) for title, rows in logits.items()}
+                ),
+            },
         }
-        return {"Classification": "".join(figure(heading, svg, wide=True) for heading, svg in drawn.items())}
+        drawn = {
+            heading: "".join(figure(caption, svg, wide=True) for caption, svg in figures.items())
+            for heading, figures in sections.items()
+        }
+        drawn["Classes"] += classes.table(counts, names, last.title)
+        if "image" in last.dataset.fields:
+            drawn[f"Most confident mistakes: {escape(last.title)}"] = self._mistakes(last, names)
+        return {heading: html for heading, html in drawn.items() if html}
 
-    def _names(self, dataset: Any) -> list[str]:
-        names = list(getattr(dataset, "image_classes", ()))
-        return [*names, *map(str, range(len(names), self.num_classes))][: self.num_classes]
+    def _mistakes(self, stage: Tested, names: list[str]) -> str:
+        from scipy.special import softmax
+
+        from kdjax.report.figures.mistakes import mistakes
+
+        dataset, logits = stage.dataset, scaled_logits(stage.predicted, stage.row)
+        logits = (stage.predicted["logits"] if logits is None else logits).astype(np.float64)
+        labels, (_, called) = dataset.labels("test"), dataset.called("test")
+        images = lambda i: np.asarray(dataset.resized("test", i)["image"])  # noqa: E731
+        return mistakes(images, labels, logits.argmax(axis=1), softmax(logits, axis=1), names, called)
+
+
+def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
+    """The first images of a split, framed by whether the answer to each is right; nodes have none."""
+    pictures: dict[str, np.ndarray] = {}
+    for i in range(min(SKETCHES, dataset.sizes[split]) if "image" in dataset.fields else 0):
+        pictures[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
+        for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
+            pictures[f"image_{i}"][edge] = RIGHT if right[i] else WRONG
+    return pictures
+
+
+def class_names(dataset: Any, k: int) -> list[str]:
+    """The names of k classes; their numbers where the data do not tell them."""
+    return completed(getattr(dataset, "image_classes", ()), k)
+
+
+def completed(names: Sequence[str], k: int) -> list[str]:
+    return [*names, *map(str, range(len(names), k))][:k]
+
+
+def scaled_logits(predicted: Arrays, calibrated: Mapping[str, Any]) -> np.ndarray | None:
+    """The logits after temperature scaling; None where no temperature is known."""
+    if "scaled" in predicted:
+        return predicted["scaled"]
+    return predicted["logits"] / calibrated["temperature"] if "temperature" in calibrated else None
 
 
 def _spread(share: float) -> float:

@@ -91,7 +91,8 @@ class EpisodeStep:
             "lr": (knobs["lr"] * self.rate(state.step * moments), weight),
         }
         collections = state.collections | memory
-        return State(state.step + 1, params, collections, opt_state, state.ema), measures  # type: ignore[call-arg]
+        new = State(state.step + 1, params, collections, opt_state, state.slow, state.ema)  # type: ignore[call-arg]
+        return new, measures
 
     def q(self, params: dict, states: Float[Array, "b s"], **options: Any) -> Float[Array, "b a"]:
         return self.model.apply({"params": params["model"]}, states, method="agent_of", **options)

@@ -16,7 +16,7 @@ OPTIMISERS = {  # name -> what it is
     "adamw": "Adam with decoupled weight decay (Loshchilov & Hutter 2019)",
     "sgd": "stochastic gradient descent with momentum, weight decay as part of the gradient",
 }
-SCHEDULES = ("constant", "plateau", "warmup_cosine", "warmup_poly")
+SCHEDULES = ("constant", "onecycle", "plateau", "warmup_cosine", "warmup_poly")
 PULLS = ("sum", "sharpness", "separate", "balanced")
 
 
@@ -32,6 +32,11 @@ def build(
     `plateau_scale(opt_state)` reads it.
     """
     rate = schedule(optim, steps_per_epoch, epochs)
+    if optim.lookahead > (steps := max(epochs, 1) * steps_per_epoch):
+        raise ConfigError(
+            f"optim.lookahead: expected at most the {steps} steps of the stage, found {optim.lookahead}, which would "
+            "leave the slow parameters as they are"
+        )
     decay, lr_scale = rules(optim.decay, params, "optim.decay"), rules(optim.lr_scale, params, "optim.lr_scale")
     decayed = optax.stateless(
         lambda updates, params: jax.tree.map(lambda u, p, d: u + optim.weight_decay * d * p, updates, params, decay)
@@ -49,6 +54,7 @@ def build(
             inner = [decayed, optax.trace(optim.momentum)] if optim.momentum else [decayed]
         case other:
             raise ConfigError(f"optim.name: no optimiser {other!r}; {nearest(other, OPTIMISERS)}")
+    centre = [centralised()] if optim.centralise else []
     clip = [optax.clip_by_global_norm(optim.clip)] if optim.clip else []
     plateau = []
     if optim.schedule == "plateau":
@@ -64,11 +70,40 @@ def build(
                 min_scale=optim.end_lr / optim.lr,
             )
         ]
-    tx = optax.chain(*clip, *inner, scaled, *plateau)
+    tx = optax.chain(*centre, *clip, *inner, scaled, *plateau)
     if optim.pull == "sharpness":
-        ascent = optax.chain(optax.contrib.normalize(), optax.sgd(optim.radius))
-        tx = optax.contrib.sam(tx, ascent, sync_period=2, opaque_mode=True)
+        tx = optax.contrib.sam(tx, ascent(optim), sync_period=2, opaque_mode=True)
     return optax.with_extra_args_support(tx), rate
+
+
+def ascent(optim: Optim) -> optax.GradientTransformation:
+    """The way to the worst point: `radius` along the gradient g, or, `adaptive`, radius T² g / ‖T g‖ with T = |θ|."""
+    sized = optax.stateless(lambda grads, params: jax.tree.map(lambda g, p: jnp.abs(p) * g, grads, params))
+    scale = [sized] if optim.adaptive else []
+    # The small number is for a gradient of 0, which leads nowhere.
+    return optax.chain(*scale, optax.normalize_by_update_norm(eps=1e-12), *scale, optax.sgd(optim.radius))
+
+
+def centralised() -> optax.GradientTransformation:
+    """optax's, for kernels alone and as Flax lays them out: it takes the first axis for that of the outputs."""
+
+    def of(path: Any, grad: Any) -> Any:
+        if grad.ndim < 2 or path[-1].key != "kernel":
+            return grad
+        centred: Any = optax.centralize().update(jnp.moveaxis(grad, -1, 0), optax.EmptyState())[0]
+        return jnp.moveaxis(centred, 0, -1)
+
+    return optax.stateless(lambda grads, _: jax.tree.map_with_path(of, grads))
+
+
+def stepped(optim: Optim, params: Any, slow: Any, updates: Any, step: Any) -> tuple[Any, Any]:
+    """The parameters after a step, and the slow ones of lookahead, which move in every `lookahead`-th step alone."""
+    if not optim.lookahead:
+        return optax.apply_updates(params, updates), slow
+    both = optax.LookaheadParams(fast=params, slow=slow)
+    count = optax.LookaheadState(fast_state=optax.EmptyState(), steps_since_sync=step % optim.lookahead)
+    moves: Any = optax.lookahead(optax.identity(), optim.lookahead, optim.slow).update(updates, count, both)[0]
+    return optax.apply_updates(params, moves.fast), optax.apply_updates(slow, moves.slow)
 
 
 def check_pull(optim: Optim, teaches: bool) -> None:
@@ -79,8 +114,18 @@ def check_pull(optim: Optim, teaches: bool) -> None:
         raise ConfigError(f"optim.pull='separate' keeps momenta of sgd apart, found optim.name={optim.name!r}")
     if optim.pull == "sharpness" and optim.schedule == "plateau":
         raise ConfigError("optim.pull='sharpness' does not go with schedule='plateau'; choose another schedule")
+    if optim.adaptive and optim.pull != "sharpness":
+        raise ConfigError(f"optim.adaptive says how pull='sharpness' looks around, found optim.pull={optim.pull!r}")
     if optim.pull in ("separate", "balanced") and not teaches:
         raise ConfigError(f"optim.pull={optim.pull!r} sets teachers against the rest, and no term reads a teacher")
+
+
+def check_acting(optim: Optim) -> None:
+    """Refuses what an agent's updates, several to a step, do without."""
+    least = Optim()
+    if strange := [k for k in ("pull", "lookahead", "ema") if getattr(optim, k) != getattr(least, k)]:
+        given = ", ".join(f"optim.{name}={getattr(optim, name)!r}" for name in strange)
+        raise ConfigError(f"{given}: an agent learns by plain steps; leave {'it' if len(strange) == 1 else 'them'} out")
 
 
 def separate_momenta(
@@ -127,6 +172,10 @@ def schedule(optim: Optim, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     if optim.over and optim.schedule != "plateau":
         raise ConfigError(f"optim.over={optim.over!r} says what a plateau is of, found schedule={optim.schedule!r}")
     match optim.schedule:
+        case "onecycle":
+            climb = (warm + 0.5) / steps if warm else 0.3  # half a step for optax, which rounds down
+            fall = optim.lr / 25.0 / optim.end_lr if optim.end_lr else 1e4
+            return optax.cosine_onecycle_schedule(steps, optim.lr, climb, 25.0, fall)
         case "warmup_cosine":
             rest = optax.cosine_decay_schedule(optim.lr, steps - warm, optim.end_lr / optim.lr)
         case "warmup_poly":

@@ -84,12 +84,14 @@ class Learner:
         """The first state of the model with these variables, and the parameters that are not trained."""
         params, collections = jax.jit(partial(assemble, self.stage, self.terms))(key, variables)
         trainable, frozen = optim.split(params, optim.rules(self.stage.optim.trainable, params, "optim.trainable"))
+        beside = lambda on: jax.tree.map(jnp.copy, trainable) if on else {}  # noqa: E731
         state = State(
             step=jnp.zeros((), jnp.int32),
             params=trainable,
             collections=collections | self.step.collections(trainable),
             opt_state=self.step.tx.init(trainable),
-            ema=jax.tree.map(jnp.copy, trainable) if self.stage.optim.ema else {},
+            slow=beside(self.stage.optim.lookahead),
+            ema=beside(self.stage.optim.ema),
         )
         return state, frozen
 
@@ -246,10 +248,7 @@ def step_of(
         *optim.build(stage.optim, trainable, steps, stage.epochs),
         augmentation(stage, dataset),
         steps_per_epoch=steps,
-        pull=stage.optim.pull,
-        accumulate=stage.optim.accumulate,
-        ema=stage.optim.ema,
-        over=stage.optim.over,
+        optim=stage.optim,
     )
 
 
@@ -268,6 +267,8 @@ def task_of(stage: Stage) -> Task:
 
 def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm]) -> None:
     optim.check_pull(stage.optim, any(term.hears_teacher for term in terms))
+    if isinstance(task, Acting):
+        optim.check_acting(stage.optim)
     if mixing := [term.name for term in terms if term.mixes and stage.optim.accumulate > 1]:
         raise ConfigError(
             f"optim.accumulate={stage.optim.accumulate}: the loss of {', '.join(mixing)} compares the examples of a "

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from kdjax.config import Optim
 from kdjax.distill.taps import Network
 from kdjax.tasks.task import Task
 from kdjax.train import optim
@@ -33,12 +34,13 @@ class State:
     params: Any  # the trainable leaves of {"model": ..., "lora": ..., "adapters": {term: ...}, "losses": {term: ...}}
     collections: Any  # {"model": {"batch_stats": ...}, "adapters": {term: ...}, "losses": {term: ...}}
     opt_state: Any
+    slow: Any  # the params that lookahead moves in some steps alone, or {} where it is off
     ema: Any  # averaged params, or {} where averaging is off
 
 
 def eval_params(state: State) -> dict:
-    """The trainable parameters to evaluate, keep and export: the averaged ones where there are any."""
-    return state.ema or state.params
+    """The trainable parameters to evaluate, keep and export: the averaged or the slow ones where there are any."""
+    return state.ema or state.slow or state.params
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,7 @@ class Step:
     rate: optax.Schedule  # step -> learning rate
     transform: Transform | None  # of the batch: augmentation
     steps_per_epoch: int
-    pull: str = "sum"
-    accumulate: int = 1
-    ema: float = 0.0
-    over: str = ""  # the measure whose plateau lowers the learning rate; "" is the loss
+    optim: Optim
 
     def collections(self, params: dict) -> dict:
         """What a step remembers besides the collections of its modules: nothing."""
@@ -71,23 +70,27 @@ class Step:
 
         groups, totals, collections = gradients(state.params)
         loss = (weights * totals / parts).sum()
-        grads = optim.combined(self.pull, groups)
+        grads = optim.combined(self.optim.pull, groups)
         # Before the first validation a measure is -inf, and any that follows is better.
-        watched = jnp.minimum(-knobs["measures"][self.over], 1e30) if self.over else loss
+        over = self.optim.over
+        watched = jnp.minimum(-knobs["measures"][over], 1e30) if over else loss
         extra = (
-            {"grad_fn": lambda params, _: gradients(params)[0][0]} if self.pull == "sharpness" else {"value": watched}
+            {"grad_fn": lambda params, _: gradients(params)[0][0]}
+            if self.optim.pull == "sharpness"
+            else {"value": watched}
         )
         updates, opt_state = self.tx.update(
-            groups if self.pull == "separate" else grads, state.opt_state, state.params, **extra
+            groups if self.optim.pull == "separate" else grads, state.opt_state, state.params, **extra
         )
         lr = knobs["lr"] * self.rate(state.step)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -lr * u, updates))
-        ema = optim.ema(self.ema, state.ema, params, state.step) if self.ema else state.ema
+        moves = jax.tree.map(lambda u: -lr * u, updates)
+        params, slow = optim.stepped(self.optim, state.params, state.slow, moves, state.step)
+        ema = optim.ema(self.optim.ema, state.ema, params, state.step) if self.optim.ema else state.ema
         names = [term.name for term in self.objective.terms]
         measures: Measures = {f"terms/{name}": (totals[i], counts[i]) for i, name in enumerate(names)}
         numbers = {"loss": loss, "grad_norm": optax.tree.norm(grads), "lr": lr * optim.plateau_scale(state.opt_state)}
         measures |= {k: (jnp.asarray(v), jnp.ones(())) for k, v in numbers.items()}
-        return State(state.step + 1, params, collections, opt_state, ema), measures  # type: ignore[call-arg]
+        return State(state.step + 1, params, collections, opt_state, slow, ema), measures  # type: ignore[call-arg]
 
     def pulled(
         self, params: dict, state: State, fixed: dict, knobs: Knobs, batch: dict[str, Any], rows: list[Array]
@@ -104,10 +107,10 @@ class Step:
 
         zeros = [jax.tree.map(jnp.zeros_like, params) for _ in rows]
         carry = (zeros, jnp.zeros(len(self.objective.terms)), state.collections)
-        if self.accumulate == 1:
+        if self.optim.accumulate == 1:
             return micro(carry, (batch, jnp.zeros((), jnp.int32)))[0]
-        micro_batches = split_batch(batch, self.accumulate)
-        return jax.lax.scan(micro, carry, (micro_batches, jnp.arange(self.accumulate)))[0]
+        micro_batches = split_batch(batch, self.optim.accumulate)
+        return jax.lax.scan(micro, carry, (micro_batches, jnp.arange(self.optim.accumulate)))[0]
 
     def totals(
         self, state: State, fixed: dict, knobs: Knobs, collections: Collections, batch: dict[str, Any], part: Array
@@ -130,7 +133,7 @@ class Step:
 
     def rows(self, factors: Float[Array, " t"]) -> list[Array]:
         """Which sums of terms have a gradient of their own: all together, or what teachers say apart from the rest."""
-        if self.pull not in ("separate", "balanced"):
+        if self.optim.pull not in ("separate", "balanced"):
             return [factors]
         heard = jnp.asarray([term.hears_teacher for term in self.objective.terms])
         return [jnp.where(heard, 0.0, factors), jnp.where(heard, factors, 0.0)]
@@ -139,7 +142,7 @@ class Step:
         """The norm of each weighted term's own gradient, on the first micro-batch of the step that `train` would make;
         one forward pass, and a backward pass for each term."""
         batch = self.prepare(batch, knobs)
-        batch = jax.tree.map(lambda x: x[0], split_batch(batch, self.accumulate))
+        batch = jax.tree.map(lambda x: x[0], split_batch(batch, self.optim.accumulate))
         factors = self.weights(knobs, state.step) / jnp.maximum(self.objective.counts(batch), 1.0)
         values = self.totals(state, fixed, knobs, state.collections, batch, jnp.zeros((), jnp.int32))
         _, pull, _ = jax.vjp(values, state.params, has_aux=True)

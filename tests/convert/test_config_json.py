@@ -32,12 +32,16 @@ SAM = {
     "prompt_encoder_config": SIZE | {"hidden_size": 32, "mask_input_channels": 8},
     "mask_decoder_config": {"hidden_size": 32, "mlp_dim": 48, "num_attention_heads": 2, "iou_head_hidden_dim": 16},
 }
+NEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "num_labels": 3, "hidden_act": "relu"}
+NEXT |= {"layer_norm_eps": 1e-3, "image_size": 64}
 MODELS = {
+    "convnextv2_hf": lambda: transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**NEXT)),
     "vit_hf": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
     "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**MIT)),
     "sam_hf": lambda: transformers.SamModel(transformers.SamConfig(**SAM)),
 }
 TOLD = {
+    "convnextv2_hf": {"activation": "relu", "head_norm_eps": 1e-3, "image_hw": (64, 64)},
     "vit_hf": {"heads": 6, "activation": "relu", "norm_eps": 1e-3, "image_hw": (32, 32)},
     "segformer": {"heads": (2, 4, 6, 16), "activation": "gelu_tanh", "dims": (8, 16, 24, 32)},
     "sam_hf": {"heads": 4, "norm_eps": 1e-4, "decoder_heads": 2, "decoder_norm_eps": 1e-6, "global_blocks": (1,)},
@@ -86,6 +90,7 @@ def test_options_are_the_configs(folders, name):
     ("name", "wrong"),
     [
         ("vit_hf", {"heads": 3}),
+        pytest.param("convnextv2_hf", {"head_norm_eps": 1e-6}, marks=pytest.mark.long),
         pytest.param("segformer", {"heads": (1, 2, 3, 4)}, marks=pytest.mark.long),
         pytest.param("sam_hf", {"decoder_norm_eps": 1e-5}, marks=pytest.mark.long),
     ],
@@ -132,6 +137,9 @@ def test_options_given_by_hand_come_last(folders):
         ("vit_hf", {"num_attention_heads": "six"}, 'num_attention_heads: expected a value such as 12, found "six"'),
         ("vit_hf", {"layer_norm_eps": -1}, "layer_norm_eps: expected a value such as 1e-12, found -1"),
         ("vit_hf", {"id2label": {"0": "a"}}, "id2label: the tensors have 3 labels, found 1"),
+        ("convnextv2_hf", {"patch_size": 2}, "patch_size: the tensors have 4, found 2"),
+        ("convnextv2_hf", {"num_stages": 3}, "num_stages: kdjax computes it as 4 alone, found 3"),
+        ("convnextv2_hf", {"depths": [1, 1, 3, 1]}, r"depths: the tensors have \[1, 1, 1, 1\], found \[1, 1, 3, 1\]"),
         ("segformer", {"strides": [4, 2, 2, 1]}, r"strides: kdjax computes it as \[4, 2, 2, 2\] alone"),
         ("segformer", {"mlp_ratios": [2, 2, 4, 2]}, "mlp_ratios: the tensors have"),
         ("sam_hf", {"mask_decoder_config__hidden_act": "gelu"}, r'mask_decoder_config\.hidden_act: .*as "relu" alone'),

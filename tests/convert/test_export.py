@@ -18,6 +18,7 @@ from tests.convert.test_families import CASES, original
 
 DEIT = {name: x for name, x in VIT.items() if name != "num_labels"} | {"num_labels": 4}
 MADE = MODELS | {
+    "convnextv2_hf features": lambda: transformers.ConvNextV2Model(MODELS["convnextv2_hf"]().config),
     "vit_hf distilled": lambda: transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**DEIT)),
     "vit_hf features": lambda: transformers.ViTModel(transformers.ViTConfig(**VIT), add_pooling_layer=False),
     "segformer encoder": lambda: transformers.SegformerModel(MODELS["segformer"]().config),
@@ -38,7 +39,7 @@ def test_transformers_loads_what_is_exported(name, tmp_path):
     variables = read(converted.variables)
 
     export_file(family, converted.model, variables, tmp_path / "back.pth")
-    options = {"add_pooling_layer": False} if "features" in name else {}
+    options = {"add_pooling_layer": False} if name == "vit_hf features" else {}
     again: Any = type(module)(module.config, **options)
     again.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True), strict=True)
     equal(again, module)

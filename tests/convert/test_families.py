@@ -86,10 +86,15 @@ SEG: dict[str, Any] = SMALL | {"depth": 4, "taps": (0, 1, 2, 3), "neck_dim": 12,
 DEIT: dict[str, Any] = SMALL | {"variant": "deit_b16_distilled", "image_size": 64, "num_classes": 7}
 VIT: dict[str, Any] = {"given": ("heads",), "resized": timm_resized, "image_size": (48, 32)}
 VIT_HF = VIT | {"resized": hf_resized}
+DINO: dict[str, Any] = SMALL | {"variant": "dinov2_s14", "image_size": 56, "num_classes": 0}
+DINO_REG = DINO | {"variant": "dinov2_s14_reg4", "registers": 3}
+WIDER = {"given": ("heads",), "image_size": (42, 28)}
 # No shape tells the sides of what is not square, nor the blocks that a segmenter reads.
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}
 MIT |= {"reductions": (4, 2, 2, 1), "decoder_dim": 24}
+NEXT: dict[str, Any] = {"dims": (8, 12, 16, 20), "depths": (1, 1, 1, 1), "image_size": (37, 70)}
+NEXT |= {"num_classes": 3, "head_norm_eps": 1e-12}
 SWIN: dict[str, Any] = {"dim": 8, "depths": (1, 2), "heads": (1, 2), "window": 4, "image_size": (32, 64)}
 SWIN |= {"pretrained_windows": (3, 2), "num_classes": 5}
 SWIN_HF = SWIN | {"image_size": (44, 60), "pad_windows": True, "mask": 200.0}  # maps of 11 x 15, 6 x 8
@@ -107,6 +112,37 @@ CASES = {
     ),
     "can_vgae teacher": Case(
         "can_vgae", Model("can_vgae", variant="b_teacher", decoder=(8, 12), conv="gatv2", num_ids=9, neighbour_hidden=6)
+    ),
+    "convnextv2": Case("convnextv2", Model("convnextv2", **NEXT), ("image_size", "head_norm_eps")),
+    "convnextv2 of convolutions": Case(
+        "convnextv2",
+        Model(
+            "convnextv2",
+            **NEXT | {"variant": "atto", "dims": (40, 12, 16, 20), "depths": (1, 2, 1, 1), "num_classes": 0},
+        ),
+        ("image_size", "head_norm_eps"),
+    ),
+    "convnextv2_hf": Case("convnextv2_hf", Model("convnextv2", **NEXT), ("image_size",)),
+    "convnextv2_hf features": Case("convnextv2_hf", Model("convnextv2", **NEXT | {"num_classes": 0}), ("image_size",)),
+    "dinov2": Case("dinov2", Model("vit", **DINO), resized=timm_resized, **WIDER),
+    "dinov2 with registers": Case("dinov2", Model("vit", **DINO_REG), resized=timm_resized, scan=True, **WIDER),
+    "dinov2 with timm's registers": Case(
+        "dinov2", Model("vit", **DINO_REG | {"num_classes": 5}, class_position=False), resized=timm_resized, **WIDER
+    ),
+    "deit 3": Case(
+        "dinov2",
+        Model("vit", **DINO | {"patch_size": 16, "image_size": (32, 80), "num_classes": 3}, class_position=False),
+        (*ALL_GIVEN, "class_position"),
+    ),
+    "dinov2_hf": Case("dinov2_hf", Model("vit", **DINO), resized=hf_resized, scan=True, **WIDER),
+    "dinov2_hf classifier": Case(
+        "dinov2_hf", Model("vit", **DINO | {"num_classes": 5, "pool": "token_mean"}), resized=hf_resized, **WIDER
+    ),
+    "dinov2_hf with registers": Case(
+        "dinov2_hf",
+        Model("vit", **DINO_REG | {"num_classes": 5, "pool": "token_mean"}),
+        resized=timm_resized,
+        **WIDER,
     ),
     "ladeda": Case(
         "ladeda",
@@ -178,7 +214,10 @@ CASES = {
 # Of each family a case or two in every run of the tests, the others where there is time.
 LATER = {
     "can_gat c",
+    *("dinov2", "dinov2 with timm's registers", "deit 3", "dinov2_hf", "dinov2_hf classifier"),
     "can_vgae teacher",
+    "convnextv2 of convolutions",
+    "convnextv2_hf features",
     "ladeda",
     "sam with classes",
     "sam_hf with classes",
@@ -206,10 +245,12 @@ def original(case: Case) -> torch.nn.Module:
     for name, x in module.state_dict().items():
         if name.endswith("running_var"):
             x.copy_(0.5 + torch.rand(x.shape, generator=draw))
-        elif x.is_floating_point() and "gaussian" not in name:
+        elif x.is_floating_point() and "gaussian" not in name and not name.endswith("mask_token"):  # made anew: zeros
             random = torch.randn(x.shape, generator=draw)
             if x.ndim < 2:
-                x.copy_((1.0 if name.endswith(("weight", "gamma_1", "gamma_2")) else 0.0) + 0.2 * random)
+                x.copy_(
+                    (1.0 if name.endswith(("weight", "gamma_1", "gamma_2", "gamma", "lambda1")) else 0.0) + 0.2 * random
+                )
             else:
                 small = "pos" in name or "token" in name or "table" in name or "embed." in name
                 steep = re.search(r"\.att(_src|_dst)?$", name)  # where attention is flat, little depends on it

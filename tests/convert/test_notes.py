@@ -118,22 +118,25 @@ def other(tensors: dict, **changed: tuple[int, ...] | None) -> dict[str, torch.T
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "said", "remedy"),
     [
-        ({"blocks__0__ls1__gamma": (192,), "blocks__0__ls2__gamma": (192,)}, "LayerScale, as in DINOv2 and DeiT-3"),
-        ({"blocks__0__gamma_1": (192,), "pos_embed": (1, 4, 192)}, "LayerScale, as in DINOv2 and DeiT-3"),
-        ({"reg_token": (1, 4, 192)}, "register tokens, as in DINOv2"),
+        ({"blocks__0__ls1__gamma": (192,)}, "LayerScale, as in DINOv2 and DeiT-3", "use the family dinov2"),
+        ({"blocks__0__gamma_1": (192,)}, "LayerScale, as in DINOv2 and DeiT-3", "use the family dinov2"),
+        ({"reg_token": (1, 4, 192)}, "register tokens, as in DINOv2", "use the family dinov2"),
+        ({"norm_pre__weight": (192,)}, "a norm before the blocks, as in CLIP", "no option changes that"),
     ],
 )
 @pytest.mark.parametrize("family", ["vit", "tinyusfm"])
-def test_other_transformers_are_called_by_their_name(family, changed, said, tensors, tmp_path, capsys):
+def test_other_transformers_are_called_by_their_name(family, changed, said, remedy, tensors, tmp_path, capsys):
     """And nobody is sent to an option that does not help."""
     src = saved(tmp_path / "a.pth", other(tensors, **changed))
-    for words in ((family, "--src", src, "--dst", tmp_path / "w"), ("inspect", src)):
-        out = run(capsys, *words)[1]
-        assert said in out
-        assert "no option changes that" in out
-        assert "add --set" not in out
+    out = run(capsys, family, "--src", src, "--dst", tmp_path / "w")[1]
+    assert said in out
+    assert remedy in out
+    assert "add --set" not in out
+    out = run(capsys, "inspect", src)[1]
+    assert "add --set" not in out
+    assert said in out if remedy.startswith("no") else "looks like dinov2" in out
 
 
 def test_positions_of_patches_alone_may_be_the_reason(tensors, tmp_path, capsys):
@@ -141,6 +144,8 @@ def test_positions_of_patches_alone_may_be_the_reason(tensors, tmp_path, capsys)
     src = saved(tmp_path / "a.pth", other(tensors, pos_embed=(1, 9, 192)))
     out = run(capsys, "vit", "--src", src, "--dst", tmp_path / "w")[1]
     assert "add --set image_size=...; or, since 9 positions are a square, the class token has none, as in Flexi" in out
+    given = ("--set", "class_position=False", "image_size=48")
+    assert run(capsys, "vit", "--src", src, "--dst", tmp_path / "flexi", *given)[0] == 0
     assert run(capsys, "vit", "--src", src, "--dst", tmp_path / "w", "--set", "image_size=(32,64)")[0] == 0
 
 

@@ -125,6 +125,22 @@ def test_two_views_of_an_example_are_two_rows_with_one_index():
     assert sorted(batch["view"].tolist()) == [0, 0, 1, 1]
 
 
+def test_the_copies_of_an_example_are_rows_of_one_batch_and_never_one_view():
+    dataset, rows = build(copies=2, augment={"hflip": 0.5}), 6
+    n = dataset.sizes["train"]
+    assert dataset.steps_per_epoch(rows) == n // 3
+    batches = list(itertools.islice(dataset.train(rows, seed=1), 2 * n))
+    for batch in batches:
+        np.testing.assert_array_equal(batch["index"][:3], batch["index"][3:])
+        assert len(set(batch["index"][:3])) == 3 or n < 6
+        assert (batch["view"][:3] != batch["view"][3:]).all()
+    seen = [pair for b in batches for pair in zip(b["index"].tolist(), b["view"].tolist(), strict=True)]
+    assert len(set(seen)) == len(seen)
+    assert {i for i, _ in seen} == set(range(n))
+    parts = [next(iter(dataset.train(rows, seed=1, start=4, process=p, processes=2))) for p in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate([part["view"] for part in parts]), batches[4]["view"])
+
+
 def test_mixing_adds_the_fields_that_it_writes():
     dataset = build(augment={"mixup": 0.5})
     shapes = dataset.shapes(4)

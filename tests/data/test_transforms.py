@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 
 from kdjax.config import ConfigError
 from kdjax.data.fields import Field
@@ -167,6 +168,21 @@ def test_jpeg_and_blur_are_those_of_the_drawn_numbers():
         seen.add((numbers["blur"] > 0, numbers["jpeg"] > 0))
     assert len(seen) > 2
     np.testing.assert_array_equal(done["mask"], batch["mask"])
+
+
+def test_colours_turn_about_the_grey_axis_and_keep_their_luminance():
+    batch = make()
+    batch["image"] = 0.4 + 0.2 * batch["image"]  # nothing is cut off at 0 or 1
+    done, luminance = run(batch, colour=0.7), np.array([0.299, 0.587, 0.114])
+    changed = 0
+    for i, image in enumerate(batch["image"].astype(np.float64)):
+        numbers = drawn(i, colour=0.7)
+        turned = image @ Rotation.from_rotvec(numbers["hue"] * np.ones(3) / np.sqrt(3)).as_matrix().T
+        grey = (image @ luminance)[..., None]
+        expected = grey + numbers["saturation"] * (turned - (turned @ luminance)[..., None])
+        np.testing.assert_allclose(done["image"][i], expected if numbers["hue"] else image, atol=1e-6)
+        changed += numbers["hue"] != 0
+    assert 0 < changed < len(batch["image"])
 
 
 def test_a_view_recurs_bit_for_bit_in_another_batch_and_place():

@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from kdjax import launch
 from kdjax.config import ConfigError, Task
 from kdjax.data import pipeline
-from kdjax.deploy import mask_folders, predict
+from kdjax.deploy import evaluate, mask_folders, pictures, predict
 from kdjax.distill.teachers import build_model
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
@@ -88,7 +88,7 @@ def test_masks_and_overlays_at_the_original_sizes(run, images, tmp_path):
     assert made == {f"{stem}_{what}.png" for stem in stems for what in ("mask", "overlay")}
     shares = []
     for name, size in sizes.items():
-        target = predict.named(tmp_path / "out" / Path(name).with_suffix(""), "mask")
+        target = pictures.named(tmp_path / "out" / Path(name).with_suffix(""), "mask")
         mask = read(target)
         assert mask.shape == size
         assert set(np.unique(mask)) <= {0, 255}
@@ -194,7 +194,7 @@ def test_images_of_twelve_bits_are_seen_as_in_training(run, tmp_path):
     predict.predict(experiment, workdir, "", "", tmp_path / "in", tmp_path / "out")
     masks = [read(tmp_path / "out" / f"{name}_mask.png") for name in ("eight", "twelve")]
     np.testing.assert_array_equal(*masks)
-    assert predict.data_at("some/where", experiment.stages["student"]).options == {"root": "some/where", "bits": 12}
+    assert evaluate.data_at("some/where", experiment.stages["student"]).options == {"root": "some/where", "bits": 12}
 
 
 @pytest.mark.parametrize("place", ["{}", "folder:{}", "layout:{}"])
@@ -215,33 +215,34 @@ def test_eval_says_what_is_wrong_with_another_folder(run, tmp_path):
 def test_other_folders_are_read_by_what_the_task_asks_for(run):
     stage = launch.load(str(run[0])).stages["student"]
     stage.task = Task("classification")
-    data = predict.data_at("some/where", stage)
+    data = evaluate.data_at("some/where", stage)
     assert (data.source, data.options, data.split) == ("classes", {"root": "some/where"}, (0.0, 0.0, 1.0))
     assert data.image_size == stage.data.image_size
-    assert predict.data_at("layout:some/where", stage).source == "layout"
+    assert evaluate.data_at("layout:some/where", stage).source == "layout"
     stage.task = Task("detection")
-    assert predict.data_at("some/where", stage).source == "real_fake"
+    assert evaluate.data_at("some/where", stage).source == "real_fake"
     stage.task, of_images = Task("autoencoder"), r"\(segmentation, classification, detection\)"
     with pytest.raises(ConfigError, match=rf"--data: expected a task on images {of_images}"):
-        predict.data_at("some/where", stage)
+        evaluate.data_at("some/where", stage)
 
 
 def test_eval_prints_its_scores_where_nothing_can_be_written(run, monkeypatch):
     def refuse(path, text):
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(predict.kept, "write", refuse)
+    monkeypatch.setattr(evaluate.kept, "write", refuse)
     ended = on(run, "--mode=eval")
     assert ended.code == 0, ended.error
     assert "11 test images" in ended.out
-    assert f"not written to {run[1] / predict.RESULTS}: [Errno 30] Read-only file system" in ended.out
+    assert f"not written to {run[1] / evaluate.RESULTS}: [Errno 30] Read-only file system" in ended.out
 
 
 def test_eval_agrees_with_predict_and_metrics(run, tmp_path):
     """The test images as files, predicted and compared as folders, get the scores that eval gives."""
     path, workdir = run
     experiment = launch.load(str(path))
-    summary = predict.evaluate(experiment, workdir)
+    summary, more = evaluate.evaluate(experiment, workdir)
+    assert more is None
     (row,) = summary["rows"]
     dataset = pipeline.build(experiment.stages["student"].data)
     (tmp_path / "images").mkdir()
@@ -262,14 +263,14 @@ def test_eval_prints_and_writes_the_scores(run):
     _, workdir = run
     ended = on(run, "--mode=eval")
     assert ended.code == 0, ended.error
-    table = (workdir / predict.RESULTS).read_text()
+    table = (workdir / evaluate.RESULTS).read_text()
     assert f"{workdir}/stages/student/model.safetensors on ultrasound" in table
     assert "11 test images" in table
     assert table in ended.out
     weights = workdir / "stages" / "student" / "model.safetensors"
     other = on(run, "--mode=eval", "--stage=teacher", f"--weights={weights}")
     assert other.code == 0, other.error
-    assert table.splitlines()[3:] == (workdir / predict.RESULTS).read_text().splitlines()[3:]
+    assert table.splitlines()[3:] == (workdir / evaluate.RESULTS).read_text().splitlines()[3:]
 
 
 def test_logits_are_resized_before_they_are_decided():
@@ -299,7 +300,7 @@ def test_several_classes_are_written_as_ids(run, images, tmp_path):
 
 
 def test_the_picture_says_who_made_it(tmp_path):
-    predict.save(tmp_path / "x_mask.png", np.zeros((3, 4), np.uint8))
-    assert predict.is_ours(tmp_path / "x_mask.png")
-    assert not predict.is_ours(picture(tmp_path / "y_mask.png", 0))
+    pictures.save(tmp_path / "x_mask.png", np.zeros((3, 4), np.uint8))
+    assert pictures.is_ours(tmp_path / "x_mask.png")
+    assert not pictures.is_ours(picture(tmp_path / "y_mask.png", 0))
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []

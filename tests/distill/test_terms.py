@@ -9,6 +9,7 @@ from kdjax.config import ConfigError, Schedule, Term
 from kdjax.data.images import dataset as images
 from kdjax.distill.scope import Outputs, Scope
 from kdjax.distill.terms import factor
+from kdjax.losses.contrastive import SupCon
 from kdjax.train import knobs, objective
 
 B = 3
@@ -91,6 +92,11 @@ MAPS = {"loss": "mse", "student": "neck", "teacher": "t:maps"}
             r"shape \(3, 17, 6\) cannot be laid out as \(3, 16, 6\)",
         ),
         ({"loss": "bce", "label": "masks"}, "'batch:masks': 'batch' has no 'masks'; did you mean 'mask'"),
+        ({"loss": "mse", "student": "features"}, "the loss 'mse' also reads 'teacher'; name a teacher or a label, or"),
+        (
+            {"loss": "adaface", "student": "features", "label": "class"},
+            r"'adaface' also reads 'target'; name .* with a path for each of 'cosines', 'features', 'target'",
+        ),
         ({"loss": "ce", "label": "mask"}, "ce: expected logits of at least two classes, found 1; 'bce'"),
     ],
 )
@@ -180,6 +186,25 @@ def test_a_total_sums_what_may_be_read_alone():
     )
     assert (np.asarray(grads)[[1, 3]] == 0).all()
     assert (np.asarray(grads)[[0, 2]] != 0).all()
+
+
+def test_a_term_that_reads_the_flag_of_a_label_takes_the_examples_without_it():
+    reads = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
+    args = {"projection": 0}
+    with_flag, without = bound(
+        a=Term("supcon", reads={**reads, "known": "batch:class_known"}, args=args),
+        b=Term("supcon", reads=reads, args=args),
+    )
+    known, valid = jnp.array([True, False, True, True, True]), jnp.array([True] * 4 + [False])
+    batch = {"class": jnp.array([1, -1, 2, 2, 0]), "class_known": known, "valid": valid}
+    batch |= {"index": jnp.array([5, 5, 6, 7, -1])}
+    np.testing.assert_array_equal(with_flag.readable(batch), valid)
+    np.testing.assert_array_equal(without.readable(batch), valid & known)
+    features = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
+    grad = jax.jit(jax.grad(lambda x: total(with_flag, {"features": x}, {}, batch)))(features)
+    np.testing.assert_array_equal((grad != 0).any(1), valid)
+    alone = SupCon(**args).apply({}, features[:4], batch["class"][:4], batch["index"][:4], known[:4])
+    np.testing.assert_allclose(total(with_flag, {"features": features}, {}, batch), alone.sum(), rtol=1e-6)
 
 
 # -- examples deeper in the batch: the graphs of packs, and their nodes ----------------------------------------------

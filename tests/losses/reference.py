@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class Reference:
     multi_hot: bool = False  # the target is an array of zeros and ones like the student's
     whole: bool = False  # the formula is of the whole batch, and gives an array with a value for each example
     labelled: int = 0  # besides student and teacher the loss reads class ids below this
+    shares: bool = False  # the target holds the shares of classes
+    bounded: bool = False  # the student gives cosines
+    still: bool = False  # what is read beside the student gets no gradient
     own: dict = field(default_factory=dict)  # the variables of a loss that is a module; the formula has them by name
 
 
@@ -126,6 +130,110 @@ def focal(z, y, gamma=2.0, alpha=0.25):
     return np.mean(losses)
 
 
+def focal_ce(z, y, gamma=2.0, label_smoothing=0.1):
+    if np.ndim(y):
+        return sum(y[c] * focal_ce(z, c, gamma, label_smoothing) for c in np.argsort(y)[-2:])
+    cost = ce(z[None], np.array([y]), label_smoothing)
+    return (1 - np.exp(-cost)) ** gamma * cost
+
+
+def evidential(z, y, coefficient=1.0, variant="paper"):
+    """The divergence is the expectation of log Dir(p | α) - log Dir(p | 1), and that of log p is ψ(α) - ψ(S)."""
+    k, alpha = len(z), np.log1p(np.exp(z)) + 1
+    y = y if np.ndim(y) else np.eye(k)[y]
+    wrong = sum(y[c] * (special.digamma(alpha.sum()) - special.digamma(alpha[c])) for c in range(k))
+    left = alpha if variant == "code" else y + (1 - y) * alpha
+    log_p = special.digamma(left) - special.digamma(left.sum())
+    log_volumes = [special.gammaln(a).sum() - special.gammaln(a.sum()) for a in (left, np.ones(k))]
+    kl = np.sum((left - 1) * log_p) - log_volumes[0] + log_volumes[1]
+    return coefficient * kl + (-wrong if variant == "code" else wrong)
+
+
+def supcon(z, y, hidden=None, out=None, projection=0, temperature=0.07, variant="paper", index=None, known=None):
+    """Of whole batches; `y` None: no labels."""
+    if projection:
+        z = np.maximum(z @ hidden["kernel"] + hidden["bias"], 0) @ out["kernel"] + out["bias"]
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    n, values = len(z), []
+    known = np.ones(n, bool) if known is None else known
+    for i in range(n):
+        alike = [y is not None and known[i] and known[j] and y[i] == y[j] for j in range(n)]
+        alike = [a or (index is not None and index[i] == index[j]) for j, a in enumerate(alike)]
+        positives = [j for j in range(n) if (alike[j] and j != i) or (variant == "code" and j == i)]
+        below = sum(np.exp(z[i] @ z[a] / temperature) for a in range(n) if a != i)
+        values.append([-np.log(np.exp(z[i] @ z[p] / temperature) / below) for p in positives])
+    told = [np.mean(v) if v else 0.0 for v in values]
+    return np.array(told) * n / max(1, sum(bool(v) for v in values))
+
+
+def margin_ce(logits, y, own, scale, gamma, label_smoothing):
+    """`logits(c)` are the cosines of an example with the margin of class c."""
+    if np.ndim(y):
+        classes = np.argsort(y)[-2:]
+        return sum(y[c] * margin_ce(logits, c, own, scale, gamma, label_smoothing) for c in classes)
+    return focal_ce(scale * logits(y if own is None else own), y, gamma, label_smoothing)
+
+
+def replaced(cosines, c, value):
+    return np.where(np.arange(len(cosines)) == c, value, cosines)
+
+
+def arc(cosine, margin):
+    theta = np.arccos(cosine)
+    return np.cos(theta + margin) if theta + margin < np.pi else cosine - margin * np.sin(margin)
+
+
+def arcface(x, y, own=None, scale=64.0, margin=0.5, gamma=0.0, label_smoothing=0.0):
+    return margin_ce(lambda c: replaced(x, c, arc(x[c], margin)), y, own, scale, gamma, label_smoothing)
+
+
+def cosface(x, y, own=None, scale=64.0, margin=0.35, gamma=0.0, label_smoothing=0.0):
+    return margin_ce(lambda c: replaced(x, c, x[c] - margin), y, own, scale, gamma, label_smoothing)
+
+
+def adaface(
+    x, f, y, mean, spread, own=None, scale=64.0, margin=0.4, h=0.333, momentum=0.99, variant="paper", where=None
+):
+    lengths = np.linalg.norm(f, axis=1)
+    real = lengths if where is None else lengths[where]
+    mean = momentum * mean + (1 - momentum) * real.mean()
+    spread = momentum * spread + (1 - momentum) * real.std(ddof=1)
+    steep = h if variant == "paper" else 1
+    values = []
+    for i, length in enumerate(lengths):
+        quality = np.clip(steep * (length - mean) / spread, -1, 1)
+
+        def logits(c, cosines=x[i], quality=quality):
+            theta = np.arccos(cosines[c])
+            if variant == "code":
+                return replaced(cosines, c, np.cos(theta + margin * (1 + quality)))
+            turned = np.cos(np.clip(theta - margin * quality, 0, np.pi))
+            return replaced(cosines, c, turned - margin * quality - margin)
+
+        values.append(margin_ce(logits, y[i], None if own is None else own[i], scale, 0.0, 0.0))
+    return np.array(values)
+
+
+def curricularface(x, y, t, own=None, scale=64.0, margin=0.5, momentum=0.99, variant="paper", where=None):
+    real = range(len(x)) if where is None else np.flatnonzero(where)
+    if variant == "code":
+        new = np.mean([c for i in real for c in x[i] if c > np.cos(np.arccos(c) + margin)])
+    else:
+        whose = y if own is None else own
+        new = np.mean([x[i] @ whose[i] if np.ndim(whose[i]) else x[i, whose[i]] for i in real])
+    t = momentum * t + (1 - momentum) * new
+
+    def logits(cosines, c):
+        cut = np.cos(np.arccos(cosines[c]) + margin)
+        if variant == "code":
+            return replaced(np.clip(cosines + t, -1, 1), c, cut)
+        return replaced(np.where(cosines > cut, cosines * (t + cosines), cosines), c, arc(cosines[c], margin))
+
+    given = [None] * len(x) if own is None else own
+    rows = zip(x, y, given, strict=True)
+    return np.array([margin_ce(lambda c, row=row: logits(row, c), a, b, scale, 0.0, 0.0) for row, a, b in rows])
+
+
 def normal_kl(s):
     """By integration instead of the closed form: ∫ q log(q / p), the trapezoidal rule over ±12 σ."""
     total = []
@@ -154,7 +262,13 @@ def queue(size, width):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def dense(rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    return {"kernel": rng.normal(size=(rows, columns)), "bias": rng.normal(size=columns)}
+
+
 DIVERGENCES = ({}, {"temperature": 1}, *({"temperature": 2.5, "variant": v} for v in ("sum", "class_mean", "unscaled")))
+SMOOTH = {"label_smoothing": 0.1}
 REFERENCES: dict[str, tuple[Reference, ...]] = {
     "kl": (Reference(kl, (5,), args=DIVERGENCES), Reference(kl, (3, 2, 4), args=DIVERGENCES)),
     "binary_kl": (Reference(binary_kl, (3, 4, 1), args=DIVERGENCES),),
@@ -201,6 +315,53 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
     "batch_softmax_kl": (
         Reference(
             batch_softmax_kl, (1,), whole=True, zero_at_equal=False, args=({}, {"temperature": 1.0, "clamp": 1.5})
+        ),
+    ),
+    "focal_ce": (
+        Reference(focal_ce, (5,), classes=5, args=({}, {"gamma": 0.0, "label_smoothing": 0.2})),
+        Reference(focal_ce, (4,), shares=True, zero_at_equal=False),
+    ),
+    "evidential": (
+        Reference(evidential, (5,), classes=5, args=({"coefficient": 0.3}, {"variant": "code"})),
+        Reference(evidential, (4,), shares=True, zero_at_equal=False),
+    ),
+    "supcon": (
+        Reference(
+            supcon,
+            (4,),
+            classes=2,
+            whole=True,
+            own={"params": {"hidden": dense(4, 4, 1), "out": dense(4, 3, 2)}},
+            args=({"projection": 3}, {"projection": 3, "temperature": 0.5, "variant": "code"}),
+        ),
+    ),
+    "arcface": (
+        Reference(arcface, (4,), classes=4, bounded=True, args=({}, {"margin": 1.2, "gamma": 2.0, **SMOOTH})),
+        Reference(arcface, (4,), shares=True, bounded=True, zero_at_equal=False),
+    ),
+    "cosface": (Reference(cosface, (4,), classes=4, bounded=True, args=({}, {"scale": 30.0, "gamma": 2.0, **SMOOTH})),),
+    "adaface": (
+        Reference(
+            adaface,
+            (4,),
+            labelled=4,
+            whole=True,
+            bounded=True,
+            still=True,
+            zero_at_equal=False,
+            own={"memory": {"mean": 3.5, "spread": 0.9}},
+            args=({}, {"momentum": 0.9, "variant": "code"}),
+        ),
+    ),
+    "curricularface": (
+        Reference(
+            curricularface,
+            (4,),
+            classes=4,
+            whole=True,
+            bounded=True,
+            own={"memory": {"t": 0.4}},
+            args=({"scale": 8.0, "momentum": 1.0}, {"momentum": 1.0, "variant": "code"}),  # t has no slope
         ),
     ),
 }

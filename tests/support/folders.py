@@ -89,6 +89,12 @@ def classes(root: Path, n: int = 8) -> dict:
     return {"root": str(root)}
 
 
+def unlabelled(root: Path, n: int = 12) -> dict:
+    for i in range(n):
+        picture(root / ("deeper" if i % 2 else "") / f"{i}.png", 500 + i)
+    return {"root": str(root)}
+
+
 def forgeries(root: Path) -> dict:
     return {"size": 32, "train": 12, "val": 4, "test": 4}
 
@@ -161,6 +167,6 @@ BUILDERS = {
     f.__name__: f
     for f in (
         *(busi, bus_bra, bus_uclm, layout, folder, union, ultrasound, classes, cifar, digits, tfds),
-        *(forgeries, real_fake, real_fake_table),
+        *(forgeries, real_fake, real_fake_table, unlabelled),
     )
 }

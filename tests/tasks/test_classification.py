@@ -51,7 +51,6 @@ def test_predictions_are_logits_in_float32_and_a_vector_for_each_example():
         for name in ("features", "embedding"):
             predicted = TASK.predict({"logits": half, name: vectors}, batch)
             assert (predicted["features"].shape, predicted["features"].dtype) == ((*shape, 7), jnp.float32)
-    assert TASK.calibrate({"logits": np.zeros((2, 3))}, None) == {}
 
 
 def test_mixed_examples_have_a_soft_target():
@@ -81,21 +80,53 @@ def finished(title: str, role: str, truth: np.ndarray, seed: int = 0, k: int = 3
 def test_a_tested_model():
     truth = np.array([0, 2, 1, 1, 0, -1])
     logits = np.eye(3)[[0, 2, 2, 1, 1, 0]] * 5
-    dataset = types.SimpleNamespace(labels=lambda split: truth, item="node")
+    dataset = types.SimpleNamespace(labels=lambda split: truth, item="node", sizes={"val": 0})
     result, table = TASK.test(lambda split: {"logits": logits}, dataset, {})
     assert result["per_image"] == {"accuracy": [1.0, 1.0, 0.0, 1.0, 0.0]}
     accuracy = result["metrics"]["accuracy"]
     assert (accuracy["mean"], accuracy["n"]) == (0.6, 5)
     assert accuracy["std"] == pytest.approx(np.sqrt(0.6 * 0.4))
-    assert set(result["metrics"]) == {"accuracy", "macro_f1", "ece"}
+    assert set(result["metrics"]) == {"accuracy", "macro_f1", "ece", "nll"}
     assert result["metrics"]["macro_f1"]["mean"] == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
     assert result["confusion"] == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert table == [["node", "class", "predicted"], [0, 0, 0], [1, 2, 2], [2, 1, 2], [3, 1, 1], [4, 0, 1], [5, -1, 0]]
     assert TASK.words(dataset) == {"over": "5 test nodes"}
 
 
+def test_certainty_is_measured_before_and_after_temperature_scaling():
+    rng = np.random.default_rng(0)
+    truth = {split: rng.integers(0, 3, 90) for split in ("val", "test")}
+    logits = {split: 9 * (rng.normal(size=(90, 3)) + np.eye(3)[of]) for split, of in truth.items()}
+    dataset = SimpleNamespace(labels=lambda split: truth[split], item="image", sizes={"val": 90})
+    predictions = lambda split: {"logits": logits[split]}  # noqa: E731
+    calibrated = TASK.calibrate(predictions("val"), dataset)
+    result, _ = TASK.test(predictions, dataset, calibrated)
+    assert result["temperature"] == calibrated["temperature"] > 3
+    for name in ("ece", "nll"):
+        assert result["metrics"][f"{name}_scaled"]["mean"] < 0.5 * result["metrics"][name]["mean"]
+    assert TASK.test(predictions, dataset, {})[0] == result, "a file that tells no temperature is given one"
+    several = {"logits": logits["test"], "scaled": logits["test"] / 4}
+    result, _ = TASK.test(lambda split: several, dataset, {})
+    assert (
+        result["metrics"]["nll_scaled"]
+        == TASK.test(predictions, dataset, {"temperature": 4.0})[0]["metrics"]["nll_scaled"]
+    )
+    assert "temperature" not in result
+
+
+def test_how_many_classes_the_top_is():
+    task = Classification.of(Data("citations", num_classes=9), top=[3, 5])
+    logits = np.arange(9.0)[None].repeat(4, 0)
+    dataset = SimpleNamespace(labels=lambda split: np.array([8, 6, 4, 0]), item="image", sizes={"val": 0})
+    measured = task.test(lambda split: {"logits": logits}, dataset, {})[0]["metrics"]
+    assert [measured[name]["mean"] for name in ("accuracy", "top3", "top5")] == [0.25, 0.5, 0.75]
+    assert measured["top3"]["std"] == 0.5
+    with pytest.raises(ConfigError, match="top: expected whole numbers above 1"):
+        Classification.of(Data("citations", num_classes=9), top=(1,))
+
+
 def test_a_diverged_model_has_no_accuracy():
-    dataset = types.SimpleNamespace(labels=lambda split: np.array([0, 0]), item="image")
+    dataset = types.SimpleNamespace(labels=lambda split: np.array([0, 0]), item="image", sizes={"val": 2})
     result, _ = TASK.test(lambda split: {"logits": np.full((2, 3), np.nan)}, dataset, {})
     assert np.isnan(result["metrics"]["accuracy"]["mean"])
     assert result["per_image"]["accuracy"] == [0.0, 0.0]
@@ -105,12 +136,17 @@ def test_pictures_show_models_of_the_same_test_data():
     truth = np.arange(40) % 3
     stages = [finished("large", "teacher", truth), finished("elsewhere", "other", truth[:30])]
     stages += [finished("small", "student", truth, 1), finished("alone", "control", truth, 2)]
-    (html,) = TASK.pictures(stages).values()
-    assert html.count("<figure") == 3
-    assert [title in html for title in ("large", "small", "alone", "elsewhere", "dog")] == [True] * 3 + [False, True]
+    classes, certainty = TASK.pictures(stages).values()
+    assert (classes.count("<figure"), classes.count("<table"), certainty.count("<figure")) == (2, 1, 2)
+    titles = ("large", "small", "alone", "elsewhere")
+    assert [title in classes for title in (*titles, "dog")] == [True] * 3 + [False, True]
+    assert [title in certainty for title in titles] == [True] * 3 + [False]
+    assert "after temperature scaling" not in certainty
+    stages[2].row["temperature"] = 2.0
     del stages[0].predicted["features"], stages[2].predicted["features"]
-    (html,) = TASK.pictures([stages[0], stages[2]]).values()
-    assert html.count("<figure") == 2
+    classes, certainty = TASK.pictures([stages[0], stages[2]]).values()
+    assert classes.count("<figure") == 1
+    assert "after temperature scaling" in certainty
 
 
 def test_sketches_frame_images_by_whether_they_are_recognised():

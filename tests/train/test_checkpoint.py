@@ -18,7 +18,7 @@ RULES = ((".*", "fsdp"),)
 def state(mesh, scale=1.0, width=64):
     params = {"model": {"kernel": scale * jnp.arange(width * 64.0).reshape(width, 64)}, "adapters": {}}
     opt = optax.adam(0.1).init(params)
-    made = State(jnp.asarray(7, jnp.int32), params, {"model": {}, "adapters": {}, "losses": {}}, opt, {})
+    made = State(jnp.asarray(7, jnp.int32), params, {"model": {}, "adapters": {}, "losses": {}}, opt, {}, {})
     return sharding.place(made, sharding.shardings(made, mesh, RULES))
 
 

@@ -62,6 +62,7 @@ def made(dropout: float = 0.0, **plan) -> tuple[EpisodeStep, State, dict]:
         params=params,
         collections={"model": none, **step.collections(params)},
         opt_state=step.tx.init(params),
+        slow=none,
         ema=none,
     )
     return step, state, {"frozen": {"model": {"eyes": variables["eyes"]}}, "teachers": none}

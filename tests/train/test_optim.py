@@ -133,6 +133,53 @@ def test_schedules(name, expected):
     np.testing.assert_allclose(found[10:], [0.3 * expected(t / 40) for t in range(41)], rtol=1e-5)
 
 
+@pytest.mark.parametrize(("warmup", "climb", "end"), [(0.0, 15, 0.3 / 25e4), (1.0, 10, 0.003)])
+def test_onecycle_climbs_and_falls_by_cosines(warmup, climb, end):
+    config = Optim(lr=0.3, schedule="onecycle", warmup=warmup, end_lr=end if warmup else 0.0)
+    rate = jax.jit(optim.schedule(config, steps_per_epoch=10, epochs=5))
+    up, down = (0.5 - 0.5 * np.cos(np.pi * np.linspace(0, 1, n + 1)) for n in (climb, 50 - climb))
+    expected = np.concatenate([0.012 + (0.3 - 0.012) * up[:-1], 0.3 - (0.3 - end) * down])
+    np.testing.assert_allclose([rate(step) for step in range(51)], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_centralised_kernels_have_inputs_that_sum_to_nothing():
+    """The outputs are the last axis, as Flax lays them out; and of both gradients, where two are kept apart."""
+    grads = gradients(1)
+    for pull, name in (("sum", "adamw"), ("separate", "sgd")):
+        config = Optim(name, schedule="constant", centralise=True, momentum=0.0, spread=0.0, pull=pull, eps=1e8)
+        params = jax.tree.map(jnp.asarray, PARAMS)
+        tx, _ = optim.build(config, params, 4, 2)
+        given = [grads[0], grads[0]] if pull == "separate" else grads[0]
+        direction, _ = tx.update(given, tx.init(params), params, value=1.0)
+        factor = 2.0 if pull == "separate" else 1e-8  # of Adam with such an epsilon
+        for at in ("encoder", "head"):
+            kernel = grads[0][at]["kernel"]
+            np.testing.assert_allclose(direction[at]["kernel"], factor * (kernel - kernel.mean(0)), rtol=1e-4)
+        np.testing.assert_allclose(direction["encoder"]["bias"], factor * grads[0]["encoder"]["bias"], rtol=1e-4)
+    table = {"cls_token": jnp.ones((1, 1, 4))}  # whose mean over "inputs" would be itself
+    tx, _ = optim.build(Optim("sgd", centralise=True, decay=((".*", 0.0),)), table, 4, 2)
+    assert tx.update(table, tx.init(table), table, value=1.0)[0]["cls_token"].all()
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_worst_point_is_found_without_a_gradient_too(adaptive):
+    """Where it is 0, and where every parameter is 0 in units of which an adaptive one looks."""
+    config = Optim("sgd", radius=0.3, pull="sharpness", adaptive=adaptive)
+    way = optim.ascent(config)
+    for grads, params in ((0.0, 1.0), (1.0, 0.0), (2.0, -1.5)):
+        params, grads = jnp.full(4, params), jnp.full(4, grads)
+        step = -way.update(grads, way.init(params), params)[0]
+        size = np.abs(params) if adaptive else np.ones(4)
+        length = max(np.linalg.norm(size * grads), 1e-12)
+        np.testing.assert_allclose(step, 0.3 * size**2 * grads / length, rtol=1e-5)
+
+
+def test_lookahead_of_more_steps_than_there_are_is_refused():
+    optim.build(Optim(lookahead=8), PARAMS, 4, 2)
+    with pytest.raises(ConfigError, match=r"optim.lookahead: expected at most the 8 steps of the stage, found 9"):
+        optim.build(Optim(lookahead=9), PARAMS, 4, 2)
+
+
 def test_a_single_step_without_warm_up_uses_the_whole_rate():
     assert float(optim.schedule(Optim(lr=0.3), steps_per_epoch=1, epochs=1)(0)) == pytest.approx(0.3)
 

@@ -110,6 +110,7 @@ def test_balanced_makes_the_teachers_gradient_as_long_as_the_tasks():
         ({"pull": "sam"}, TERMS, "optim.pull: no way 'sam'; did you mean 'sum'"),
         ({"pull": "separate", "name": "adamw"}, TERMS, "keeps momenta of sgd apart, found optim.name='adamw'"),
         ({"pull": "sharpness", "schedule": "plateau"}, TERMS, "does not go with schedule='plateau'"),
+        ({"adaptive": True}, TERMS, "optim.adaptive says how pull='sharpness' looks around, found optim.pull='sum'"),
         ({"pull": "balanced"}, {"bce": TERMS["bce"]}, "sets teachers against the rest, and no term reads a teacher"),
     ],
 )

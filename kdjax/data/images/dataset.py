@@ -147,7 +147,7 @@ class Images(Dataset):
             workers=data.workers,
             groups=[facts[i].test_set for i in where["test"]],
         )
-        self.data, self.views = data, data.views
+        self.data, self.views, self.copies = data, data.views, data.copies
         self.num_classes = data.class_count
         self.facts = {"num_classes": self.num_classes}
         ids = range(1 + max((fact.label for fact in facts), default=0))

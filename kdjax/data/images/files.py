@@ -30,7 +30,7 @@ TURNING = (5, 6, 7, 8)  # orientations in EXIF that lay a picture on its side
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image on disk with its masks; the class is known beforehand, or read from the mask."""
+    """One image on disk with its masks; the class is known beforehand, or read from the mask, or, as -1, not known."""
 
     image: str
     masks: tuple[str, ...]
@@ -67,7 +67,7 @@ class Images:
         self.faults, self.notes, self.values = list(faults), list(notes), ()
         if bits is not None and not 8 <= bits <= 16:
             self.faults.append(f"bits: expected 8 to 16, the bits that images use in files of 16, found {bits}")
-        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != _as_utf8(entry.name)]
+        self.faults += [unwritable(entry.image) for entry in self.entries if entry.name != as_utf8(entry.name)]
         if num_classes is None or mask_names:
             planes = [path for entry in self.entries for path in entry.masks]
             self.values, unclear = masks.values_in(planes, read_plane, 1 + len(mask_names) if mask_names else None)
@@ -87,7 +87,7 @@ class Images:
         entry = self.entries[i]
         image = read_image(entry.image, bits=self.bits)
         if "mask" not in self.fields:
-            return {"image": image, "class": entry.label, "name": entry.name}
+            return {"image": image, "class": None if entry.label < 0 else entry.label, "name": entry.name}
         planes = [self._fitted(path, read_plane(path), entry.image, image) for path in entry.masks]
         mask, label = self.decode(entry, planes) if planes else (np.zeros(image.shape[:2], np.uint8), entry.label)
         return {"image": image, "mask": mask, "class": label, "name": entry.name}
@@ -100,17 +100,18 @@ class Images:
 
     def inspect(self, i: int, decode: bool = True) -> Facts:
         entry = self.entries[i]
+        missing = ("class",) if entry.label < 0 else ()
         if decode:
             example = self[i]
             content = hashlib.blake2b(example["image"].tobytes(), digest_size=16, salt=b"%d" % len(example["image"]))
-            label = example["class"]
-            return Facts(entry.name, entry.group, content.hexdigest(), label, example, test_set=entry.test_set)
+            label = -1 if missing else example["class"]
+            return Facts(entry.name, entry.group, content.hexdigest(), label, example, missing, entry.test_set)
         size = _header(entry.image, upright=True)
         for path in entry.masks:
             if (mask_size := _header(path)) != size and not self.stretch_masks:
                 raise ConfigError(_another_size(path, mask_size, entry.image, size))
         content = hashlib.blake2b(Path(entry.image).read_bytes(), digest_size=16)
-        return Facts(entry.name, entry.group, content.hexdigest(), entry.label, test_set=entry.test_set)
+        return Facts(entry.name, entry.group, content.hexdigest(), entry.label, None, missing, entry.test_set)
 
     def _fitted(self, path: str, plane: np.ndarray, image_path: str, image: np.ndarray) -> np.ndarray:
         if plane.shape[:2] == image.shape[:2]:
@@ -204,7 +205,7 @@ def unwritable(path: str) -> str:
     return f"{path!r}: expected a name in UTF-8, found bytes that are none; rename the file"
 
 
-def _as_utf8(name: str) -> str:
+def as_utf8(name: str) -> str:
     return name.encode(errors="replace").decode()
 
 

@@ -1,4 +1,4 @@
-"""One's own images in folders: with masks, split or together, or a folder for each class.
+"""One's own images in folders: with masks, split or together, a folder for each class, or without labels.
 
 Each reader takes `bits`: how many bits the images use in grey files of 16, such as 12.
 """
@@ -110,6 +110,18 @@ class Classes(Images):
                     own, title = match[1] if match else "", str(path.relative_to(top))
                     entries.append(Entry(str(path), (), title, names.index(name), group=own, split=split))
         super().__init__(entries, names, num_classes, faults, bits=bits)
+
+
+class Unlabelled(Images):
+    """A folder of images, and the folders inside it, whose classes nobody has told."""
+
+    fields: ClassVar[dict[str, Field]] = {"image": files.IMAGE, "class": files.CLASS}
+
+    def __init__(self, root: str, bits: int | None = None):
+        top = Path(root).expanduser()
+        entries = [Entry(str(path), (), str(path.relative_to(top)), label=-1) for path in files.listing(top)]
+        faults = [] if entries else [files.missing(top, f"images ({', '.join(files.SUFFIXES)})")]
+        super().__init__(entries, (), 0, faults, bits=bits)
 
 
 def split_tops(top: Path) -> dict[str, Path]:

@@ -21,11 +21,12 @@ def attention(
     columns: Float[Array, "b n heads kw"] | None = None,
     *,
     bias: Float[Array, "heads n m"] | None = None,
+    count: Float[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """softmax(query · key / sqrt(d) + bias) · value; scores and softmax in float32 at least.
 
     The bias is `bias`, for each head the same in all examples, or that of key (i, j) of a kh × kw grid, in row-major
-    order, is rows[..., i] + columns[..., j].
+    order, is rows[..., i] + columns[..., j]. A key with a `count` is as so many keys.
 
     On one CPU the scores are made, used and forgotten a block at a time, and made again for the gradient: storing all
     b · heads · n · m of them is several times slower. Elsewhere, and with a `bias`, XLA gets the whole at once.
@@ -33,14 +34,17 @@ def attention(
     b, n, heads, d = query.shape
     m = key.shape[1]
     of_query = (query * d**-0.5,) if rows is None or columns is None else (query * d**-0.5, rows, columns)
-    of_query, key, value = jax.tree.map(_by_head, (of_query, key, value))
+    of_query, of_key, value = jax.tree.map(_by_head, (of_query, (key,), value))
     if bias is not None:
         of_query = (*of_query, jnp.broadcast_to(bias[None], (b, heads, n, m)).reshape(-1, n, m))
+    if count is not None:
+        extra = jnp.log(at_least_float32(count))
+        of_key = (*of_key, jnp.broadcast_to(extra[:, None], (b, heads, m)).reshape(-1, m))
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop over heads would gather a mesh's
     if one_cpu and bias is None and b * heads * n * m > SCORES_AT_ONCE:
-        out = _in_blocks(of_query, key, value)
+        out = _in_blocks(of_query, of_key, value)
     else:
-        out = jax.vmap(_queries)(of_query, key, value)
+        out = jax.vmap(_queries)(of_query, of_key, value)
     return jnp.swapaxes(out.reshape(b, heads, n, d), 1, 2)
 
 
@@ -48,15 +52,21 @@ def _by_head(x: Float[Array, "b n heads d"]) -> Float[Array, "g n d"]:
     return jnp.swapaxes(x, 1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _one_query(of_query: tuple[Array, ...], key: Float[Array, "m d"], value: Float[Array, "m d"]) -> Float[Array, "d"]:
-    """The answer to one scaled query of one head: (query,), (query, bias) or (query, rows, columns)."""
+def _one_query(of_query: tuple[Array, ...], of_key: tuple[Array, ...], value: Float[Array, "m d"]) -> Float[Array, "d"]:
+    """The answer to one scaled query of one head: (query,), (query, bias) or (query, rows, columns).
+
+    The keys are (key,) or (key, what each adds to its score).
+    """
     query, *bias = of_query
+    key, *extra = of_key
     bias = [at_least_float32(x) for x in bias]
     scores = jnp.dot(key, query, preferred_element_type=wide_dtype(query))
     if len(bias) == 1:
         scores += bias[0]
     elif bias:
         scores += (bias[0][:, None] + bias[1][None, :]).reshape(-1)
+    if extra:
+        scores += extra[0]
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max()))
     out = jnp.dot(weights.astype(value.dtype), value, preferred_element_type=wide_dtype(value))
     return (out / weights.sum()).astype(value.dtype)
@@ -66,37 +76,37 @@ _queries = jax.vmap(_one_query, (0, None, None))
 
 
 @jax.custom_vjp
-def _in_blocks(of_query: tuple[Array, ...], key: Float[Array, "g m d"], value: Float[Array, "g m d"]) -> Array:
-    block, group = _sizes(of_query, key)
+def _in_blocks(of_query: tuple[Array, ...], of_key: tuple[Array, ...], value: Float[Array, "g m d"]) -> Array:
+    block, group = _sizes(of_query, value)
 
     def one_head(query, rest):
-        bias, key, value = rest
-        out = jax.lax.map(lambda x: _queries(x, key, value), _cut((query, *bias), block))
+        bias, of_key, value = rest
+        out = jax.lax.map(lambda x: _queries(x, of_key, value), _cut((query, *bias), block))
         return out.reshape(-1, value.shape[-1])[: len(query)]
 
-    return _replace(one_head, of_query[0], (of_query[1:], key, value), group)
+    return _replace(one_head, of_query[0], (of_query[1:], of_key, value), group)
 
 
-def _forward(of_query, key, value):
-    return _in_blocks(of_query, key, value), (of_query, key, value)
+def _forward(of_query, of_key, value):
+    return _in_blocks(of_query, of_key, value), (of_query, of_key, value)
 
 
 def _backward(saved, gradient):
     """By hand only so that nothing but the inputs is kept, and kept once."""
-    block, group = _sizes(*saved[:2])
+    block, group = _sizes(saved[0], saved[2])
 
     def one_head(saved, gradient):
-        of_query, key, value = saved
+        of_query, *shared = saved
 
         def step(total, part):
-            _, pull = jax.vjp(_queries, part[0], key, value)
+            _, pull = jax.vjp(_queries, part[0], *shared)
             of_query, *more = pull(part[1])
             return jax.tree.map(jnp.add, total, tuple(more)), of_query
 
-        zeros = (jnp.zeros(key.shape), jnp.zeros(value.shape))
-        (d_key, d_value), parts = jax.lax.scan(step, zeros, (_cut(of_query, block), _cut(gradient, block)))
+        zeros = tuple(jax.tree.map(lambda x: jnp.zeros(x.shape), shared))
+        total, parts = jax.lax.scan(step, zeros, (_cut(of_query, block), _cut(gradient, block)))
         d_query = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[: len(gradient)], parts)
-        return d_query, d_key.astype(key.dtype), d_value.astype(value.dtype)
+        return d_query, *jax.tree.map(lambda x, y: x.astype(y.dtype), total, tuple(shared))
 
     return _replace(one_head, saved, gradient, group)
 
@@ -104,10 +114,10 @@ def _backward(saved, gradient):
 _in_blocks.defvjp(_forward, _backward)
 
 
-def _sizes(of_query: tuple[Array, ...], key: Array) -> tuple[int, int]:
+def _sizes(of_query: tuple[Array, ...], value: Array) -> tuple[int, int]:
     """Queries of a head at once, and, where that is all of them, heads at once."""
     heads, n = of_query[0].shape[:2]
-    m = key.shape[1]
+    m = value.shape[1]
     block = n if n * m <= SCORES_AT_ONCE // 4 else min(n, QUERIES_AT_ONCE)
     limit = max(1, SCORES_AT_ONCE // (block * m))
     return block, max(x for x in range(1, limit + 1) if heads % x == 0)

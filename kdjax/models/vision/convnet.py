@@ -51,10 +51,10 @@ class Options:
 
 
 class Convnet(nn.Module):
-    """Image -> one of `num_classes`.
+    """Image -> one of `num_classes`, or features alone where that is 0.
 
-    Endpoints: `logits` [b, k]; `features` [b, d], the mean of the last map; `stage_i` [b, h, w, c], the map after each
-    stage.
+    Endpoints: `features` [b, d], the mean of the last map; `stage_i` [b, h, w, c], the map after each stage. With
+    `num_classes` also `logits` [b, k].
     """
 
     options: Options
@@ -66,7 +66,8 @@ class Convnet(nn.Module):
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        return ("logits", "features", *(f"stage_{i}" for i in range(len(self.options.widths))))
+        stages = (f"stage_{i}" for i in range(len(self.options.widths)))
+        return (*(("logits",) if self.num_classes else ()), "features", *stages)
 
     @nn.compact
     def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
@@ -78,6 +79,8 @@ class Convnet(nn.Module):
                 x = Block(width, o.dtype, stride, name=f"stages_{i}_{j}")(x, train)
             endpoints[f"stage_{i}"] = x
         x = endpoints["features"] = x.mean(axis=(1, 2))
+        if not self.num_classes:
+            return endpoints
         x = nn.Dropout(o.dropout, deterministic=not train)(x)
         return {**endpoints, "logits": dense(self.num_classes, dtype=o.dtype, name="head")(x)}
 
@@ -113,7 +116,7 @@ class ConvNorm(nn.Module):
 
 
 def build_convnet(variant: str = "small", num_classes: int = 10, **overrides) -> Convnet:
-    """`overrides` are fields of Options."""
-    if num_classes < 2:
-        raise ConfigError(f"num_classes: expected at least 2, found {num_classes}")
+    """Without classes, features alone; `overrides` are fields of Options."""
+    if num_classes < 0 or num_classes == 1:
+        raise ConfigError(f"num_classes: expected at least 2, or 0 for features alone, found {num_classes}")
     return Convnet(options_of(Options, "convnet", VARIANTS, variant, overrides), num_classes)

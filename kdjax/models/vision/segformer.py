@@ -23,6 +23,7 @@ from kdjax.models.layers.conv1x1 import Conv1x1
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.depthwise import depthwise
 from kdjax.models.layers.droppath import drop_path
+from kdjax.models.layers.patches import Patches
 from kdjax.models.layers.resize import resize
 from kdjax.models.options import options_of
 
@@ -234,31 +235,10 @@ class SelfAttention(nn.Module):
         split = lambda y: y.reshape(b, -1, heads, c // heads)  # noqa: E731
         query, read = _dense(o, c, "query")(x), x
         if reduction > 1:
-            read = _norm(o, "layer_norm")(Reduction(o, reduction, name="sr")(x))
+            init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+            read = _norm(o, "layer_norm")(Patches(c, reduction, o.dtype, init, name="sr")(x))
         key, value = _dense(o, c, "key")(read), _dense(o, c, "value")(read)
         return attention(split(query), split(key), split(value)).reshape(x.shape)
-
-
-class Reduction(nn.Module):
-    """A convolution of patches that do not overlap; rows and columns that fill no patch are left out.
-
-    As nn.Conv, but a product of all patches: XLA's gradient of its kernel was 6 times as slow on a CPU.
-    """
-
-    options: Options
-    side: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-        dtype, side = self.options.dtype, self.side
-        b, h, w, c = x.shape
-        init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-        kernel = self.param("kernel", init, (side, side, c, c))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        rows, columns = h // side, w // side
-        patches = x[:, : rows * side, : columns * side].reshape(b, rows, side, columns, side, c).swapaxes(2, 3)
-        y = jnp.dot(patches.reshape(-1, side * side * c), kernel.reshape(-1, c).astype(dtype))
-        return y.reshape(b, rows, columns, c) + bias[None, None, None].astype(dtype)
 
 
 class MixFfn(nn.Module):

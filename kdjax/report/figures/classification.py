@@ -9,10 +9,11 @@ from jaxtyping import Integer
 
 from kdjax.report.figures import detection
 from kdjax.report.figures.drawing import INK, SERIES, drawing, plain, salt_of
-from kdjax.report.metrics import classification
+from kdjax.report.metrics import classification, outside
 
 _COUNTED = 8  # classes up to which the numbers fit into the cells
 _NAMED = 30  # ... and up to which their names fit along the axes
+ENERGY = "energy, -log Σ exp(logits)"
 
 
 def confusions(counts: dict[str, Integer[np.ndarray, "k k"]], class_names: list[str]) -> str:
@@ -70,36 +71,71 @@ def _short(name: str) -> str:
     return textwrap.shorten(name, 18, placeholder="…") if " " in name else name[:17] + "…" * (len(name) > 17)
 
 
-def reliability(models: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Accuracy against confidence, a line per model, given as title -> (logits [n, k], labels [n]), with its ECE.
+Models = dict[str, tuple[np.ndarray, np.ndarray]]  # title -> logits [n, k], labels [n]
+
+
+def reliability(models: Models, scaled: Models | None = None) -> str:
+    """Accuracy against confidence, a line per model, with its ECE; beside it the same after temperature scaling.
 
     On the diagonal a model is right as often as it claims, below it is too sure. Under it stands the share of the
     examples that have such a confidence.
     """
-    curves = {title: classification.calibration(*pair) for title, pair in models.items()}
-    curves = {title: curve for title, curve in curves.items() if len(curve[0])}
-    if not curves:
+    panels = {"as it is" if scaled else "": _curves(models), "after temperature scaling": _curves(scaled or {})}
+    panels = {heading: curves for heading, curves in panels.items() if curves}
+    titles = list(dict.fromkeys(title for curves in panels.values() for title in curves))
+    if not titles:
         return ""
+    least = min(confidence[0] for curves in panels.values() for confidence, *_ in curves.values())
+    errors = {
+        title: [f"{_ece(curves[title]):.3f}" for curves in panels.values() if title in curves] for title in titles
+    }
 
     def paint(figure: Any) -> None:
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        for i, (title, (confidence, accuracy, share)) in enumerate(curves.items()):
-            line = {"color": SERIES[i % len(SERIES)], "marker": "o", "markersize": 3, "linewidth": 1.5}
-            line["linestyle"] = "-" if i < len(SERIES) else "--"
-            error = classification.ece(*models[title])
-            upper.plot(confidence, accuracy, label=plain(f"{title}, ECE {error:.3f}"), **line)
-            lower.plot(confidence, share, **line)
-        upper.plot((0, 1), (0, 1), color=INK, alpha=0.4, linewidth=0.8, linestyle=":", label="as sure as right")
-        least = min(confidence[0] for confidence, *_ in curves.values())
+        grid = figure.subplots(2, len(panels), sharex=True, sharey="row", height_ratios=(3, 1), squeeze=False)
+        for (upper, lower), (heading, curves) in zip(grid.T, panels.items(), strict=True):
+            for title, (confidence, accuracy, share) in curves.items():
+                i = titles.index(title)
+                line = {"color": SERIES[i % len(SERIES)], "marker": "o", "markersize": 3, "linewidth": 1.5}
+                line["linestyle"] = "-" if i < len(SERIES) else "--"
+                upper.plot(confidence, accuracy, label=plain(f"{title}, ECE {' → '.join(errors[title])}"), **line)
+                lower.plot(confidence, share, **line)
+            upper.plot((0, 1), (0, 1), color=INK, alpha=0.4, linewidth=0.8, linestyle=":", label="as sure as right")
+            upper.set_title(heading, fontsize=8.5)
+            lower.set_xlabel("confidence")
+            for ax in (upper, lower):
+                ax.grid(color=INK, alpha=0.12, linewidth=0.6)
         lower.set_xlim(max(0.0, math.floor(10 * least) / 10 - 0.02), 1.02)
-        upper.set_ylim(-0.02, 1.02)
-        lower.set_ylim(bottom=0)
-        upper.set_ylabel("accuracy")
-        lower.set_ylabel("share")
-        lower.set_xlabel("confidence")
-        for ax in (upper, lower):
-            ax.grid(color=INK, alpha=0.12, linewidth=0.6)
-        figure.legend(loc="outside upper left", ncols=2, frameon=False, handlelength=1.4)
+        grid[0, 0].set_ylim(-0.02, 1.02)
+        grid[1, 0].set_ylim(bottom=0)
+        grid[0, 0].set_ylabel("accuracy")
+        grid[1, 0].set_ylabel("share")
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, handlelength=1.4
+        )
 
-    height = 3.4 + 0.18 * ((len(curves) + 2) // 2)
-    return drawing(paint, (detection.WIDTH, height), salt=salt_of("reliability", *curves, *sum(curves.values(), ())))
+    size = (detection.WIDTH + 2.6 * (len(panels) - 1), 3.4 + 0.18 * ((len(titles) + 2) // 2))
+    arrays = [array for curves in panels.values() for curve in curves.values() for array in curve]
+    return drawing(paint, size, salt=salt_of("reliability", *panels, *titles, *arrays))
+
+
+def _curves(models: Models) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    curves = {title: classification.calibration(*pair) for title, pair in models.items()}
+    return {title: curve for title, curve in curves.items() if len(curve[0])}
+
+
+def _ece(curve: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
+    confidence, accuracy, share = curve
+    return float(np.sum(share * np.abs(accuracy - confidence)))
+
+
+def energies(models: Models, known: dict[str, np.ndarray] | None = None) -> str:
+    """How the energies of labelled examples lie, of those that are told rightly and of the others, a panel per model.
+
+    The energy of an example is -log Σ exp of its logits (Liu et al. 2020, arXiv 2010.03759), or the one in `known`: the
+    higher it is, the less the example is like what the model was trained on.
+    """
+    sets = {}
+    for title, (logits, labels) in models.items():
+        values = (known or {}).get(title, outside.energy(logits))
+        sets[title] = values[labels >= 0], (logits.argmax(axis=1) != labels).astype(int)[labels >= 0]
+    return detection.score_histograms(sets, xlabel=ENERGY, kinds=("told rightly", "told wrongly"))

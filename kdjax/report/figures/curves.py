@@ -33,12 +33,12 @@ def overlay(
     width = max(1, round(min(mask.shape) / 150))
     for k in np.unique(mask[mask > 0]):
         colour = np.array(CLASSES[(int(k) - 1) % len(CLASSES)], np.float32)
-        inside, line = mask == k, _outline(mask == k, width)
+        inside, line = mask == k, outline(mask == k, width)
         shown[inside] = 0.7 * shown[inside] + 0.3 * colour
         shown[line] = colour
     if truth is not None:
         for k in np.unique(truth[truth > 0]):
-            shown[_outline(truth == k, width)] = TRUTH
+            shown[outline(truth == k, width)] = TRUTH
     return shown.round().astype(np.uint8)
 
 
@@ -59,7 +59,7 @@ def errors(
     return shown.round().astype(np.uint8)
 
 
-def _outline(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+def outline(mask: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
     """The outermost `width` pixels of the mask; the border of the image is not an outline."""
     inner = mask
     for _ in range(width):

@@ -70,6 +70,15 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$").lstrip("_") or "–"
 
 
+def standalone(element: str) -> str:
+    """An SVG element of a page as a file of its own: dark on white."""
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    for i, colour in enumerate(SERIES):
+        element = element.replace(f"var(--series-{i})", colour)
+    element = element.replace("var(--card)", "#ffffff")
+    return element.replace("<svg", f'<svg {names} style="color:#1b2129;background:#ffffff"', 1) + "\n"
+
+
 def _inline(document: str) -> str:
     """An SVG document as an element of an HTML page that scales, has the page's colours, and names no address."""
     element = document[document.index("<svg") :]

@@ -1,6 +1,8 @@
-"""Where in an image a model sees what it looks for: the probability of each patch, laid over the image."""
+"""Where in an image a model sees what it looks for, laid over the image: the probability of each patch, or how much
+each place speaks for a class."""
 
 from html import escape
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64, UInt8
@@ -24,9 +26,32 @@ def overlay(image: Picture, logits: Map, threshold: float = 0.0) -> Picture:
     size = image.shape[1::-1]
     sure = np.asarray(Image.fromarray(sure.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))
     likelier = Image.fromarray((sure > 0).astype(np.uint8) * np.uint8(255))
-    colour = Image.composite(Image.new("RGB", size, YES), Image.new("RGB", size, NO), likelier)
+    return _under(Image.composite(Image.new("RGB", size, YES), Image.new("RGB", size, NO), likelier), image, abs(sure))
+
+
+def evidence(image: Picture, heat: Map) -> Picture:
+    """The image in grey under the colour of class 1, the stronger the more a place speaks for the class, with a line
+    about the places that have half of the most and above; `heat` is not negative."""
+    from PIL import Image
+
+    share = heat.astype(np.float32) / max(float(heat.max()), np.finfo(np.float32).tiny)
+    size = image.shape[1::-1]
+    share = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    shown = _under(Image.new("RGB", size, YES), image, share).copy()
+    shown[curves.outline(share > 0.5, max(1, round(min(share.shape) / 150)))] = curves.WHITE
+    return shown
+
+
+def swatches(spoken_for: str) -> dict[str, legend.Colour]:
+    """What the colours of `evidence` mean."""
+    return {f"speaks for {spoken_for}": YES, "half as much or more": curves.WHITE}
+
+
+def _under(colour: Any, image: Picture, strength: Map) -> Picture:
+    from PIL import Image
+
     grey = Image.fromarray(image).convert("L").convert("RGB")
-    return np.asarray(Image.composite(colour, grey, Image.fromarray((STRONGEST * np.abs(sure)).astype(np.uint8))))
+    return np.asarray(Image.composite(colour, grey, Image.fromarray((STRONGEST * strength).astype(np.uint8))))
 
 
 def maps(rows: list[dict], kinds: tuple[str, ...]) -> str:

@@ -1,8 +1,9 @@
 """Measures of classification on the host: logits [n, k] against labels 0 .. k-1; -1 is not labelled and left out.
 
-accuracy and top5 are shares of the labelled examples whose class has the largest, or one of the five largest, logits;
+accuracy and topN are shares of the labelled examples whose class has the largest, or one of the N largest, logits;
 macro_f1 is the mean over the classes that occur among the labels of 2tp/(2tp+fp+fn), so that every model is measured
-on the same classes; ece is the expected calibration error. All are in [0, 1].
+on the same classes; ece is the expected calibration error. All these are in [0, 1]. nll is the mean of -log p of the
+true class, in nats, at least 0.
 
 Without labelled examples every measure is nan, and likewise where a logit of a labelled one is not finite: a model that
 has diverged must not pass for one that guesses. The functions import scikit-learn when they are called: that takes a
@@ -10,34 +11,102 @@ second which the first step of training need not wait for.
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer
 
 BINS = 15  # of equal width, over [0, 1]; those of Guo et al.
+TEMPERATURES = (0.01, 100.0)  # the least and the greatest
 
 Logits = Float[np.ndarray, "n k"]
 Labels = Integer[np.ndarray, " n"]
 
 
-def measure(logits: Logits, labels: Labels) -> dict[str, float]:
-    """accuracy, top5 where there are more than five classes, macro_f1 and ece."""
+def measure(logits: Logits, labels: Labels, top: Sequence[int] = (5,)) -> dict[str, float]:
+    """accuracy, topN for each N in `top` that is below the number of classes, macro_f1, ece and nll."""
     from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
     known, classes = labels >= 0, logits.shape[1]
-    names = ("accuracy", *(("top5",) if classes > 5 else ()), "macro_f1", "ece")
+    fewer = {f"top{n}": n for n in top if n < classes}
+    names = ("accuracy", *fewer, "macro_f1", "ece", "nll")
     if not known.any() or not np.isfinite(logits[known]).all():
         return dict.fromkeys(names, math.nan)
     logits, labels = logits[known], labels[known]
-    predicted = logits.argmax(axis=1)
+    predicted, every = logits.argmax(axis=1), np.arange(classes)
     measures = {
         "accuracy": accuracy_score(labels, predicted),
         "macro_f1": f1_score(labels, predicted, average="macro", labels=np.unique(labels)),
-        "ece": ece(logits, labels),
+        **certainty(logits, labels),
+        **{name: top_k_accuracy_score(labels, logits, k=n, labels=every) for name, n in fewer.items()},
     }
-    if classes > 5:
-        measures["top5"] = top_k_accuracy_score(labels, logits, k=5, labels=np.arange(classes))
     return {name: float(measures[name]) for name in names}
+
+
+def certainty(logits: Logits, labels: Labels) -> dict[str, float]:
+    """ece and nll: the measures that a temperature changes."""
+    known = labels >= 0
+    if not known.any() or not np.isfinite(logits[known]).all():
+        return {"ece": math.nan, "nll": math.nan}
+    return {"ece": ece(logits, labels), "nll": nll(logits, labels)}
+
+
+def nll(logits: Logits, labels: Labels) -> float:
+    """The mean of -log p of the true class, in nats."""
+    from scipy.special import log_softmax
+
+    logits, labels = logits[labels >= 0].astype(np.float64), labels[labels >= 0]
+    return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean()) if len(labels) else math.nan
+
+
+def temperature(logits: Logits, labels: Labels) -> float:
+    """The T > 0 for which softmax(logits / T) has the least nll, in `TEMPERATURES`; Guo et al. 2017, section 4.2.
+
+    It is 1 where no T is the best: without labels, where a logit is not finite, and where every example is told
+    rightly, of which a smaller T is always surer.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    counted = _counted(logits, labels)
+    logits, labels = logits[counted].astype(np.float64), labels[counted]
+    rows = np.arange(len(labels))
+    margins = logits - logits[rows, labels][:, None]  # to the true class
+    if not len(labels) or (margins.max(axis=1) <= 0).all():
+        return 1.0
+    scale = np.abs(margins).max()  # nll in 1/T is convex, and of one order of magnitude whatever that of the logits is
+
+    def at(inverse: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p = log_softmax(inverse / scale * margins, axis=1)
+        return -log_p[rows, labels].mean(), (np.exp(log_p) * margins).sum(axis=1).mean(keepdims=True) / scale
+
+    bounds = [(scale / TEMPERATURES[1], scale / TEMPERATURES[0])]
+    found = minimize(
+        at, np.array([scale]), jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 0.0, "gtol": 1e-9}
+    )
+    return float(np.clip(scale / found.x[0], *TEMPERATURES))
+
+
+class PerClass(NamedTuple):
+    """Measures of each class in [0, 1], and how many labelled examples it has.
+
+    nan is what cannot be told: recall and f1 of a class without examples, its precision where it is never said either.
+    """
+
+    precision: Float64[np.ndarray, " k"]
+    recall: Float64[np.ndarray, " k"]
+    f1: Float64[np.ndarray, " k"]
+    support: Int64[np.ndarray, " k"]
+
+
+def per_class(counts: Integer[np.ndarray, "k k"]) -> PerClass:
+    """Precision tp/(tp+fp), recall tp/(tp+fn) and f1 of each class, from a table of `confusion`."""
+    hits, said, there = counts.diagonal(), counts.sum(axis=0), counts.sum(axis=1)
+    precision = np.where(said + there, hits / np.maximum(said, 1), math.nan)
+    recall = np.where(there, hits / np.maximum(there, 1), math.nan)
+    f1 = np.where(there, 2 * hits / np.maximum(said + there, 1), math.nan)
+    return PerClass(precision, recall, f1, there.astype(np.int64))
 
 
 def ece(logits: Logits, labels: Labels) -> float:

@@ -70,6 +70,23 @@ def test_a_bias_that_all_examples_share(shape):
     assert narrow.dtype == jnp.bfloat16
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_key_with_a_count_is_as_so_many(blocks, request):
+    if blocks:
+        request.getfixturevalue("in_blocks")
+    query, key, value, *_ = inputs(*SHAPES[3])
+    count = np.random.default_rng(5).integers(1, 4, size=key.shape[1])
+    several = [jnp.repeat(x, count, axis=1, total_repeat_length=count.sum()) for x in (key, value)]
+    counts = jnp.asarray(count[None], jnp.float32)
+    slopes = jax.grad(lambda x: jnp.square(attention(query, *x, count=counts)).sum())((key, value))
+    expected = jax.grad(lambda x: jnp.square(attention(query, *x)).sum())(several)
+    np.testing.assert_allclose(attention(query, key, value, count=counts), plain(query, *several), rtol=1e-4, atol=1e-5)
+    starts = np.cumsum(count) - count
+    for found, each in zip(slopes, expected, strict=True):  # a key's slope is the sum of its copies'
+        np.testing.assert_allclose(found, np.add.reduceat(np.asarray(each), starts, axis=1), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.usefixtures("in_blocks")
 @pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
 def test_in_blocks(shape):

@@ -44,6 +44,13 @@ def test_sizes_and_endpoints(variant):
     assert [out[f"stage_{i}"].shape[1:] for i in range(3)] == [(32 >> i, 32 >> i, w) for i, w in enumerate(widths)]
 
 
+def test_without_classes_there_are_features_alone():
+    model = build(num_classes=0, **SMALL)
+    variables, out = shapes(model)
+    assert set(out) == set(model.endpoints) == {"features", "stage_0", "stage_1"}
+    assert "head" not in variables["params"]
+
+
 def test_odd_sides_are_halved_upwards():
     _, out = shapes(build(widths=(4, 6, 8), depths=(1, 1, 1), image_size=11))
     assert [out[f"stage_{i}"].shape[1] for i in range(3)] == [11, 6, 3]
@@ -83,7 +90,7 @@ def test_impossible_models_say_what_to_do():
         ({"mean": (0.5,)}, "mean: expected one of each of 3 channels"),
         ({"std": (0.5, 0.0, 1.0)}, "std: expected one above 0"),
         ({"dropout": 1.0}, r"dropout: expected a rate in \[0, 1\)"),
-        ({"num_classes": 1}, "num_classes: expected at least 2, found 1"),
+        ({"num_classes": 1}, "num_classes: expected at least 2, or 0 for features alone, found 1"),
         ({"width": (3,)}, "no option 'width'; did you mean 'widths'"),
         ({"variant": "smal"}, "did you mean 'small'"),
     ]:

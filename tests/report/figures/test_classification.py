@@ -65,6 +65,28 @@ def test_reliability_names_the_error_of_each_model():
     assert not any("blind" in text for text in said if text)
 
 
+def test_temperature_scaling_stands_beside():
+    logits, labels = drawn()
+    models = {"student": (logits, labels), "teacher": (9 * logits, labels)}
+    said = texts(figures.reliability(models, {"teacher": (2 * logits, labels)}))
+    assert {"as it is", "after temperature scaling"} <= set(said)
+    assert sum(bool(text and re.fullmatch(r"teacher, ECE 0\.\d+ → 0\.\d+", text)) for text in said) == 1
+    assert sum(bool(text and re.fullmatch(r"student, ECE 0\.\d+", text)) for text in said) == 1
+
+
+def test_energies_of_what_is_told_rightly_and_wrongly():
+    logits, labels = drawn()
+    wrong = int((logits.argmax(1) != labels).sum())
+    labels[:20] = -1
+    unknown = int((logits.argmax(1) != labels).sum()) - 20
+    said = texts(figures.energies({"student": (logits, labels)}))
+    assert 0 < unknown <= wrong
+    assert {f"student: {180 - unknown} told rightly, {unknown} told wrongly", "told rightly", figures.ENERGY} <= set(
+        said
+    )
+    assert figures.energies({"a": (logits[:0], labels[:0])}) == ""
+
+
 def test_where_there_is_nothing_there_is_no_picture():
     assert figures.confusions({}, names(3)) == ""
     for k in (2, 9):
@@ -77,6 +99,7 @@ def test_no_two_drawings_share_an_id():
     counts = np.eye(9, dtype=int)
     several = [figures.confusions({title: counts}, names(9)) for title in ("a", "b")]
     several += [figures.reliability({"a": drawn(seed=seed)}) for seed in (0, 1)]
+    several += [figures.energies({"a": drawn(seed=seed)}) for seed in (0, 1)]
     ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in several]
     assert all(ids)
     assert len(set.union(*ids)) == sum(map(len, ids))

@@ -28,6 +28,10 @@ def ece(logits, labels, bins=15):
     return error
 
 
+def nll(logits, labels):
+    return -np.mean(np.log(probabilities(logits)[np.arange(len(labels)), labels]))
+
+
 def macro_f1(logits, labels):
     predicted = logits.argmax(axis=1)
     hits = lambda k: np.sum((predicted == k) & (labels == k))  # noqa: E731
@@ -42,7 +46,7 @@ def test_measures_are_those_of_their_formulas(k, certainty):
     expected = {"accuracy": np.mean(better == 0)}
     if k > 5:
         expected["top5"] = np.mean(better < 5)
-    expected |= {"macro_f1": macro_f1(logits, labels), "ece": ece(logits, labels)}
+    expected |= {"macro_f1": macro_f1(logits, labels), "ece": ece(logits, labels), "nll": nll(logits, labels)}
     measured = classification.measure(logits, labels)
     assert tuple(measured) == tuple(expected)
     assert measured == pytest.approx(expected, rel=1e-12)
@@ -53,7 +57,9 @@ def test_measures_are_those_of_their_formulas(k, certainty):
 def test_a_hand_made_case():
     logits = np.log([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
     measured = classification.measure(logits, np.array([0, 1, 1, 0]))
-    assert measured == {"accuracy": 0.5, "macro_f1": 0.5, "ece": pytest.approx((2 * 0.4 + 0.2 + 0.7) / 4)}
+    said = -np.log([0.9, 0.1, 0.8, 0.3]).mean()
+    shares = {"accuracy": 0.5, "macro_f1": 0.5, "ece": pytest.approx((2 * 0.4 + 0.2 + 0.7) / 4)}
+    assert measured == {**shares, "nll": pytest.approx(said)}
     confidence, accuracy, share = classification.calibration(logits, np.array([0, 1, 1, 0]))
     np.testing.assert_allclose(confidence, [0.7, 0.8, 0.9])
     np.testing.assert_array_equal(accuracy, [0, 1, 0.5])
@@ -65,6 +71,56 @@ def test_a_bin_holds_its_upper_edge():
     slightly_more = uniform + 0.1 * np.eye(5)[:3]
     confidence, *_ = classification.calibration(np.concatenate([uniform, slightly_more]), np.zeros(6, int))
     assert len(confidence) == 2
+
+
+def test_the_top_is_as_wide_as_asked_for():
+    logits, labels = drawn(k=7, certainty=0.5)
+    better = np.sum(logits > logits[np.arange(len(labels)), labels][:, None], axis=1)
+    measured = classification.measure(logits, labels, top=(2, 3, 7, 9))
+    assert [name for name in measured if name.startswith("top")] == ["top2", "top3"]
+    assert (measured["top2"], measured["top3"]) == (np.mean(better < 2), np.mean(better < 3))
+
+
+@pytest.mark.parametrize("factor", [0.05, 1.0, 30.0])
+def test_the_temperature_has_the_least_nll(factor):
+    """Found once more by halving the interval in which the slope of a convex function changes its sign."""
+    logits, labels = drawn(n=300, certainty=1.5)
+    logits = factor * logits
+    low, high = -5.0, 5.0  # log T
+    for _ in range(60):
+        middle = (low + high) / 2
+        rises = nll(logits / np.exp(middle + 1e-4), labels) > nll(logits / np.exp(middle - 1e-4), labels)
+        low, high = (low, middle) if rises else (middle, high)
+    found = classification.temperature(logits, labels)
+    assert found == pytest.approx(np.exp(low), rel=1e-4)
+    assert classification.certainty(logits / found, labels)["nll"] <= nll(logits, labels)
+    marked = np.where(np.arange(300) < 150, labels, -1)
+    assert classification.temperature(logits, marked) == classification.temperature(logits[:150], labels[:150])
+
+
+def test_where_no_temperature_is_the_best_it_is_one():
+    logits, labels = drawn(certainty=99.0)
+    assert classification.temperature(logits, labels) == 1.0, "all are told rightly, so that surer is better for ever"
+    assert classification.temperature(logits, np.full_like(labels, -1)) == 1.0
+    assert classification.temperature(np.full_like(logits, math.nan), labels) == 1.0
+    turned = classification.temperature(-logits, labels)
+    assert turned == classification.TEMPERATURES[1], "always wrong: as unsure as can be"
+
+
+def test_measures_of_each_class():
+    logits, labels = drawn(k=5, certainty=0.5)
+    logits, labels = logits[(labels != 3)], labels[labels != 3]  # a class without examples, which is said
+    logits[:, 4] = -99.0  # ... and one that is never said
+    each = classification.per_class(classification.confusion(logits, labels, 5))
+    predicted = logits.argmax(axis=1)
+    for k in range(5):
+        hits, said, there = np.sum((predicted == k) & (labels == k)), np.sum(predicted == k), np.sum(labels == k)
+        assert each.support[k] == there
+        np.testing.assert_allclose(each.precision[k], hits / said if said else 0.0)
+        np.testing.assert_allclose(each.recall[k], hits / there if there else math.nan)
+        np.testing.assert_allclose(each.f1[k], 2 * hits / (said + there) if there else math.nan)
+    assert np.nanmean(each.f1) == pytest.approx(classification.measure(logits, labels)["macro_f1"])
+    assert math.isnan(classification.per_class(np.zeros((2, 2), int)).precision[0])
 
 
 def test_what_is_not_labelled_is_left_out():
@@ -114,4 +170,9 @@ def test_nothing_labelled_and_divergence_measure_nothing(k):
 
 def test_extreme_logits_are_confident():
     logits = np.array([[1e4, -1e4, 0.0], [0.0, 3e38, -3e38]], np.float32)
-    assert classification.measure(logits, np.array([0, 1])) == {"accuracy": 1.0, "macro_f1": 1.0, "ece": 0.0}
+    assert classification.measure(logits, np.array([0, 1])) == {
+        "accuracy": 1.0,
+        "macro_f1": 1.0,
+        "ece": 0.0,
+        "nll": 0.0,
+    }

@@ -1,0 +1,180 @@
+"""A convolutional network and a transformer as one model of images; either may be left out."""
+
+import inspect
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kdjax import registry
+from kdjax.config import ConfigError, nearest
+from kdjax.models.inputs import ImageInput
+from kdjax.models.layers.batch_norm import BatchNorm
+from kdjax.models.layers.cbam import Cbam
+from kdjax.models.layers.cosine_head import CosineHead
+from kdjax.models.layers.dense import dense
+from kdjax.models.layers.dynamic_head import DynamicHead
+from kdjax.models.layers.inserted import inserted, path_of
+from kdjax.models.layers.mix_style import mix_style
+from kdjax.models.options import options_of
+
+CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
+CHOICES = {"norm": ("layer", "batch"), "attention": ("", "cbam"), "head": ("linear", "cosine")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What is set into the parts, how their features become one, and what tells the classes."""
+
+    attention: str = ""  # "cbam" weighs the last map of the convolutional part
+    mix_style: str = ""  # the map of the convolutional part, such as "stage_1", that gets other styles in training
+    dim: int = 1024  # of the features that are made of the parts'
+    norm: str = "layer"  # of these: "layer" | "batch"
+    head: str = "linear"  # "cosine" compares directions alone, and wants a loss with a margin
+    scale: float = 64.0  # of a cosine as a logit: the one of the loss that trains it
+    centres: int = 1  # of each class, of which the nearest counts
+    dtype: Any = "float32"  # of the computation; parameters stay float32
+
+    def __post_init__(self):
+        chosen = {name: getattr(self, name) for name in CHOICES}
+        faults = [f"{k}: no {v!r}; {nearest(v, CHOICES[k])}" for k, v in chosen.items() if v not in CHOICES[k]]
+        if self.dim < 1:
+            faults.append(f"dim: expected at least 1, found {self.dim}")
+        if self.scale <= 0:
+            faults.append(f"scale: expected a positive number, found {self.scale}")
+        if self.centres < 1:
+            faults.append(f"centres: expected at least 1, found {self.centres}")
+        if self.centres > 1 and self.head == "linear":
+            faults.append(f"centres: found {self.centres}, and a linear head has one of each class; try head='cosine'")
+        refuse(faults)
+
+
+class Hybrid(nn.Module):
+    """Image -> features of a convolutional network and a transformer as one, and with `num_classes` one of these.
+
+    Endpoints: `gates` [b, e] in (0, 1), by which the features of the parts, side by side, are multiplied; `features`
+    [b, dim], made of these. With `num_classes` also `logits` [b, k]; with head="cosine" they are `scale` times
+    `cosines` [b, k]. What the parts return is there too, as "convolutional.stage_3" or "transformer.features".
+    """
+
+    options: Options
+    names: tuple[str, ...]  # CONVOLUTIONAL, TRANSFORMER or both
+    models: tuple[nn.Module, ...]
+    inside: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (option, path of the module that it comes after)
+    num_classes: int = 0
+
+    @property
+    def inputs(self) -> dict[str, ImageInput]:
+        """In [0, 1] and of the largest sides among the parts', of which each part makes a view of its own."""
+        h, w = (max(sides) for sides in zip(*(image_of(model).hw for model in self.models), strict=True))
+        return {"image": ImageInput(h if h == w else (h, w), (0.0,) * 3, (1.0,) * 3)}
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        cosines = ("cosines",) if self.options.head == "cosine" else ()
+        several = zip(self.names, self.models, strict=True)
+        own = (f"{name}.{endpoint}" for name, model in several for endpoint in model.endpoints)  # type: ignore
+        return (*(("logits", *cosines) if self.num_classes else ()), "features", "gates", *own)
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "b h w 3"], train: bool = False) -> dict[str, Array]:
+        o, out = self.options, {}
+        with self.more_inside(train):
+            for name, model in zip(self.names, self.models, strict=True):
+                part = model.clone(parent=self, name=name)(image_of(model).view(image), train=train)
+                out |= {f"{name}.{endpoint}": value for endpoint, value in part.items()}
+        x = jnp.concatenate([out[f"{name}.features"] for name in self.names], axis=-1)
+        x, out["gates"] = DynamicHead(o.dtype, name="dynamic_head")(x)
+        x = nn.relu(dense(o.dim, dtype=o.dtype, name="fusion_fc")(x))
+        if o.norm == "batch":
+            x = BatchNorm(o.dtype, name="norm")(x, train)
+        else:
+            x = nn.LayerNorm(epsilon=1e-5, dtype=o.dtype, name="norm")(x)
+        out["features"] = x
+        if self.num_classes and o.head == "cosine":
+            cosines = out["cosines"] = CosineHead(self.num_classes, o.centres, name="head")(x)
+            out["logits"] = o.scale * cosines
+        elif self.num_classes:
+            out["logits"] = dense(self.num_classes, dtype=o.dtype, name="head")(x)
+        return out
+
+    def more_inside(self, train: bool) -> ExitStack:
+        """Sets into the convolutional part what is to be there; it pools in its own way what comes of it."""
+        stack = ExitStack()
+        for option, path in reversed(self.inside):  # what is entered last comes first
+            if option == "attention":
+                layer = Cbam(self.options.dtype, name="cbam")
+            elif train:
+                layer = partial(mix_style, key=self.make_rng("dropout"))
+            else:
+                continue
+            stack.enter_context(inserted((*self.path, CONVOLUTIONAL, *path), layer))
+        return stack
+
+
+def build_hybrid(
+    num_classes: int = 0, convolutional: dict | None = None, transformer: dict | None = None, **overrides
+) -> Hybrid:
+    """Parts are {"name": MODEL, "options": {...}}, and have no classes of their own unless they say how many;
+    `overrides` are fields of Options."""
+    options = options_of(Options, "hybrid", {"": {}}, "", overrides)
+    given = {CONVOLUTIONAL: convolutional, TRANSFORMER: transformer}
+    models = {name: part_of(name, part, options.dtype) for name, part in given.items() if part}
+    faults = []
+    if not models:
+        faults.append(f"expected a {CONVOLUTIONAL} part, a {TRANSFORMER} part or both, found neither")
+    if num_classes < 0 or num_classes == 1:
+        faults.append(f"num_classes: expected at least 2, or 0 for features alone, found {num_classes}")
+    there = maps(models[CONVOLUTIONAL]) if CONVOLUTIONAL in models else []
+    if options.attention and not there:
+        faults.append(f"attention: expected a {CONVOLUTIONAL} part that returns maps (stage_0, ...), found none")
+    if options.mix_style and options.mix_style not in there:
+        faults.append(
+            f"mix_style: the {CONVOLUTIONAL} part has no map {options.mix_style!r}; {nearest(options.mix_style, there)}"
+        )
+    refuse(faults)
+    at = {"attention": there[-1]} if options.attention else {}
+    at |= {"mix_style": options.mix_style} if options.mix_style else {}
+    inside = tuple((option, path_of(models[CONVOLUTIONAL], endpoint)) for option, endpoint in at.items())
+    return Hybrid(options, tuple(models), tuple(models.values()), inside, num_classes)
+
+
+def part_of(name: str, part: dict, dtype: Any) -> Any:
+    """A model that reads images alone, and returns `features`."""
+    known = isinstance(part.get("name"), str) and isinstance(part.get("options", {}), dict)
+    if not known or part.keys() - {"name", "options"}:
+        raise ConfigError(f'{name}: expected {{"name": MODEL, "options": {{...}}}}, found {part}')
+    options = {"dtype": dtype, **part.get("options", {})}
+    try:
+        if "num_classes" in inspect.signature(registry.get("models", part["name"])).parameters:
+            options = {"num_classes": 0, **options}
+        model = registry.build("models", part["name"], options)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    if list(model.inputs) != ["image"] or not isinstance(image_of(model), ImageInput):
+        raise ConfigError(f"{name}: expected a model of images, found {part['name']}, of {', '.join(model.inputs)}")
+    if "features" not in model.endpoints:
+        returned = ", ".join(model.endpoints)
+        raise ConfigError(f"{name}: expected a model that returns 'features', found {part['name']}, of {returned}")
+    return model
+
+
+def image_of(model: Any) -> ImageInput:
+    return model.inputs["image"]
+
+
+def maps(model: Any) -> list[str]:
+    """The endpoints that are the maps after its stages, in order."""
+    return sorted(
+        (name for name in model.endpoints if re.fullmatch(r"stage_\d+", name)), key=lambda name: int(name[6:])
+    )
+
+
+def refuse(faults: list[str]) -> None:
+    if faults:
+        raise ConfigError("The hybrid cannot be built:\n  " + "\n  ".join(faults))
