@@ -5,22 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kdjax.models.layers import windows
 from kdjax.models.layers.windows import Windows, cosine_attention, cut, joined, relative
 from tests.support.quick import QUICK
 
 
 def test_windows_are_cut_and_joined():
     """Rows and columns are numbered, so that each window shows what is in it."""
-    windows = Windows.of((5, 6), 4, True)
-    assert (windows.size, windows.shift, windows.padding, windows.grid) == ((4, 4), (2, 2), (3, 2), (2, 2))
+    cuts = Windows.of((5, 6), 4, True)
+    assert (cuts.size, cuts.shift, cuts.padding, cuts.grid) == ((4, 4), (2, 2), (3, 2), (2, 2))
     whole = np.zeros((8, 8))
     whole[:5, :6] = 1 + np.arange(30).reshape(5, 6)
     x = jnp.asarray(whole[None, :5, :6, None], jnp.float32)
-    found = cut(x, windows)
+    found = cut(x, cuts)
     rolled = np.roll(whole, (-2, -2), (0, 1))
     expected = [rolled[i : i + 4, j : j + 4].reshape(-1) for i in (0, 4) for j in (0, 4)]
     np.testing.assert_array_equal(found[..., 0], expected)
-    np.testing.assert_array_equal(joined(found, windows, (5, 6)), x)
+    np.testing.assert_array_equal(joined(found, cuts, (5, 6)), x)
 
 
 def test_a_map_that_is_a_window_is_not_shifted():
@@ -31,9 +32,9 @@ def test_a_map_that_is_a_window_is_not_shifted():
 
 @pytest.mark.parametrize("map", [(8, 12), (5, 6), (4, 8)])
 def test_pairs_that_only_the_roll_brought_together_are_apart(map):
-    windows = Windows.of(map, 4, True)
-    (gh, gw), (dh, dw) = windows.grid, windows.shift
-    for window, pairs in enumerate(windows.apart()):
+    cuts = Windows.of(map, 4, True)
+    (gh, gw), (dh, dw) = cuts.grid, cuts.shift
+    for window, pairs in enumerate(cuts.apart()):
         top, left = 4 * (window // gw), 4 * (window % gw)
         for q in range(16):
             for k in range(16):
@@ -82,14 +83,18 @@ def inputs():
     return qkv, np.array([3.0, 12.0]), rng.normal(size=(2, 5, 5)), apart
 
 
-def test_cosine_attention_and_its_gradient():
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_cosine_attention_and_its_gradient(one_by_one, monkeypatch):
+    if one_by_one:
+        monkeypatch.setattr(windows, "SCORES_AT_ONCE", 0)
+        monkeypatch.setattr(jax, "device_count", lambda: 1)
     qkv, scale, bias, apart = inputs()
     expected = by_definition(qkv, scale, bias, apart)
     narrow = [jnp.asarray(x, jnp.float32) for x in (qkv, scale, bias)]
     toward = np.random.default_rng(1).normal(size=expected.shape)
 
     def objective(*inputs):
-        found = cosine_attention(*inputs, apart)
+        found = cosine_attention(*inputs, apart, examples=2)
         return (found * toward.astype(np.float32)).sum(), found
 
     (_, found), slopes = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True), compiler_options=QUICK)(

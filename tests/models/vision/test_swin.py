@@ -30,6 +30,7 @@ def whole(**options):
     return size(variables["params"]), {name: x.shape[1:] for name, x in out.items()}
 
 
+@pytest.mark.long
 def test_tiny_as_published():
     parameters, out = whole()
     assert parameters == PARAMETERS["tiny"]
