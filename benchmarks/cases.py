@@ -73,6 +73,10 @@ CASES = {
     "convnextv2_step": Case(
         "classify", "ConvNeXt-V2-tiny, training step, 224 px, batch 8", variant="convnextv2", size=224, batch=8
     ),
+    "swinv2_forward": Case("classifier", "Swin-V2-tiny, forward, 256 px, batch 4", variant="swinv2", size=256, batch=4),
+    "swinv2_step": Case(
+        "classify", "Swin-V2-tiny, training step, 256 px, batch 8", variant="swinv2", size=256, batch=8
+    ),
     **{
         f"sam_{v}_forward_1024": Case(
             "encoder",

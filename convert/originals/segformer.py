@@ -27,6 +27,9 @@ class Published(torch.nn.Module):
         self.module = module
         self.inside = {before + name: inside for name, inside in names_in_files(module).items()}
 
+    def forward(self, *args, **kwargs) -> Any:
+        return self.module(*args, **kwargs)
+
     def state_dict(self, *args, **kwargs) -> dict[str, torch.Tensor]:
         state = self.module.state_dict(*args, **kwargs)
         return {name: state[inside] for name, inside in self.inside.items()}

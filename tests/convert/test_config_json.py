@@ -34,13 +34,17 @@ SAM = {
 }
 NEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "num_labels": 3, "hidden_act": "relu"}
 NEXT |= {"layer_norm_eps": 1e-3, "image_size": 64}
+SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "pretrained_window_sizes": [3, 2]}
+SWIN |= {"image_size": 32, "num_labels": 3, "hidden_act": "relu"}
 MODELS = {
+    "swinv2_hf": lambda: transformers.Swinv2ForImageClassification(transformers.Swinv2Config(**SWIN)),
     "convnextv2_hf": lambda: transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**NEXT)),
     "vit_hf": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
     "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**MIT)),
     "sam_hf": lambda: transformers.SamModel(transformers.SamConfig(**SAM)),
 }
 TOLD = {
+    "swinv2_hf": {"window": 4, "pretrained_windows": (3, 2), "activation": "relu", "image_size": 32, "heads": (2, 4)},
     "convnextv2_hf": {"activation": "relu", "head_norm_eps": 1e-3, "image_hw": (64, 64)},
     "vit_hf": {"heads": 6, "activation": "relu", "norm_eps": 1e-3, "image_hw": (32, 32)},
     "segformer": {"heads": (2, 4, 6, 16), "activation": "gelu_tanh", "dims": (8, 16, 24, 32)},
@@ -90,6 +94,7 @@ def test_options_are_the_configs(folders, name):
     ("name", "wrong"),
     [
         ("vit_hf", {"heads": 3}),
+        pytest.param("swinv2_hf", {"pretrained_windows": (4, 2)}, marks=pytest.mark.long),
         pytest.param("segformer", {"heads": (1, 2, 3, 4)}, marks=pytest.mark.long),
         pytest.param("sam_hf", {"decoder_norm_eps": 1e-5}, marks=pytest.mark.long),
     ],
@@ -139,6 +144,9 @@ def test_options_given_by_hand_come_last(folders):
         ("convnextv2_hf", {"patch_size": 2}, "patch_size: the tensors have 4, found 2"),
         ("convnextv2_hf", {"num_stages": 3}, "num_stages: kdjax computes it as 4 alone, found 3"),
         ("convnextv2_hf", {"depths": [1, 1, 3, 1]}, r"depths: the tensors have \[1, 1, 1, 1\], found \[1, 1, 3, 1\]"),
+        ("swinv2_hf", {"num_heads": [2, 2]}, r"num_heads: the tensors have \[2, 4\], found \[2, 2\]"),
+        ("swinv2_hf", {"use_absolute_embeddings": True}, "use_absolute_embeddings: kdjax computes it as false alone"),
+        ("swinv2_hf", {"window_size": 0}, "window_size: expected a value such as 7, found 0"),
         ("segformer", {"strides": [4, 2, 2, 1]}, r"strides: kdjax computes it as \[4, 2, 2, 2\] alone"),
         ("segformer", {"mlp_ratios": [2, 2, 4, 2]}, "mlp_ratios: the tensors have"),
         ("sam_hf", {"mask_decoder_config__hidden_act": "gelu"}, r'mask_decoder_config\.hidden_act: .*as "relu" alone'),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kdjax.models.layers.attention import SCORES_AT_ONCE
 from kdjax.models.layers.precision import at_least_float32, wide_dtype
 
 
@@ -88,8 +89,23 @@ def cosine_attention(
     scale: Float[Array, "heads"],
     bias: Float[Array, "heads n n"],
     apart: Float[np.ndarray, "windows n n"] | None = None,
+    *,
+    examples: int = 1,
 ) -> Float[Array, "g n heads d"]:
-    """softmax(scale cos(query, key) + bias - apart) · value within each of g windows; scores in float32 at least."""
+    """softmax(scale cos(query, key) + bias - apart) · value within each of g windows; scores in float32 at least.
+
+    On one CPU each of the `examples` is computed by itself, and for the gradient once more: 3 times as fast at 256
+    pixels, since scores are still in the cache when they are used.
+    """
+    g, n, _, heads, d = qkv.shape
+    one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    if not one_cpu or g * heads * n * n <= SCORES_AT_ONCE:
+        return _attend(qkv, scale, bias, apart)
+    one = jax.checkpoint(lambda qkv: _attend(qkv, scale, bias, apart))
+    return jax.lax.map(one, qkv.reshape(examples, -1, n, 3, heads, d)).reshape(g, n, heads, d)
+
+
+def _attend(qkv: Array, scale: Array, bias: Array, apart: np.ndarray | None) -> Float[Array, "g n heads d"]:
     q, k, v = (jnp.swapaxes(qkv[:, :, i], 1, 2) for i in range(3))
     q, k = _unit(q) * scale[None, :, None, None], _unit(k)
     scores = jnp.einsum("ghnd,ghmd->ghnm", q, k, preferred_element_type=wide_dtype(qkv)) + bias[None]

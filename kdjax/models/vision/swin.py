@@ -210,7 +210,8 @@ class Attention(nn.Module):
         qkv += jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])[None, None].astype(qkv.dtype)
         steep = jnp.exp(jnp.minimum(at_least_float32(scale), np.log(STEEPEST)))
         apart = None if windows.shift == (0, 0) else o.mask * windows.apart()
-        y = cosine_attention(qkv.reshape(*y.shape[:2], 3, heads, c // heads), steep[:, 0, 0], self.bias(windows), apart)
+        qkv = qkv.reshape(*y.shape[:2], 3, heads, c // heads)
+        y = cosine_attention(qkv, steep[:, 0, 0], self.bias(windows), apart, examples=len(x))
         return joined(_dense(o, c, "proj")(y.reshape(*y.shape[:2], c)), windows, x.shape[1:3])
 
     def bias(self, windows: Windows) -> Float[Array, "heads n n"]:
