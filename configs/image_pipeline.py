@@ -1,81 +1,156 @@
-"""draft"""
+"""Fine-grained images in three stages: SupCon, a margin, distillation into a model of a tenth of the size.
+
+    python -m kdjax.launch --config=configs/image_pipeline.py                     drawn beetles, nothing to download
+    python -m kdjax.launch --config=configs/image_pipeline.py:smoke               the same, tiny
+    python -m kdjax.launch --config=configs/image_pipeline.py:digits              handwritten ones, nothing to download
+    python -m kdjax.launch --config=configs/image_pipeline.py:cifar100=DIR        the folder of cifar-100-python
+    python -m kdjax.launch --config=configs/image_pipeline.py:tfds=NAME           pip install 'kdjax[tfds]'
+    python -m kdjax.launch --config=configs/image_pipeline.py:classes=DIR         DIR/CLASS/*.png, or DIR/train/CLASS/*
+    python -m kdjax.launch --config=configs/image_pipeline.py --stage=supcon      one stage
+
+`supcon` warms a hybrid of a convolutional network and a transformer up on views of all images, labelled or not (SupCon,
+arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student` learns from the
+teacher's answers and features on the clean image while it sees the mixed one. What a stage is worth:
+
+    --config.stages.teacher.init= --config.stages.teacher.init_skip="()"          the margin without SupCon before it
+    --config.stages.teacher.terms.ce.args.margin=0.0                              the teacher without a margin
+
+and the control of the student is the same without a teacher.
+
+Images of one's own are for ConvNeXt-V2 and Swin-V2, which start from published weights where these are named:
+`:classes=DIR,convolutional=weights/convnextv2.safetensors,transformer=weights/swinv2.safetensors`. They are trained as
+the original trains: sharpness-aware steps of AdamW, lookahead, centralised gradients, one cycle, clipping, an average.
+"""
 
 from typing import Any
 
-from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Task, Teacher, Term, nearest
+from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Teacher, Term, nearest
 
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
-SHARE = 0.3  # of what the teacher says: half of it its answers, half of it its features
-SCALE = 16.0
+PARTS = ("convolutional", "transformer")  # behind a comma: the weights that a part of the hybrid starts from
+SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
+EPOCHS = {"": (10, 18, 24), "smoke": (1, 1, 1), "digits": (10, 20, 30)}  # of supcon, teacher and student
+SHARE = 0.3  # of what the teacher says; half of it are its answers, half of it its features
+HEAD = ("params/head/.*",)
 
 
 def get_config(variant: str = "") -> Experiment:
-    size = 32
-    augment = {"crop": 1.0, "hflip": 0.5, "rotate": 0.5, "contrast": 0.5, "gamma": 0.3}
-    data: dict[str, Any] = {
-        "size": size,
-        "train": 1600,
-        "val": 200,
-        "test": 800,
-        "image_size": size,
-        "num_classes": None,
-        "labelled": 0.2,
-    }
-    conv = {
-        "name": "convnet",
-        "options": {"variant": "small", "widths": [24, 48, 96], "depths": [1, 1, 1], "image_size": size},
-    }
-    trans = {
-        "name": "vit",
-        "options": {
-            "variant": "vit_ti16",
-            "image_size": size,
-            "patch_size": 4,
-            "dim": 64,
-            "depth": 2,
-            "heads": 2,
-            "taps": [1],
-        },
-    }
-    tiny = {"name": "convnet", "options": {"variant": "nano", "image_size": size}}
-    hybrid = {"convolutional": conv, "transformer": trans, "dim": 128}
-    cosine = {"head": "cosine", "scale": SCALE, "num_classes": None}
-    both = Optim("adamw", lr=2e-3, warmup=1, weight_decay=0.02, ema=0.98)
+    variant, place, weights = read(variant)
+    generated, smoke = variant in ("", "smoke", "digits"), variant == "smoke"
+    large, tiny = models(variant)
+    scale, margin = (16.0, 0.2) if generated else (64.0, 0.5)
+    cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}
+    epochs = EPOCHS.get(variant, (30, 60, 60))
+
+    def angles(label: str, weight: float = 1.0) -> Term:
+        return Term("arcface", "cosines", label=label, weight=weight, args={"scale": scale, "margin": margin})
 
     supcon = Stage(
         task="contrastive",
-        title="SupCon",
-        data=Data("beetles", batch_size=128, copies=2, augment=augment, **data),
-        model=Model("hybrid", num_classes=0, **hybrid),
-        epochs=12,
-        optim=both,
+        title="hybrid, SupCon alone",
+        data=images(variant, place, copies=2),
+        model=Model("hybrid", num_classes=0, **large),
+        parts=weights,
+        optim=optim(generated, 5e-4),
+        epochs=epochs[0],
         grad_norms_every=0,
     )
     teacher = Stage(
         task="classification",
         title="hybrid, SupCon and margin",
-        data=Data("beetles", batch_size=64, augment=augment, **data),
-        model=Model("hybrid", **hybrid, **cosine),
+        data=images(variant, place),
+        model=Model("hybrid", **large, **cosine),
         init="stage:supcon",
-        init_skip=("params/head/.*",),
-        terms={"ce": Term("arcface", "cosines", label="class", args={"scale": SCALE, "margin": 0.2})},
-        epochs=12,
-        optim=both,
+        init_skip=HEAD,
+        terms={"ce": angles("class")},
+        optim=optim(generated, 3e-4),
+        epochs=epochs[1],
         grad_norms_every=0,
     )
     student = Stage(
         task="classification",
         title="student, distilled",
-        data=Data("beetles", batch_size=64, augment=augment | {"mixup": 0.3}, **data),
-        model=Model("hybrid", convolutional=tiny, dim=128, **cosine),
+        data=images(variant, place, mixup=0.2),
+        model=Model("hybrid", **tiny, **cosine),
         teachers={"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})},
         terms={
-            "ce": Term("arcface", "cosines", label="target", args={"scale": SCALE, "margin": 0.2}, weight=1 - SHARE),
-            "kl": Term("kl", teacher="hybrid:logits", args={"temperature": 2.0}, weight=SHARE / 2),
+            "ce": angles("target", 1 - SHARE),
+            "kl": Term("kl", teacher="hybrid:logits", weight=SHARE / 2, args={"temperature": 2.0}),
             "features": Term("mse", "features", "hybrid:features", weight=SHARE / 2),
         },
-        epochs=20,
-        optim=both,
-        grad_norms_every=0,
+        optim=optim(generated, 1e-3),
+        epochs=epochs[2],
+        grad_norms_every=0 if smoke else 6,
     )
-    return Experiment(name="image_pipeline", stages={"supcon": supcon, "teacher": teacher, "student": student})
+    stages = {"supcon": supcon, "teacher": teacher, "student": student}
+    return Experiment(name="image_pipeline", stages=stages, quick_compile=smoke)
+
+
+def read(variant: str) -> tuple[str, str, dict[str, str]]:
+    """ "classes=DIR,transformer=FILE" -> the variant, its place, and the weights of parts."""
+    first, *others = variant.split(",")
+    name, _, place = first.partition("=")
+    if name not in VARIANTS:
+        raise ConfigError(f"configs/image_pipeline.py has no variant {name!r}; {nearest(name, VARIANTS[1:])}")
+    weights = {}
+    for other in others:
+        part, _, file = other.partition("=")
+        if part not in PARTS or not file:
+            raise ConfigError(f"{other!r}: expected convolutional=FILE or transformer=FILE; {nearest(part, PARTS)}")
+        weights[part] = file
+    return name, place, weights
+
+
+def models(variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts of teacher and student, and how wide their features are."""
+    size = SIZES[variant]
+
+    def part(name: str, **options: Any) -> dict[str, Any]:
+        return {"name": name, "options": {**options, "image_size": size}}
+
+    if variant not in ("", "smoke", "digits"):
+        large = {"convolutional": part("convnextv2", variant="tiny"), "transformer": part("swinv2", variant="tiny")}
+        return {**large, "dim": 1024}, {"convolutional": part("convnextv2", variant="atto"), "dim": 1024}
+    wide, narrow = ([4, 8, 8], [4, 4, 8]) if variant == "smoke" else ([16, 32, 64], [8, 16, 24])
+    windows = {"patch_size": 2 if variant == "digits" else 4, "dim": 32, "depths": [2, 2], "heads": [2, 4], "window": 4}
+    large = {
+        "convolutional": part("convnet", variant="small", widths=wide),
+        "transformer": part("swinv2", variant="tiny", **windows),
+    }
+    return {**large, "dim": 96}, {"convolutional": part("convnet", variant="nano", widths=narrow), "dim": 96}
+
+
+def images(variant: str, place: str, mixup: float = 0.0, copies: int = 1) -> Data:
+    """In a batch are as many images as there are rows over `copies`."""
+    moved = {"crop": 1.0, "rotate": 0.5, "contrast": 0.5, "mixup": mixup}  # digits are not mirrored
+    coloured = moved | {"hflip": 0.5, "colour": 0.8, "gamma": 0.3}
+    common: dict[str, Any] = {"image_size": SIZES[variant], "num_classes": None, "batch_size": 64 * copies}
+    common |= {"copies": copies, "augment": moved if variant == "digits" else coloured}
+    match variant:
+        case "digits":
+            return Data("digits", labelled=0.1, **common)
+        case "cifar100":
+            return Data("cifar", root=place or "data/cifar-100-python", **common)
+        case "tfds":
+            return Data("tfds", name=place or "cifar10", **common)
+        case "classes":
+            return Data("classes", root=place or "data/images", **common)
+    drawn = {"train": 160, "val": 40, "test": 40} if variant == "smoke" else {"train": 1600, "val": 200, "test": 800}
+    return Data("beetles", labelled=0.25, size=SIZES[variant], **drawn, **common)
+
+
+def optim(generated: bool, lr: float) -> Optim:
+    """`lr` is that of large models; small ones take more, and their average forgets sooner."""
+    if generated:
+        return Optim("adamw", lr=4e-3, warmup=0.5, weight_decay=0.02, ema=0.98)
+    return Optim(
+        "adamw",
+        lr=lr,
+        schedule="onecycle",
+        weight_decay=1e-4,
+        clip=1.0,
+        pull="sharpness",
+        lookahead=5,
+        centralise=True,
+        ema=0.9995,
+    )
