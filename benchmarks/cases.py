@@ -8,6 +8,7 @@ PRODUCT_FLOOR = 0.65  # the least that is excused by XLA's matrix product on a C
 PRODUCT = (1024, 768, 3072)
 LORA_RANK = 4
 TINYUSFM_SIZE = 224
+CLASSES = 2
 TEMPERATURE = 2.0
 TERMS = {"bce": 0.25, "dice": 0.25, "kl": 0.5, "feature": 0.1}  # of distillation; plain training has half and half
 LR, WEIGHT_DECAY = 1e-4, 0.01
@@ -15,10 +16,11 @@ LR, WEIGHT_DECAY = 1e-4, 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """`work` is product, encoder or patches (a forward pass), lora, tinyusfm, distil or tiny_ladeda (a training step).
+    """`work` is product, encoder, patches or classifier (a forward pass), lora, tinyusfm, distil, tiny_ladeda or
+    classify (a training step).
 
-    `size` is the side in pixels of the image of SAM or of a detector, which `variant` names. `bound` names what most of
-    the time goes to, which sets the floor.
+    `size` is the side in pixels of the image of SAM, or of the detector or classifier that `variant` names. `bound`
+    names what most of the time goes to, which sets the floor.
     """
 
     work: str
@@ -41,7 +43,7 @@ class Case:
     @property
     def image_size(self) -> int:
         """Side of the images and masks of a training step."""
-        return self.size if self.work in ("lora", "tiny_ladeda") else TINYUSFM_SIZE
+        return self.size if self.work in ("lora", "tiny_ladeda", "classify") else TINYUSFM_SIZE
 
 
 CASES = {
@@ -64,6 +66,12 @@ CASES = {
         variant="tiny_ladeda",
         size=256,
         batch=16,
+    ),
+    "convnextv2_forward": Case(
+        "classifier", "ConvNeXt-V2-tiny, forward, 224 px, batch 4", variant="convnextv2", size=224, batch=4
+    ),
+    "convnextv2_step": Case(
+        "classify", "ConvNeXt-V2-tiny, training step, 224 px, batch 8", variant="convnextv2", size=224, batch=8
     ),
     **{
         f"sam_{v}_forward_1024": Case(
@@ -121,7 +129,7 @@ def arrays(case: Case) -> dict[str, np.ndarray]:
     if case.work == "product":
         m, k, n = PRODUCT
         return {"a": rng.normal(size=(m, k)).astype(np.float32), "b": rng.normal(size=(k, n)).astype(np.float32)}
-    if case.work in ("encoder", "patches"):
+    if case.work in ("encoder", "patches", "classifier"):
         return {"image": rng.normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)}
     shape = (case.batch, case.image_size, case.image_size)
     return {

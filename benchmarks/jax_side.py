@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases import LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, WEIGHT_DECAY, Case, arrays
+from benchmarks.cases import CLASSES, LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, WEIGHT_DECAY, Case, arrays
 from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
@@ -20,7 +20,7 @@ from kdjax.train import sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial, prepare
 
-PATCHES = ("logits", "patch_logits")  # what is asked of a detector
+ASKED = {"patches": ("logits", "patch_logits"), "classifier": ("logits",)}  # what is asked of a detector, a classifier
 
 
 def facts() -> dict:
@@ -43,14 +43,14 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         image = jnp.asarray(given["image"])
         variables = jax.device_put(weights(partial(model.init, jax.random.key(0), image)))
         return partial(jax.jit(model.apply), variables, image), jax.block_until_ready, 0
-    if case.work == "patches":
-        return partial(detector(case, dtype), jnp.asarray(given["image"])), jax.block_until_ready, 0
+    if case.work in ASKED:
+        return partial(forward(case, dtype), jnp.asarray(given["image"])), jax.block_until_ready, 0
     return step(case, dtype, given)
 
 
-def detector(case: Case, dtype: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    model = build_model(Model(case.variant, image_size=case.size), dtype)
-    asked = jax.jit(lambda weights, image: {name: model.apply(weights, image)[name] for name in PATCHES})
+def forward(case: Case, dtype: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    model = build_model(named(case), dtype)
+    asked = jax.jit(lambda weights, image: {name: model.apply(weights, image)[name] for name in ASKED[case.work]})
     return partial(asked, jax.device_put(variables(model)))
 
 
@@ -108,11 +108,27 @@ def distil_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
 
 
 def tiny_ladeda_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
-    model = Model("tiny_ladeda", image_size=case.size)
-    return Stage(task="detection", data=data(case), model=model, optim=optim(), epochs=1, dtype=dtype), {}
+    return Stage(task="detection", data=data(case), model=named(case), optim=optim(), epochs=1, dtype=dtype), {}
 
 
-STAGES = {"lora": lora_stage, "tinyusfm": tinyusfm_stage, "distil": distil_stage, "tiny_ladeda": tiny_ladeda_stage}
+def classify_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
+    stage = Stage(task="classification", data=data(case), model=named(case), optim=optim(), epochs=1, dtype=dtype)
+    return stage, {}
+
+
+STAGES = {
+    "lora": lora_stage,
+    "tinyusfm": tinyusfm_stage,
+    "distil": distil_stage,
+    "tiny_ladeda": tiny_ladeda_stage,
+    "classify": classify_stage,
+}
+
+
+def named(case: Case) -> Model:
+    """The detector or classifier of the case."""
+    classes = {"num_classes": CLASSES} if case.work in ("classifier", "classify") else {}
+    return Model(case.variant, image_size=case.size, **classes)
 
 
 def data(case: Case) -> Data:

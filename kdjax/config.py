@@ -257,16 +257,19 @@ class Teacher:
 @word
 @dataclass(slots=True)
 class Lora:
-    """Low-rank adapters on every Dense whose path matches.
+    """What is learned beside every Dense whose path matches.
 
-    rank: of the two matrices
-    targets: (path pattern, "all" | "q_v"); "q_v" splits a fused projection and adapts queries and values
-    scale: what their product is multiplied by
+    rank: of the two matrices of "lora"
+    targets: (path pattern, "all" | "q_v" | "k_v"); the last two split a fused projection and adapt queries and values,
+        or keys and values
+    scale: what the product of the two matrices is multiplied by: alpha / rank, where a method says alpha
+    kind: "lora", two matrices whose product is added to the kernel; "ia3", factors of the outputs
     """
 
     rank: int = 4
     targets: tuple[tuple[str, str], ...] = ((r".*/attn/qkv", "q_v"),)
     scale: float = 1.0
+    kind: str = "lora"
 
 
 @word
@@ -424,14 +427,15 @@ class Stage:
     folder: where it lies below the working directory: stages/NAME if left out, else as `layout` says
     init: the weights to start from: a file, an earlier stage, "stage:NAME", or a finished stage of another run,
         "WORKDIR:STAGE"
-    init_skip: patterns of parameters that `init` leaves as new: a head of other classes
+    init_skip: patterns of parameters that `init` and `parts` leave as new: a head of other classes
     adopt: what `init` names, a file or an earlier stage, also says with which options the model is built
     inputs: input of the model -> field of the batch, where they differ
-    parts: submodule -> the stage whose model it is from the start
+    parts: submodule -> the stage whose model it is from the start; or weights as in `init`, which are told by a "/", a
+        ":" or a name that ends in ".safetensors"
     teachers: what terms read beside the student and the batch, by names of one's own
     terms: the objective; a term named like one of the task's replaces it
     optim: how it is optimised
-    lora: low-rank adapters; None trains the model itself
+    lora: adapters, low-rank or factors; None trains the model itself
     gate: what its validation has to reach before the next stage; None asks for nothing
     stop: early stopping; None trains all epochs
     curriculum: which examples come first; None takes all of them

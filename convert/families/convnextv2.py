@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from convert.families.vit import depth
-from convert.family import Family, Shapes, build, nearest
+from convert.family import ConvertError, Family, Shapes, build, nearest
 from convert.table import Row, conv, conv_1x1, linear, norm
 from kdjax.config import Model
 from kdjax.models.vision.convnext import STAGES, VARIANTS
@@ -71,6 +71,8 @@ def _reshaped(tensor: Any, shape: tuple[int, ...]) -> Any:
 
 def model_of(shapes: Shapes) -> Model:
     """The published variant that is the nearest, and what differs from it."""
+    if found := next((name for name in shapes if re.fullmatch(r"stages\.\d+\.(blocks\.)?\d+\.gamma", name)), None):
+        raise ConvertError(f"it is a ConvNeXt of the first version, with LayerScale, which kdjax has not: {found}")
     dims = widths(shapes, "stem.0.weight", "stages.{}.downsample.1.weight")
     told = {"dims": dims, "depths": depths(shapes, "stages.{}.blocks")}
     options = nearest("convnextv2", VARIANTS, told)

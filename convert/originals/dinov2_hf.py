@@ -9,6 +9,7 @@ import torch
 from convert.config_json import THEIRS, Config
 from convert.families.dinov2_hf import in_files
 from convert.originals.transformers_config import described, from_config, named_as_in_files
+from convert.originals.vit import refuse_merging
 from kdjax import registry
 from kdjax.config import Model
 
@@ -18,6 +19,7 @@ def build(model: Model, source: Config | None = None) -> torch.nn.Module:
     model's image size, whose positions it takes as they are: it would resize those of a square."""
     ours = registry.get("models", model.name)(**model.options)
     o = ours.options
+    refuse_merging(o)
     own = {"image_size": o.image_hw} if o.registers else {"image_size": o.image_hw, "use_mask_token": True}
     settings = described(source or guess(ours), own)
     settings.taps = list(o.taps)

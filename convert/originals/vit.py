@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdjax import registry
-from kdjax.config import Model
+from kdjax.config import ConfigError, Model
 
 
 class DropPath(nn.Module):
@@ -189,10 +189,16 @@ class Encoder(nn.Module):
 
 def arguments(options: Any) -> dict[str, Any]:
     """Of Encoder, from the options of our model."""
+    refuse_merging(options)
     names = ("dim", "depth", "heads", "drop_path", "pool", "distilled", "mlp_ratio", "qkv_bias", "activation", "taps")
     names += ("layer_scale", "registers", "class_position")
     same = {name: getattr(options, name) for name in names}
     return same | {"image_size": options.image_hw, "patch": options.patch_size, "eps": options.norm_eps}
+
+
+def refuse_merging(options: Any) -> None:
+    if options.merge:
+        raise ConfigError(f"the original merges no tokens; compare with merge=0, found {options.merge}")
 
 
 def build(model: Model) -> nn.Module:

@@ -9,6 +9,7 @@ import torch
 from convert.config_json import THEIRS, Config
 from convert.families.vit_hf import in_files
 from convert.originals.transformers_config import described, from_config, named_as_in_files
+from convert.originals.vit import refuse_merging
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 
@@ -18,6 +19,7 @@ def build(model: Model, source: Config | None = None) -> torch.nn.Module:
     `source` describes it, where there is one, at our model's image size."""
     ours = registry.get("models", model.name)(**model.options)
     o = ours.options
+    refuse_merging(o)
     if o.pool != "token":
         raise ConfigError(f"transformers' ViT reads the class token, found pool={o.pool!r}")
     settings = described(source or guess(ours), {"image_size": o.image_hw})

@@ -1,9 +1,12 @@
-"""Several votes on each image: by models of several runs, on views that are exact turns of its pixels. What they give
-together is the mean of their probabilities."""
+"""Several votes on each image: by models of several runs, on views that are exact turns of its pixels.
+
+Together they give the mean of their probabilities (Lakshminarayanan et al. 2017, arXiv 1612.01474), which has a
+temperature of its own: the mean of models that are as sure as right is not as sure as right (Rahaman and Thiery 2020,
+arXiv 2007.08792).
+"""
 
 import copy
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +19,7 @@ from scipy.special import log_softmax, logsumexp
 
 from kdjax.config import ConfigError, Data, Experiment, nearest
 from kdjax.data.dataset import Dataset
+from kdjax.deploy.classify import names_of
 from kdjax.deploy.predict import Kept, calibrated, chosen, load
 from kdjax.experiment import checks
 from kdjax.experiment.cost import costs
@@ -23,7 +27,7 @@ from kdjax.experiment.saved import from_json
 from kdjax.experiment.workdir import CONFIG, config_of
 from kdjax.report.metrics import outside
 from kdjax.tasks.classification import completed
-from kdjax.tasks.task import Arrays
+from kdjax.tasks.task import Arrays, Predictions
 from kdjax.train.evaluation import evaluate
 from kdjax.train.finish import count
 from kdjax.train.setup import Learner, prepare
@@ -53,8 +57,7 @@ class Opened:
 
     @property
     def classes(self) -> list[str]:
-        """The names of its classes as far as the file of weights tells them, then numbers."""
-        return completed(json.loads(self.kept.about.get("image_classes", "[]")), self.kept.stage.data.class_count)
+        return names_of(self.kept)
 
     def view(self, data: Data) -> Data:
         """These data at the size at which this model was trained."""
@@ -71,19 +74,19 @@ class Member:
     learner: Learner
     variables: dict
 
-    def tested(self) -> tuple[dict, Arrays]:
-        """Its scores on the test images as they are, what it costs, and what it predicts of them."""
-        predictions = cache(lambda split: evaluate(self.learner, self.variables, split)[1])
-        its, name = calibrated(self.opened.kept.about), self.opened.name
-        result, _ = self.learner.task.test(predictions, self.learner.dataset, its)
-        row = {"stage": name, "role": "other", "title": self.opened.title}
-        row |= {"parameters": count(self.variables["params"]), "test_images": self.learner.dataset.sizes["test"]}
-        return row | result | costs({name: (self.learner, self.variables)})[name], predictions("test")
-
-    def votes(self, dataset: Dataset, views: Sequence[str]) -> list[Arrays]:
-        """What it predicts of each view of the test images in this data set."""
+    def votes(self, dataset: Dataset, views: Sequence[str], split: str = "test") -> list[Arrays]:
+        """What it predicts of each view of the images in a split of this data set."""
         learner = dataclasses.replace(self.learner, dataset=dataset)
-        return [evaluate(learner, self.variables, "test", change=turning(view, dataset))[1] for view in views]
+        images = [name for name, field in dataset.fields.items() if field.kind == "image"]
+        return [evaluate(learner, self.variables, split, change=turning(view, images))[1] for view in views]
+
+    def row(self, predictions: Predictions) -> dict:
+        """Its scores on the test images, and what it costs."""
+        name, dataset = self.opened.name, self.learner.dataset
+        result, _ = self.learner.task.test(predictions, dataset, calibrated(self.opened.kept.about))
+        row = {"stage": name, "role": "other", "title": self.opened.title, "test_images": dataset.sizes["test"]}
+        row |= {"parameters": count(self.variables["params"]), **result}
+        return row | costs({name: (self.learner, self.variables)})[name]
 
 
 class Ballot(NamedTuple):
@@ -105,62 +108,51 @@ class Jury:
         return len(self.members) * (1 + len(self.views))
 
     def tested(self) -> tuple[list[dict], Ballot]:
-        """A row for each member, one for all votes where there are several, and the votes."""
-        tested = [member.tested() for member in self.members]
-        rows = [row for row, _ in tested]
-        votes = [
-            [predicted, *member.votes(member.learner.dataset, self.views)]
-            for member, (_, predicted) in zip(self.members, tested, strict=True)
+        """A row for each member, one for all votes where there are several, and what they are on the test images."""
+        datasets = [member.learner.dataset for member in self.members]
+        alone = [
+            cache(lambda split, member=member: member.votes(member.learner.dataset, (AS_IT_IS,), split)[0])
+            for member in self.members
         ]
-        ballot = self._counted(votes, rows)
-        return (rows if self.voters == 1 else [*rows, self._row(rows, ballot.all)]), ballot
-
-    def ask(self, rows: list[dict], datasets: list[Dataset]) -> Ballot:
-        """Of other images, given to each member as it sees them."""
-        views = (AS_IT_IS, *self.views)
-        votes = [member.votes(dataset, views) for member, dataset in zip(self.members, datasets, strict=True)]
-        return self._counted(votes, rows)
-
-    def _counted(self, votes: list[list[Arrays]], rows: list[dict]) -> Ballot:
-        own = votes[0][0]
+        rows = [member.row(predictions) for member, predictions in zip(self.members, alone, strict=True)]
+        own = alone[0]("test")
         if self.voters == 1:
-            return Ballot(own, own)
-        temperatures = [
-            row.get("temperature", 1.0) for row, cast in zip(rows, votes, strict=False) for _ in cast
-        ]  # of the members; a row of all may follow
-        return Ballot(own, together([vote for cast in votes for vote in cast], temperatures))
+            return rows, Ballot(own, own)
+        pooled = cache(
+            lambda split: together([*(of(split) for of in alone), *self._votes(datasets, self.views, split)])
+        )
+        return [*rows, self._row(rows, pooled)], Ballot(own, pooled("test"))
 
-    def _row(self, rows: list[dict], predicted: Arrays) -> dict:
-        learner = self.members[0].learner
-        result, _ = learner.task.test(lambda split: predicted, learner.dataset, {})
-        costs = {
-            key: (1 + len(self.views)) * sum(values)
-            for key in ("ms_per_image", "flops_per_image")
-            if None not in (values := [row[key] for row in rows])
-        }
-        parts = [f"{n} {what}s" for n, what in ((len(rows), "model"), (1 + len(self.views), "view")) if n > 1]
-        row = {"stage": self.members[0].opened.name, "role": "student", "title": f"mean of {' × '.join(parts)}"}
+    def ask(self, datasets: list[Dataset]) -> Ballot:
+        """Of other images, given to each member as it sees them."""
+        votes = self._votes(datasets, (AS_IT_IS, *self.views), "test")
+        return Ballot(votes[0], votes[0] if self.voters == 1 else together(votes))
+
+    def _votes(self, datasets: list[Dataset], views: Sequence[str], split: str) -> list[Arrays]:
+        asked = zip(self.members, datasets, strict=True)
+        return [vote for member, dataset in asked for vote in member.votes(dataset, views, split)]
+
+    def _row(self, rows: list[dict], predictions: Predictions) -> dict:
+        """Of all votes together, which have a temperature of their own."""
+        learner, views = self.members[0].learner, 1 + len(self.views)
+        result, _ = learner.task.test(predictions, learner.dataset, {})
+        parts = [f"{n} {what}s" for n, what in ((len(rows), "model"), (views, "view")) if n > 1]
+        row = {"stage": rows[0]["stage"], "role": "student", "title": f"mean of {' × '.join(parts)}"}
         row |= {"parameters": sum(row["parameters"] for row in rows), "test_images": rows[0]["test_images"]}
-        return row | result | costs
+        return row | result | {"ms_per_image": views * sum(row["ms_per_image"] for row in rows)}
 
 
-def turning(view: str, dataset: Dataset) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What makes a batch that view of itself."""
+def turning(view: str, images: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes a batch that view of itself; `images` are the fields to turn."""
     if view == AS_IT_IS:
         return dict
-    images = [name for name, field in dataset.fields.items() if field.kind == "image"]
     return lambda batch: {**batch, **{name: np.ascontiguousarray(VIEWS[view](batch[name])) for name in images}}
 
 
-def together(votes: list[Arrays], temperatures: list[float]) -> Arrays:
-    """As `logits` the logarithm of the mean probabilities, as `scaled` that of those after each vote's temperature, and
-    the mean `energy`."""
+def together(votes: list[Arrays]) -> Arrays:
+    """As `logits` the logarithm of the mean probabilities, and the mean `energy`."""
     logits = [vote["logits"] for vote in votes]
-    return {
-        "logits": mean_probability(logits),
-        "scaled": mean_probability([rows / t for rows, t in zip(logits, temperatures, strict=True)]),
-        "energy": np.mean([outside.energy(rows) for rows in logits], axis=0),
-    }
+    return {"logits": mean_probability(logits), "energy": np.mean([outside.energy(rows) for rows in logits], axis=0)}
 
 
 def mean_probability(logits: list[Float[np.ndarray, "n k"]]) -> Float64[np.ndarray, "n k"]:

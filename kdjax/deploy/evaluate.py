@@ -18,13 +18,14 @@ from kdjax.config import ConfigError, Data, Experiment, Stage
 from kdjax.data import pipeline
 from kdjax.deploy import ensemble
 from kdjax.deploy.ensemble import AS_IT_IS, Ballot, Jury, Member
-from kdjax.deploy.pictures import bits_of
+from kdjax.deploy.pictures import bits_of, marked
 from kdjax.experiment import outcome
 from kdjax.experiment.doubts import doubts
 from kdjax.report import evaluation, tables
 from kdjax.report.evaluation import Evaluation, Outside
 from kdjax.report.metrics import outside
-from kdjax.tasks.classification import Classification, scaled_logits
+from kdjax.report.page import MADE
+from kdjax.tasks.classification import Classification, mistakes, scaled_logits
 from kdjax.tasks.task import Arrays
 from kdjax.train import kept, sharding
 from kdjax.train.evaluation import evaluate as going_through
@@ -111,7 +112,7 @@ def evaluate(
     scores = {}
     if far:
         known = trained(members[0], build(own.view(plain.data)))
-        scores = outside_scores(known, ballot, jury.ask(rows, far))
+        scores = outside_scores(known, ballot, jury.ask(far))
     return Evaluated(summary, told(asked, jury, summary, ballot, scores, far))
 
 
@@ -172,15 +173,18 @@ def told(
 ) -> Evaluation:
     own, row = jury.members[0], summary["rows"][-1]
     dataset = own.learner.dataset
+    logits, names = ballot.all["logits"], own.opened.classes
+    scaled = scaled_logits(logits, row)
     return Evaluation(
         summary=summary,
-        names=own.opened.classes,
+        names=names,
         examples=dataset.called("test")[1],
         labels=dataset.labels("test"),
-        logits=ballot.all["logits"],
-        scaled=scaled_logits(ballot.all, row),
+        logits=logits,
+        scaled=scaled,
         energy=energy(ballot.all),
         outside=Outside(asked.outside, far[0].called("test")[1], scores) if far else None,
+        mistakes=mistakes(dataset, logits if scaled is None else scaled, names),
         facts={
             "Weights": ", ".join(str(member.opened.kept.path) for member in jury.members),
             "Data": asked.place or own.learner.stage.data.source,
@@ -217,14 +221,15 @@ def written(files: dict[Path, str], said: str) -> str:
 
 def refuse_foreign(folder: Path) -> None:
     """A folder that holds something else than an earlier evaluation: nothing there is to be written over."""
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / evaluation.PAGE).exists():
-        names = sorted(path.name for path in folder.iterdir())
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output={folder}: expected a folder, found a file; name another")
+    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    page = folder / evaluation.PAGE
+    if names and not (page.exists() and marked(page, MADE)):
         listed = f"{', '.join(names[:4])}{', ...' if names[4:] else ''}"
         raise ConfigError(
             f"--output={folder}: expected an empty folder, or that of an evaluation, found {listed}; name another"
         )
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output={folder}: expected a folder, found a file; name another")
 
 
 def beyond_at(place: str, stage: Stage) -> Data:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from kdjax.experiment.workdir import (
     as_left,
     claim,
     damage,
+    files_inside,
     has_begun,
     result_of,
     stage_folder,
@@ -35,7 +37,7 @@ from kdjax.report import trackers
 from kdjax.tasks.classification import class_names
 from kdjax.train import budget, kept, sharding
 from kdjax.train.recording import warn
-from kdjax.train.setup import Learner, initial_shapes, part_of, prepare
+from kdjax.train.setup import Learner, initial_shapes, only, prepare, together
 from kdjax.weights import safetensors
 
 FEW = 64  # a batch of so many may hold an example more than once, where a data set is as small
@@ -89,8 +91,9 @@ class Opening:
         """Makes a stage ready and checks its weights."""
         teachers = {key: found_teacher(self.folder, name, stage, key) for key in stage.teachers}
         init = stage.init if stage.init.startswith("stage:") else weights_file(stage.init)
-        stage = replace(stage, teachers=teachers, init=init)
-        for path in weight_files(stage):
+        parts = {part: weights_file(place) if plan.is_file(place) else place for part, place in stage.parts.items()}
+        stage = replace(stage, teachers=teachers, init=init, parts=parts)
+        for path in [*(path for _, path, _ in files_inside(stage)), *teacher_files(stage)]:
             self.files[path], about = safetensors.load(path)
             self.models[path] = safetensors.model_in(about)
         size = self.affordable(name, stage) if stage.budget.bytes else stage.data.batch_size
@@ -135,17 +138,22 @@ class Opening:
     def check_weights(self, name: str) -> None:
         """Refuses weights, from files and of earlier stages, that do not fit the models that start from them."""
         learner = self.learners[name]
-        for path, (what, model) in weight_files(learner.stage).items():
-            skip = learner.stage.init_skip if path == learner.stage.init else ()
-            target = initial_shapes(build_model(model))
-            _check_fits(f"stages.{name}.{what}", target, self.files[path], skip, self.models[path])
-            if text := doubts(model, self.files[path], learner.dataset):
-                self.warnings.append(f"{name}.{what}, {path}: {text}")
+        begun = [(what, part, self.files[path], self.models[path]) for what, path, part in files_inside(learner.stage)]
         for what, source, part in stages_inside(learner.stage):
             earlier = self.learners[source]
-            target, given = part_of(initial_shapes(learner.model), part), initial_shapes(earlier.model)
-            skip = () if part else learner.stage.init_skip
-            _check_fits(f"stages.{name}.{what}", target, given, skip, made_for=earlier.stage.model)
+            begun.append((what, part, initial_shapes(earlier.model), earlier.stage.model))
+        if begun:
+            named, init = " and ".join(what for what, *_ in begun), {part: given for _, part, given, _ in begun}
+            target, models = only(initial_shapes(learner.model), init), [model for *_, model in begun]
+            _check_fits(f"stages.{name}.{named}", target, together(init), models, learner.stage.init_skip)
+        teachers = teacher_files(learner.stage)
+        for path, (what, model) in teachers.items():
+            target = initial_shapes(build_model(model))
+            _check_fits(f"stages.{name}.{what}", target, self.files[path], [self.models[path]])
+        wholes = {path: (what, learner.stage.model) for what, path, part in files_inside(learner.stage) if not part}
+        for path, (what, model) in (wholes | teachers).items():
+            if text := doubts(model, self.files[path], learner.dataset):
+                self.warnings.append(f"{name}.{what}, {path}: {text}")
 
     def keep_batch_sizes(self) -> None:
         for name, learner in self.learners.items():
@@ -217,17 +225,17 @@ def found_teacher(folder: Path, name: str, stage: Stage, key: str) -> config.Tea
     return replace(teacher, model=model, weights=str(finished[0]))
 
 
-def weight_files(stage: Stage) -> dict[str, tuple[str, Any]]:
-    """Each file of weights that a stage reads: where the config names it, and the model that it is for."""
-    files = {stage.init: ("init", stage.model)} if stage.init and not stage.init.startswith("stage:") else {}
-    return files | {t.weights: (f"teachers.{k}.weights", t.model) for k, t in stage.teachers.items() if t.model}
+def teacher_files(stage: Stage) -> dict[str, tuple[str, Any]]:
+    """Each file of weights that a teacher is read from: where the config names it, and the model that it is for."""
+    return {t.weights: (f"teachers.{k}.weights", t.model) for k, t in stage.teachers.items() if t.model}
 
 
 def _check_fits(
-    what: str, target: dict, source: dict, skip: tuple[str, ...] = (), made_for: config.Model | None = None
+    what: str, target: dict, source: dict, made_for: Sequence[config.Model | None], skip: tuple[str, ...] = ()
 ) -> None:
     try:
         safetensors.check(target, source, skip=skip)
     except safetensors.WeightsError as error:
-        model = f" (they are of {made_for.name} with {made_for.options})" if made_for else ""
+        known = " and ".join(f"{model.name} with {model.options}" for model in made_for if model)
+        model = f" (they are of {known})" if known else ""
         raise ConfigError(f"{what}: the weights are of another shape than the model{model}:\n{error}") from error

@@ -39,7 +39,13 @@ def references(stage: Stage) -> list[str]:
     """The stages that this one starts from, learns from or is guided by."""
     start = [stage.init.removeprefix("stage:")] if stage.init.startswith("stage:") else []
     guides = [stage.curriculum.scorer] if stage.curriculum and stage.curriculum.scorer else []
-    return start + [*stage.parts.values(), *guides] + [t.stage for t in stage.teachers.values() if t.stage]
+    parts = [place for place in stage.parts.values() if not is_file(place)]
+    return [*start, *parts, *guides] + [t.stage for t in stage.teachers.values() if t.stage]
+
+
+def is_file(place: str) -> bool:
+    """Whether what a part starts from is a file, or a stage of another run, and no stage of this one."""
+    return bool(re.search(r"[/\\:]|\.safetensors$", place))
 
 
 def stand_ins(stages: dict[str, Stage]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from kdjax.config import ConfigError, Experiment, Stage, nearest
-from kdjax.experiment.plan import standing_in, with_controls
+from kdjax.experiment.plan import is_file, standing_in, with_controls
 from kdjax.experiment.saved import LOST, from_json, to_json
 from kdjax.report.trackers import METRICS
 from kdjax.train import kept
@@ -52,8 +52,8 @@ class Run:
 
     def init(self, stage: Stage) -> dict[str, dict]:
         """What a stage is from the start, by submodule; "" is all of it."""
-        inside = {part: self.weights(source) for _, source, part in stages_inside(stage)}
-        return inside | ({"": self.files[stage.init]} if stage.init in self.files else {})
+        from_files = {part: self.files[path] for _, path, part in files_inside(stage)}
+        return from_files | {part: self.weights(source) for _, source, part in stages_inside(stage)}
 
     def teachers(self, stage: Stage) -> dict[str, dict]:
         """The variables of the frozen teachers."""
@@ -64,7 +64,13 @@ class Run:
 def stages_inside(stage: Stage) -> list[tuple[str, str, str]]:
     """(where in the config, stage, submodule) of each stage whose model a stage is from the start; "" is all of it."""
     start = [("init", stage.init.removeprefix("stage:"), "")] if stage.init.startswith("stage:") else []
-    return start + [(f"parts.{part}", source, part) for part, source in stage.parts.items()]
+    return start + [(f"parts.{part}", source, part) for part, source in stage.parts.items() if not is_file(source)]
+
+
+def files_inside(stage: Stage) -> list[tuple[str, str, str]]:
+    """(where in the config, file, submodule) of each file of weights that a stage starts from."""
+    start = [("init", stage.init, "")] if stage.init and not stage.init.startswith("stage:") else []
+    return start + [(f"parts.{part}", path, part) for part, path in stage.parts.items() if is_file(path)]
 
 
 def stage_folder(folder: Path, name: str, stage: Stage) -> Path:

@@ -21,6 +21,7 @@ from kdjax.report.page import document, figure, tiles_html
 PAGE = "evaluation.html"
 SCORES = {"energy": classification.ENERGY, "mahalanobis": "squared Mahalanobis distance", "vim": "ViM score"}
 TITLES = {"energy": "energy", "mahalanobis": "Mahalanobis", "vim": "ViM"}
+SIDES = ("test", "outside")
 TOP = 5  # classes of an example that the table of predictions names
 Scores = dict[str, tuple[np.ndarray, np.ndarray]]  # of test examples and of those outside, by the name of the score
 
@@ -47,7 +48,7 @@ class Evaluation:
     energy: Float[np.ndarray, " n"]
     outside: Outside | None
     facts: dict[str, str]
-    mistakes: str = ""  # a section of the page
+    mistakes: str = ""  # HTML
 
     @property
     def row(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def predictions(of: Evaluation) -> list[list[Any]]:
     inside = {"energy": of.energy, **inside}
     best = np.argsort(-p, axis=1, kind="stable")[:, :TOP]
     header = ["name", "class", "predicted", "probability", "probability_of_class", *inside]
-    header += [f"{what}_{i + 1}" for i in range(1, best.shape[1]) for what in ("class", "probability")]
+    header += [f"{what}_{i + 1}" for i in range(1, best.shape[1]) for what in ("predicted", "probability")]
     lines = []
     for i, (name, label) in enumerate(zip(of.examples, of.labels, strict=True)):
         truth = [of.names[label], f"{p[i, label]:.6f}"] if label >= 0 else ["", ""]
@@ -133,9 +134,8 @@ def predictions(of: Evaluation) -> list[list[Any]]:
 def outside_lines(of: Evaluation) -> list[list[Any]]:
     """Under a header a line for each test example and each one outside, with its scores."""
     assert of.outside is not None
-    sides = (("test", of.examples), ("outside", of.outside.examples))
     lines = []
-    for side, (title, examples) in enumerate(sides):
+    for side, (title, examples) in enumerate(zip(SIDES, (of.examples, of.outside.examples), strict=True)):
         scores = [pair[side] for pair in of.outside.scores.values()]
         lines += [[title, name, *(f"{of_score[i]:.6g}" for of_score in scores)] for i, name in enumerate(examples)]
     return [["set", "name", *of.outside.scores], *lines]
@@ -167,16 +167,12 @@ def pictures(of: Evaluation) -> dict[str, tuple[str, str]]:
     }
     if not of.outside:
         return drawn
-    kinds, sets = (f"test {of.summary['item']}s", of.outside.place), {}
+    sets = {}
     for name, (near, far) in of.outside.scores.items():
-        labels = np.repeat([0, 1], [len(near), len(far)])
-        sets[TITLES[name]] = np.concatenate([near, far]), labels
-        svg = detection.score_histograms({TITLES[name]: sets[TITLES[name]]}, xlabel=SCORES[name], kinds=kinds)
-        drawn[f"outside_{name}"] = (TITLES[name], svg)
-    drawn["outside_roc"] = (
-        "how many of those outside are found, by the share of false alarms",
-        detection.roc_curves(sets),
-    )
+        sets[TITLES[name]] = np.concatenate([near, far]), np.repeat([0, 1], [len(near), len(far)])
+        svg = detection.score_histograms({TITLES[name]: sets[TITLES[name]]}, xlabel=SCORES[name], kinds=SIDES)
+        drawn[f"outside_{name}"] = (f"how far outside by {TITLES[name]}", svg)
+    drawn["outside_roc"] = ("share of the outside found, by the share of false alarms", detection.roc_curves(sets))
     return drawn
 
 
@@ -184,16 +180,23 @@ def pictures(of: Evaluation) -> dict[str, tuple[str, str]]:
 
 
 def page(of: Evaluation, drawn: dict[str, tuple[str, str]]) -> str:
-    figures = {name: figure(caption, svg, wide=True) for name, (caption, svg) in drawn.items()}
+    figures = {name: figure(caption, svg, wide=name == "reliability") for name, (caption, svg) in drawn.items()}
     sections = [
         ("Results", results(of)),
-        ("Classes", figures["confusions"] + classes.table({of.row["title"]: of.counts}, of.names, of.row["title"])),
-        ("Certainty", certainty(of) + figures["reliability"] + figures["energies"]),
+        (
+            "Classes",
+            _columns(figures, "confusions") + classes.table({of.row["title"]: of.counts}, of.names, of.row["title"]),
+        ),
+        ("Certainty", certainty(of) + figures["reliability"] + _columns(figures, "energies")),
         ("Outside", beyond(of, figures) if of.outside else ""),
-        ("Mistakes", of.mistakes),
+        ("Most confident mistakes", of.mistakes),
         ("How it was made", facts(of)),
     ]
     return document(f"{of.row['title']}: an evaluation", headline(of), tiles_html(tiles(of)), sections)
+
+
+def _columns(figures: dict[str, str], *names: str) -> str:
+    return f'<div class="curves">{"".join(figures[name] for name in names)}</div>'
 
 
 def headline(of: Evaluation) -> str:
@@ -214,14 +217,15 @@ def tiles(of: Evaluation) -> list[tuple[str, str]]:
         for name in values
         if name not in ("ece", "nll") and not name.endswith("_scaled")
     ]
-    scaled = f" → {values['ece_scaled']:.3f}" if "ece_scaled" in values else ""
-    told = "calibration error, before and after temperature scaling" if scaled else "calibration error"
+    error, told = values["ece"], "calibration error"
+    if "ece_scaled" in values:
+        error, told = values["ece_scaled"], f"calibration error after temperature scaling, {error:.3f} before"
     scores = of.outside.scores if of.outside else {}
     apart = [
         (f"{outside.told_apart(*pair)['auroc']:.3f}", f"AUROC of what is outside, by {TITLES[name]}")
         for name, pair in scores.items()
     ]
-    return [*shown, (f"{values['ece']:.3f}{scaled}", told), *apart]
+    return [*shown, (f"{error:.3f}", told), *apart]
 
 
 def results(of: Evaluation) -> str:
@@ -240,9 +244,7 @@ def results(of: Evaluation) -> str:
 
 def certainty(of: Evaluation) -> str:
     if of.scaled is None:
-        return _note("No temperature is known: there was no validation data to find one on.")
-    if "temperature" not in of.row:
-        return _note("Each model's logits are divided by its own temperature before the probabilities are averaged.")
+        return _note("No temperature is known: there is no validation data here to find one on.")
     return _note(
         f"Probabilities are those of the logits divided by {of.row['temperature']:.3g}, the temperature that "
         "validation data set. Which class is the most probable stays as it is."
@@ -254,14 +256,11 @@ def beyond(of: Evaluation, figures: dict[str, str]) -> str:
     head = ["score", "AUROC", "taken for inside, where 95 % of the test images are", ""]
     apart = {name: outside.told_apart(*pair) for name, pair in of.outside.scores.items()}
     rows = [("", [TITLES[k], f"{v['auroc']:.3f}", f"{100 * v['fpr95']:.1f} %", ""]) for k, v in apart.items()]
-    count = f"{len(of.outside.examples):,} images in {of.outside.place} against {len(of.labels):,} test images."
+    item = of.summary["item"]
+    count = f"{len(of.labels):,} test {item}s, and {len(of.outside.examples):,} outside, from {of.outside.place}."
     without = "" if len(apart) > 1 else " The model gives no vector of features, which the other scores read."
-    return (
-        tables.table_html(head, rows)
-        + _note(count + without)
-        + figures["outside_roc"]
-        + "".join(figures[f"outside_{name}"] for name in apart)
-    )
+    drawn = _columns(figures, "outside_roc", *(f"outside_{name}" for name in apart))
+    return tables.table_html(head, rows) + _note(count + without) + drawn
 
 
 def facts(of: Evaluation) -> str:

@@ -78,13 +78,12 @@ class Classification:
         likelihood, these two once more after temperature scaling, and confusions.
 
         The accuracies have the standard deviation of a share over examples. The table has a row for each example, with
-        class -1 where it is not known. Predictions of several models, which have no temperature in common, hold the
-        scaled logits themselves.
+        class -1 where it is not known.
         """
         predicted, labels = predictions("test"), dataset.labels("test")
-        if "scaled" not in predicted and not calibrated and dataset.sizes["val"]:
+        if not calibrated and dataset.sizes["val"]:
             calibrated = self.calibrate(predictions("val"), dataset)
-        logits, scaled = predicted["logits"], scaled_logits(predicted, calibrated)
+        logits, scaled = predicted["logits"], scaled_logits(predicted["logits"], calibrated)
         known, chosen = labels >= 0, logits.argmax(axis=-1)
         right = ((chosen == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
         measures = metrics.measure(logits, labels, self.top)
@@ -124,7 +123,9 @@ class Classification:
         names = class_names(last.dataset, self.num_classes)
         logits = {stage.title: stage.predicted["logits"] for stage in same}
         scaled = {
-            stage.title: rows for stage in same if (rows := scaled_logits(stage.predicted, stage.row)) is not None
+            stage.title: rows
+            for stage in same
+            if (rows := scaled_logits(stage.predicted["logits"], stage.row)) is not None
         }
         counts = {title: metrics.confusion(rows, labels, self.num_classes) for title, rows in logits.items()}
         beside = [stage for stage in same if "features" in stage.predicted and stage.role != "control"]
@@ -150,20 +151,9 @@ class Classification:
             for heading, figures in sections.items()
         }
         drawn["Classes"] += classes.table(counts, names, last.title)
-        if "image" in last.dataset.fields:
-            drawn[f"Most confident mistakes: {escape(last.title)}"] = self._mistakes(last, names)
+        sure = scaled.get(last.title, logits[last.title])
+        drawn[f"Most confident mistakes: {escape(last.title)}"] = mistakes(last.dataset, sure, names)
         return {heading: html for heading, html in drawn.items() if html}
-
-    def _mistakes(self, stage: Tested, names: list[str]) -> str:
-        from scipy.special import softmax
-
-        from kdjax.report.figures.mistakes import mistakes
-
-        dataset, logits = stage.dataset, scaled_logits(stage.predicted, stage.row)
-        logits = (stage.predicted["logits"] if logits is None else logits).astype(np.float64)
-        labels, (_, called) = dataset.labels("test"), dataset.called("test")
-        images = lambda i: np.asarray(dataset.resized("test", i)["image"])  # noqa: E731
-        return mistakes(images, labels, logits.argmax(axis=1), softmax(logits, axis=1), names, called)
 
 
 def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
@@ -185,11 +175,25 @@ def completed(names: Sequence[str], k: int) -> list[str]:
     return [*names, *map(str, range(len(names), k))][:k]
 
 
-def scaled_logits(predicted: Arrays, calibrated: Mapping[str, Any]) -> np.ndarray | None:
+def scaled_logits(logits: np.ndarray, calibrated: Mapping[str, Any]) -> np.ndarray | None:
     """The logits after temperature scaling; None where no temperature is known."""
-    if "scaled" in predicted:
-        return predicted["scaled"]
-    return predicted["logits"] / calibrated["temperature"] if "temperature" in calibrated else None
+    return logits / calibrated["temperature"] if "temperature" in calibrated else None
+
+
+def mistakes(dataset: Any, logits: np.ndarray, names: list[str]) -> str:
+    """The test images of the surest wrong answers; "" of what are no images."""
+    from scipy.special import softmax
+
+    from kdjax.report.figures import mistakes as figures
+
+    if "image" not in dataset.fields:
+        return ""
+    sure, (_, called) = softmax(logits.astype(np.float64), axis=1), dataset.called("test")
+
+    def image(i: int) -> np.ndarray:
+        return np.asarray(dataset.resized("test", i)["image"])
+
+    return figures.mistakes(image, dataset.labels("test"), logits.argmax(axis=1), sure, names, called)
 
 
 def _spread(share: float) -> float:

@@ -1,7 +1,7 @@
 """From a stage of the config to what the loop needs: models, objective, step, and the state it starts from."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -72,9 +72,9 @@ class Learner:
             variables = initial_shapes(self.model)
         else:
             variables = initialiser(self.model)(key)
-        for part, given in init.items():
-            own = safetensors.overlay(part_of(variables, part), given, skip=() if part else skip)
-            variables = with_part(variables, part, own)
+        if init:
+            given = safetensors.overlay(only(variables, init), together(init), skip=skip)
+            variables = {k: {**v, **given.get(k, {})} for k, v in variables.items()}
         state, frozen = self.begin(key, variables)
         fixed = {"frozen": frozen, "teachers": teachers}
         outside = {"init": init, "teachers": teachers}
@@ -131,13 +131,17 @@ class Learner:
         self.train_fn.trace(*self.arguments)
 
 
-def part_of(variables: dict, part: str) -> dict:
-    """The variables of a submodule; "" is the whole model."""
-    return {k: v[part] for k, v in variables.items() if part in v} if part else variables
+def only(variables: dict, parts: Collection[str]) -> dict:
+    """The variables of these submodules; "" is the whole model."""
+    return variables if "" in parts else {k: {p: v[p] for p in parts if p in v} for k, v in variables.items()}
 
 
-def with_part(variables: dict, part: str, given: dict) -> dict:
-    return {k: {**v, part: given[k]} if k in given else v for k, v in variables.items()} if part else given
+def together(parts: dict[str, dict]) -> dict:
+    """What is given by submodule, as variables of the model; "" is all of it, but for the submodules given as well."""
+    rest = {k: {p: x for p, x in v.items() if p not in parts} for k, v in parts.get("", {}).items()}
+    own = {part: given for part, given in parts.items() if part}
+    kinds = {*rest, *(kind for given in own.values() for kind in given)}
+    return {k: rest.get(k, {}) | {p: given[k] for p, given in own.items() if k in given} for k in kinds}
 
 
 @cache

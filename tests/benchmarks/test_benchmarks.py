@@ -255,14 +255,19 @@ def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
     assert stage.data.augment == {}  # the other side has none
 
 
-def test_detectors_run_on_both_sides():
+@pytest.mark.parametrize(
+    ("forward", "step", "variant"),
+    [("patches", "tiny_ladeda", "tiny_ladeda"), ("classifier", "classify", "convnextv2")],
+    ids=["detector", "convnextv2"],
+)
+def test_detectors_and_classifiers_run_on_both_sides(forward, step, variant):
     """And with as many parameters where they are trained."""
-    case = Case("patches", "small", variant="tiny_ladeda", size=32, batch=2)
+    case = Case(forward, "small", variant=variant, size=32, batch=2)
     for side in (torch_side, jax_side):
         once, wait, trained = side.build(case, "float32", False, 1)
         wait(once())
         assert trained == 0
-    step = Case("tiny_ladeda", "small", variant="tiny_ladeda", size=32, batch=2)
+    step = Case(step, "small", variant=variant, size=32, batch=2)
     once, _, trained = torch_side.build(step, "float32", False, 1)
     assert np.isfinite(float(once()))  # type: ignore
     variables = jax_side.variables(jax_side.build_model(jax_side.STAGES[step.work](step, "float32")[0].model))

@@ -90,7 +90,6 @@ def test_options_are_the_configs(folders, name):
     ("name", "wrong"),
     [
         ("vit_hf", {"heads": 3}),
-        pytest.param("convnextv2_hf", {"head_norm_eps": 1e-6}, marks=pytest.mark.long),
         pytest.param("segformer", {"heads": (1, 2, 3, 4)}, marks=pytest.mark.long),
         pytest.param("sam_hf", {"decoder_norm_eps": 1e-5}, marks=pytest.mark.long),
     ],

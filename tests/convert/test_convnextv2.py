@@ -83,3 +83,10 @@ def test_a_block_that_is_missing_is_named():
 def test_features_alone_of_a_classifier():
     found = fitted(state(Model("convnextv2", **SMALL)), num_classes=0)
     assert set(found.dropped) == {"head.fc.weight", "head.fc.bias"}
+
+
+@pytest.mark.parametrize("name", ["stages.0.blocks.0.gamma", "stages.0.0.gamma"])
+def test_the_first_version_is_refused(name):
+    arrays = state(Model("convnextv2", **SMALL))
+    with pytest.raises(ConvertError, match=rf"a ConvNeXt of the first version, with LayerScale.*: {name}"):
+        fitted({n: x for n, x in arrays.items() if ".grn." not in n} | {name: np.ones(8, np.float32)})

@@ -88,7 +88,7 @@ VIT: dict[str, Any] = {"given": ("heads",), "resized": timm_resized, "image_size
 VIT_HF = VIT | {"resized": hf_resized}
 DINO: dict[str, Any] = SMALL | {"variant": "dinov2_s14", "image_size": 56, "num_classes": 0}
 DINO_REG = DINO | {"variant": "dinov2_s14_reg4", "registers": 3}
-WIDER = {"given": ("heads",), "image_size": (42, 28)}
+WIDER: dict[str, Any] = {"given": ("heads",), "image_size": (42, 28)}
 # No shape tells the sides of what is not square, nor the blocks that a segmenter reads.
 ALL_GIVEN = ("heads", "taps", "image_size")
 MIT: dict[str, Any] = {"dims": (8, 16, 24, 32), "depths": (1, 2, 1, 1), "heads": (1, 2, 3, 4), "image_size": 65}

@@ -53,7 +53,7 @@ def test_a_run_has_measures_of_classes(run):
     rows = {row["stage"]: row for row in summary["rows"]}
     assert [row["role"] for row in rows.values()] == ["teacher", "student"]
     for row in rows.values():
-        assert set(row["metrics"]) == {"accuracy", "top5", "macro_f1", "ece"}
+        assert set(row["metrics"]) == {"accuracy", "top5", "macro_f1", "ece", "nll", "ece_scaled", "nll_scaled"}
         n = row["metrics"]["accuracy"]["n"]
         assert sum(map(sum, row["confusion"])) == n == len(row["per_image"]["accuracy"])
     assert summary["over"] == f"{n} test images"

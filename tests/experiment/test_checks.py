@@ -11,7 +11,8 @@ import pytest
 
 from kdjax.config import ConfigError, Curriculum, Data, Experiment, Model, Optim, Schedule, Stage, Task, Teacher, Term
 from kdjax.data.dataset import Dataset
-from kdjax.experiment import checks, opening
+from kdjax.experiment import checks, opening, plan
+from kdjax.train.setup import only, together
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,3 +126,19 @@ def test_examples_that_nothing_can_be_learned_from(fields, size, labels, said):
     faults = opening.example_faults(stage, size, Labelled(*labels))
     assert bool(faults) == bool(said)
     assert said in " ".join(faults)
+
+
+def test_a_part_starts_from_a_stage_or_from_a_file():
+    places = ("teacher", "a/b", "weights.safetensors", "runs/other:teacher")
+    assert [plan.is_file(place) for place in places] == [False, True, True, True]
+    stage = experiment(parts=dict(enumerate(places))).stages["student"]
+    assert plan.references(stage).count("teacher") == 2, "as a part and as a teacher"
+    assert not {*places[1:]} & {*plan.references(stage)}
+
+
+def test_a_part_counts_more_than_the_whole_that_holds_it():
+    whole = {"params": {"a": 1, "b": {"x": 2}}, "batch_stats": {"b": {"mean": 3}}}
+    parts = {"": whole, "b": {"params": {"x": 4}}}
+    assert together(parts) == {"params": {"a": 1, "b": {"x": 4}}, "batch_stats": {}}
+    assert only(whole, parts) == whole
+    assert only(whole, {"b": {}}) == {"params": {"b": {"x": 2}}, "batch_stats": {"b": {"mean": 3}}}

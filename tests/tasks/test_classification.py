@@ -75,7 +75,14 @@ def finished(title: str, role: str, truth: np.ndarray, seed: int = 0, k: int = 3
     rng = np.random.default_rng(seed)
     predicted = {"logits": rng.normal(size=(len(truth), k)) + 3 * np.eye(k)[np.maximum(truth, 0)]}
     predicted |= {"features": rng.normal(size=(len(truth), 6)).astype(np.float32)}
-    dataset = types.SimpleNamespace(labels=lambda split: truth, item="image", image_classes=("cat", "dog"))
+    dataset = types.SimpleNamespace(
+        labels=lambda split: truth,
+        item="image",
+        image_classes=("cat", "dog"),
+        fields={"image": None},
+        called=lambda split: ("name", [f"picture {i}" for i in range(len(truth))]),
+        resized=lambda split, i: {"image": np.full((4, 4, 3), i, np.uint8)},
+    )
     return task.Tested({"title": title, "role": role}, dataset, predicted)
 
 
@@ -107,13 +114,6 @@ def test_certainty_is_measured_before_and_after_temperature_scaling():
     for name in ("ece", "nll"):
         assert result["metrics"][f"{name}_scaled"]["mean"] < 0.5 * result["metrics"][name]["mean"]
     assert TASK.test(predictions, dataset, {})[0] == result, "a file that tells no temperature is given one"
-    several = {"logits": logits["test"], "scaled": logits["test"] / 4}
-    result, _ = TASK.test(lambda split: several, dataset, {})
-    assert (
-        result["metrics"]["nll_scaled"]
-        == TASK.test(predictions, dataset, {"temperature": 4.0})[0]["metrics"]["nll_scaled"]
-    )
-    assert "temperature" not in result
 
 
 def test_how_many_classes_the_top_is():
@@ -138,7 +138,9 @@ def test_pictures_show_models_of_the_same_test_data():
     truth = np.arange(40) % 3
     stages = [finished("large", "teacher", truth), finished("elsewhere", "other", truth[:30])]
     stages += [finished("small", "student", truth, 1), finished("alone", "control", truth, 2)]
-    classes, certainty = TASK.pictures(stages).values()
+    wrong = int((stages[2].predicted["logits"].argmax(1) != truth).sum())
+    classes, certainty, mistakes = TASK.pictures(stages).values()
+    assert mistakes.count("<figure") == wrong > 0
     assert (classes.count("<figure"), classes.count("<table"), certainty.count("<figure")) == (2, 1, 2)
     titles = ("large", "small", "alone", "elsewhere")
     assert [title in classes for title in (*titles, "dog")] == [True] * 3 + [False, True]
@@ -146,9 +148,27 @@ def test_pictures_show_models_of_the_same_test_data():
     assert "after temperature scaling" not in certainty
     stages[2].row["temperature"] = 2.0
     del stages[0].predicted["features"], stages[2].predicted["features"]
+    stages[2].dataset.fields = {"nodes": None}
     classes, certainty = TASK.pictures([stages[0], stages[2]]).values()
     assert classes.count("<figure") == 1
     assert "after temperature scaling" in certainty
+
+
+def test_the_report_shows_the_most_confident_mistakes_of_the_last_student():
+    truth = np.arange(12) % 3
+    stages = [finished("large", "teacher", truth), finished("small <1>", "student", truth, 1)]
+    for stage in stages:
+        stage.dataset.fields["image"] = None
+        stage.dataset.called = lambda split: ("name", [f"{i}.png" for i in range(12)])
+        stage.dataset.resized = lambda split, i: {"image": np.full((6, 6, 3), i, np.uint8)}
+    stages[1].predicted["logits"] = np.eye(3)[truth] * 5
+    assert set(TASK.pictures(stages)) == {"Classification"}
+    stages[1].predicted["logits"][4] = (0, 0, 8)  # a dog
+    stages[1].row["calibrated"] = {"temperature": 8 / np.log(8)}
+    sections = TASK.pictures(stages)
+    shown = sections["Most confident mistakes: small &lt;1&gt;"]
+    assert "<b>2: 80 %</b>is dog: 10 %<br>4.png" in shown
+    assert shown.count("<figure>") == 1
 
 
 def test_sketches_frame_images_by_whether_they_are_recognised():

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.config import ConfigError, Lora
-from kdjax.train import lora
+from kdjax.config import ConfigError, Lora, Optim
+from kdjax.train import lora, optim
 
 WIDTH, RANK = 12, 3
 
@@ -52,11 +52,13 @@ class Perceptron(nn.Module):
 
 FUSED = Lora(rank=RANK, targets=((r".*attn.*/qkv", "q_v"), (r".*attn.*/proj", "all")), scale=0.7)
 PLAIN = Lora(rank=RANK, targets=((r"fc\d", "all"),))
+FACTORS = Lora(kind="ia3", targets=((r".*attn.*/qkv", "k_v"), (r".*attn.*/proj", "all")))
 CASES = {
     "fused": (Encoder(), FUSED, (2, 5, WIDTH)),
     "scanned": (Encoder(scan=True), FUSED, (2, 5, WIDTH)),
     "remat": (Encoder(remat=True), FUSED, (2, 5, WIDTH)),
     "perceptron": (Perceptron(), PLAIN, (3, 6)),
+    "scanned factors": (Encoder(scan=True), FACTORS, (2, 5, WIDTH)),
 }
 
 
@@ -124,6 +126,38 @@ def test_q_and_v_by_hand_and_k_untouched():
     merged = lora.merge({"qkv": variables["params"]["attn_0"]["qkv"]}, {"qkv": dense["lora"]}, config)
     k = slice(WIDTH, 2 * WIDTH)
     np.testing.assert_array_equal(merged["qkv"]["kernel"][:, k], dense["params"]["kernel"][:, k])
+
+
+def test_factors_by_hand_and_q_untouched():
+    """IA3: k and v of qkv times a factor each, bias and all, in float64; merged they are in kernel and bias."""
+    _, config, variables, x = made("scanned factors")
+    dense = jax.tree.map(lambda leaf: leaf[0], {kind: variables[kind]["attn"]["qkv"] for kind in variables})
+    assert set(dense["lora"]) == {"k_scale", "v_scale"}
+    dense["params"] |= {"bias": jnp.linspace(-1, 1, 3 * WIDTH)}
+    with lora.active(config):
+        found, pull = jax.vjp(lambda variables: nn.Dense(3 * WIDTH).apply(variables, x), dense)
+    x, w, scale = (jax.tree.map(lambda a: np.asarray(a, np.float64), t) for t in (x, dense["params"], dense["lora"]))
+    plain = x @ w["kernel"] + w["bias"]
+    factor = np.concatenate([np.ones(WIDTH), scale["k_scale"], scale["v_scale"]])
+    np.testing.assert_allclose(found, plain * factor, rtol=1e-5, atol=1e-5)
+    merged = lora.merge({"qkv": dense["params"]}, {"qkv": dense["lora"]}, config)["qkv"]
+    np.testing.assert_allclose(merged["kernel"], w["kernel"] * factor, rtol=1e-6)
+    np.testing.assert_allclose(merged["bias"], w["bias"] * factor, rtol=1e-6)
+    del dense["params"]["bias"]
+    assert set(lora.merge({"qkv": dense["params"]}, {"qkv": dense["lora"]}, config)["qkv"]) == {"kernel"}
+    slope = np.random.default_rng(2).normal(size=plain.shape)
+    by_factor = (slope * plain).sum((0, 1))
+    (found,) = pull(jnp.asarray(slope, jnp.float32))
+    np.testing.assert_allclose(found["lora"]["k_scale"], by_factor[WIDTH : 2 * WIDTH], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found["lora"]["v_scale"], by_factor[2 * WIDTH :], rtol=1e-4, atol=1e-4)
+
+
+def test_factors_start_at_one_and_are_not_pulled_to_zero():
+    collection = made("scanned factors", trained=False)[2]["lora"]["attn"]
+    assert collection["qkv"]["k_scale"].shape == (2, WIDTH)
+    assert all((leaf == 1).all() for leaf in jax.tree.leaves(collection))
+    decay = optim.rules(Optim().decay, {"lora": collection})
+    assert set(jax.tree.leaves(decay)) == {0.0}
 
 
 @pytest.mark.parametrize("case", ["fused", "remat"])
@@ -211,6 +245,8 @@ def test_what_cannot_work_is_refused_all_at_once():
     assert "'.*/attn/qkw' matches no Dense layer; there are: attn_*/proj, attn_*/qkv\n" in text
     assert "no kind 'qv'; did you mean 'q_v'?" in text
     assert "rank: expected at least 1, found 0" in text
+    with pytest.raises(ConfigError, match="no kind 'ia4'; did you mean 'ia3'"):
+        lora.matched(params, Lora(kind="ia4", targets=((r".*/qkv", "all"),)))
     with pytest.raises(ConfigError, match="fc1: 'q_v' needs a width of three equal parts, found 7"):
         lora.matched(made("perceptron")[2]["params"], Lora(targets=((r"fc1", "q_v"),)))
 

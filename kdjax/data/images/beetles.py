@@ -21,9 +21,9 @@ from kdjax.data.source import SPLITS, Facts
 Plane = Float[np.ndarray, "h w"]
 
 SPACINGS = {"plain": 0.0, "wide": 0.17, "close": 0.105, "fine": 0.07}  # of stripes, in parts of the side
-TURN = 25.0  # degrees, to either side
+TURN = 15.0  # degrees, to either side
 LONG, SHORT = 0.40, 0.26  # half axes of the body, in parts of the side
-SPOT = 0.085  # radius of a spot
+SPOT = 0.105  # radius of a spot
 PLACES = ((0.13, 0.115), (-0.10, 0.115))  # of the spots of one wing: along and across the body
 
 

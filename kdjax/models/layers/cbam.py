@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kdjax.models.layers.dense import dense
+from kdjax.models.layers.largest import largest
 
 
 class Cbam(nn.Module):
@@ -22,7 +23,8 @@ class Cbam(nn.Module):
         c, side = x.shape[-1], (self.side, self.side)
         narrow = dense(max(c // self.reduction, 1), use_bias=False, dtype=self.dtype, name="fc1")
         wide = dense(c, use_bias=False, dtype=self.dtype, name="fc2")
-        logits = wide(nn.relu(narrow(x.mean(axis=(1, 2))))) + wide(nn.relu(narrow(x.max(axis=(1, 2)))))
+        mlp = lambda x: wide(nn.relu(narrow(x)))  # noqa: E731
+        logits = mlp(x.mean(axis=(1, 2))) + mlp(largest(x.reshape(len(x), -1, c), 1))
         x = x * nn.sigmoid(logits)[:, None, None]
-        of_channels = jnp.stack([x.mean(axis=-1), x.max(axis=-1)], axis=-1)
+        of_channels = jnp.stack([x.mean(axis=-1), largest(x, -1)], axis=-1)
         return x * nn.sigmoid(nn.Conv(1, side, use_bias=False, dtype=self.dtype, name="conv")(of_channels))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from kdjax.models.layers.largest import largest
 from kdjax.models.layers.precision import at_least_float32
 
 
@@ -23,7 +24,7 @@ class CosineHead(nn.Module):
         centres = self.param("centres", nn.initializers.normal(d**-0.5), (self.num_classes, self.centres, d))
         x, centres = unit(at_least_float32(x)), unit(at_least_float32(centres))
         cosines = jnp.dot(x, centres.reshape(-1, d).T, precision=jax.lax.Precision.HIGHEST)
-        return cosines.reshape(len(x), self.num_classes, self.centres).max(axis=-1)
+        return largest(cosines.reshape(len(x), self.num_classes, self.centres), -1)
 
 
 def unit(x: Float[Array, "*n d"]) -> Float[Array, "*n d"]:

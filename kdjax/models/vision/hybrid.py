@@ -21,6 +21,7 @@ from kdjax.models.layers.dense import dense
 from kdjax.models.layers.dynamic_head import DynamicHead
 from kdjax.models.layers.inserted import inserted, path_of
 from kdjax.models.layers.mix_style import mix_style
+from kdjax.models.layers.token_learner import TokenLearner
 from kdjax.models.options import options_of
 
 CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
@@ -32,6 +33,7 @@ class Options:
     """What is set into the parts, how their features become one, and what tells the classes."""
 
     attention: str = ""  # "cbam" weighs the last map of the convolutional part
+    token_learner: int = 0  # so many learned tokens take the place of the transformer's last map, or of its `tokens`
     mix_style: str = ""  # the map of the convolutional part, such as "stage_1", that gets other styles in training
     dim: int = 1024  # of the features that are made of the parts'
     norm: str = "layer"  # of these: "layer" | "batch"
@@ -59,13 +61,14 @@ class Hybrid(nn.Module):
 
     Endpoints: `gates` [b, e] in (0, 1), by which the features of the parts, side by side, are multiplied; `features`
     [b, dim], made of these. With `num_classes` also `logits` [b, k]; with head="cosine" they are `scale` times
-    `cosines` [b, k]. What the parts return is there too, as "convolutional.stage_3" or "transformer.features".
+    `cosines` [b, k]. What the parts return is there too, as "convolutional.stage_3" or "transformer.features"; a map
+    that learned tokens have taken the place of is [b, 1, t, c].
     """
 
     options: Options
     names: tuple[str, ...]  # CONVOLUTIONAL, TRANSFORMER or both
     models: tuple[nn.Module, ...]
-    inside: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (option, path of the module that it comes after)
+    inside: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (option, path of what it comes after, the part's name first)
     num_classes: int = 0
 
     @property
@@ -87,6 +90,8 @@ class Hybrid(nn.Module):
         with self.more_inside(train):
             for name, model in zip(self.names, self.models, strict=True):
                 part = model.clone(parent=self, name=name)(image_of(model).view(image), train=train)
+                if o.token_learner and name == TRANSFORMER and "tokens" in part:
+                    part["features"] = self.learned_tokens(part["tokens"]).mean(axis=1)
                 out |= {f"{name}.{endpoint}": value for endpoint, value in part.items()}
         x = jnp.concatenate([out[f"{name}.features"] for name in self.names], axis=-1)
         x, out["gates"] = DynamicHead(o.dtype, name="dynamic_head")(x)
@@ -104,17 +109,22 @@ class Hybrid(nn.Module):
         return out
 
     def more_inside(self, train: bool) -> ExitStack:
-        """Sets into the convolutional part what is to be there; it pools in its own way what comes of it."""
+        """Sets into the parts what is to be there; they pool in their own way what comes of it."""
         stack = ExitStack()
         for option, path in reversed(self.inside):  # what is entered last comes first
+            layer: Any = None
             if option == "attention":
                 layer = Cbam(self.options.dtype, name="cbam")
+            elif option == "token_learner":
+                layer = lambda x: self.learned_tokens(x)[:, None]  # noqa: E731
             elif train:
                 layer = partial(mix_style, key=self.make_rng("dropout"))
-            else:
-                continue
-            stack.enter_context(inserted((*self.path, CONVOLUTIONAL, *path), layer))
+            if layer:
+                stack.enter_context(inserted((*self.path, *path), layer))
         return stack
+
+    def learned_tokens(self, x: Float[Array, "b *places c"]) -> Float[Array, "b t c"]:
+        return TokenLearner(self.options.token_learner, self.options.dtype, name="token_learner")(x)
 
 
 def build_hybrid(
@@ -130,17 +140,20 @@ def build_hybrid(
         faults.append(f"expected a {CONVOLUTIONAL} part, a {TRANSFORMER} part or both, found neither")
     if num_classes < 0 or num_classes == 1:
         faults.append(f"num_classes: expected at least 2, or 0 for features alone, found {num_classes}")
-    there = maps(models[CONVOLUTIONAL]) if CONVOLUTIONAL in models else []
+    there, places = (maps(models[name]) if name in models else [] for name in (CONVOLUTIONAL, TRANSFORMER))
+    returned = models[TRANSFORMER].endpoints if TRANSFORMER in models else ()
+    if options.token_learner and not places and "tokens" not in returned:
+        faults.append(f"token_learner: expected a {TRANSFORMER} part that returns tokens or maps, found none")
     if options.attention and not there:
         faults.append(f"attention: expected a {CONVOLUTIONAL} part that returns maps (stage_0, ...), found none")
     if options.mix_style and options.mix_style not in there:
-        faults.append(
-            f"mix_style: the {CONVOLUTIONAL} part has no map {options.mix_style!r}; {nearest(options.mix_style, there)}"
-        )
+        choice = nearest(options.mix_style, there)
+        faults.append(f"mix_style: the {CONVOLUTIONAL} part has no map {options.mix_style!r}; {choice}")
     refuse(faults)
-    at = {"attention": there[-1]} if options.attention else {}
-    at |= {"mix_style": options.mix_style} if options.mix_style else {}
-    inside = tuple((option, path_of(models[CONVOLUTIONAL], endpoint)) for option, endpoint in at.items())
+    at = [("attention", CONVOLUTIONAL, there[-1])] if options.attention else []
+    at += [("mix_style", CONVOLUTIONAL, options.mix_style)] if options.mix_style else []
+    at += [("token_learner", TRANSFORMER, places[-1])] if options.token_learner and "tokens" not in returned else []
+    inside = tuple((option, (name, *path_of(models[name], endpoint))) for option, name, endpoint in at)
     return Hybrid(options, tuple(models), tuple(models.values()), inside, num_classes)
 
 
@@ -170,9 +183,8 @@ def image_of(model: Any) -> ImageInput:
 
 def maps(model: Any) -> list[str]:
     """The endpoints that are the maps after its stages, in order."""
-    return sorted(
-        (name for name in model.endpoints if re.fullmatch(r"stage_\d+", name)), key=lambda name: int(name[6:])
-    )
+    numbers = [int(name.removeprefix("stage_")) for name in model.endpoints if re.fullmatch(r"stage_\d+", name)]
+    return [f"stage_{i}" for i in sorted(numbers)]
 
 
 def refuse(faults: list[str]) -> None:

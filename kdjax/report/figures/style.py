@@ -40,6 +40,7 @@ li{overflow-wrap:anywhere}
 tr.student>*{background:var(--mark);font-weight:650}
 th small{display:block;color:var(--soft);font-size:.8rem;font-weight:400}
 .note{margin:12px 0 0;color:var(--soft);font-size:.85rem}
+.note+figure,.note+.curves,figure.wide+figure.wide,figure.wide+.curves{margin-top:20px}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0;padding:0;list-style:none;color:var(--soft);font-size:.85rem}
 .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.45em;border-radius:3px;border:1px solid #8888}
 .rank{margin-right:.6em;padding:2px 9px;border-radius:99px;background:var(--mark);color:var(--accent);font-size:.8rem}
@@ -59,6 +60,7 @@ th i{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border-radius
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:20px}
 .curves figcaption,.wide figcaption{margin-bottom:4px;color:var(--soft);font-size:.85rem}
 .curves figure{max-width:620px}
+.curves figure:only-child{max-width:540px}
 .wide{max-width:760px}
 svg{display:block;width:100%;height:auto}
 .facts{margin:18px 0 0;display:grid;gap:6px}

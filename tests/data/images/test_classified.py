@@ -35,6 +35,24 @@ def test_classes_in_splits_of_their_own(tmp_path):
     assert all(name.startswith("test/") for name in names(dataset)["test"])
 
 
+def test_images_without_labels_are_read_and_told_apart(tmp_path):
+    """Alone, and in a union where a teacher may speak of them."""
+    options = folders.unlabelled(tmp_path / "a")
+    dataset = build("unlabelled", **options)
+    assert all((dataset.labels(split) == -1).all() for split in dataset.sizes)
+    assert not dataset.labelled("train").any()
+    batch = next(iter(dataset.evaluate("test", 4)))
+    assert not batch["class_known"].any()
+    assert "no such folder" in faults("unlabelled", root=str(tmp_path / "none"))
+    assert "does not tell how many classes" in faults("unlabelled", num_classes=None, **options)
+    sources = [{"source": "unlabelled", **options}, {"source": "classes", **folders.classes(tmp_path / "b")}]
+    union = build("union", sources=sources)
+    assert union.image_classes == ("cat", "dog")
+    of_folder = [name.startswith("0-unlabelled/") for name in union.called("train")[1]]
+    assert 0 < sum(of_folder) < len(of_folder)
+    np.testing.assert_array_equal(union.labels("train") == -1, of_folder)
+
+
 def test_a_union_with_images_that_have_no_mask(tmp_path):
     folders.busi(tmp_path / "a")
     folders.classes(tmp_path / "b", n=6)

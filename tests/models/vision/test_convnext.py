@@ -36,12 +36,12 @@ def plain():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_published_sizes(variant):
-    model = build(variant=variant, image_size=(64, 96))
+def test_the_published_size_and_the_documented_endpoints():
+    """Parity with timm counts the parameters of every variant."""
+    model = build(variant="tiny", image_size=(64, 96))
     variables, out = shapes(model)
-    assert size(variables["params"]) == PARAMETERS[variant]
-    dims = VARIANTS[variant]["dims"]
+    assert size(variables["params"]) == PARAMETERS["tiny"]
+    dims = VARIANTS["tiny"]["dims"]
     expected = {f"stage_{i}": (1, 16 >> i, 24 >> i, dim) for i, dim in enumerate(dims)}
     expected |= {"features": (1, dims[-1]), "logits": (1, 1000)}
     assert {name: x.shape for name, x in out.items()} == expected
@@ -86,18 +86,6 @@ def test_the_global_response_norm_is_the_papers():
 
 
 @pytest.mark.long
-def test_without_classes_there_are_features_alone(plain):
-    _, variables, image, expected = plain
-    model = build(**SMALL | {"num_classes": 0})
-    params = {**variables["params"], "head": {"norm": variables["params"]["head"]["norm"]}}
-    found = run(model, {"params": params}, image)
-    assert set(found) == set(model.endpoints) == set(expected) - {"logits"}
-    for name, x in found.items():
-        close(x, expected[name])
-    assert set(shapes(model)[0]["params"]["head"]) == {"norm"}
-
-
-@pytest.mark.long
 def test_features_are_the_mean_of_the_last_map_normalised(plain):
     _, variables, _, out = plain
     head = jax.tree.map(np.float64, variables["params"]["head"])
@@ -130,13 +118,16 @@ def test_remat_changes_no_gradient(plain):
 
 @pytest.mark.long
 def test_bfloat16_computes_narrow_and_keeps_wide_parameters(plain):
-    _, variables, image, expected = plain
+    _, variables, _, out = plain
     model = build(**SMALL, dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(model)[0])} == {jnp.dtype("float32")}
-    found = run(model, variables, image)
+    declared, found = shapes(model)
+    assert {leaf.dtype for leaf in jax.tree.leaves(declared)} == {jnp.dtype("float32")}
     assert {x.dtype for x in found.values()} == {jnp.dtype("bfloat16")}
-    error = np.abs(np.asarray(found["features"], np.float32) - expected["features"]).max()
-    assert 0 < error < 0.05 * np.abs(expected["features"]).max()
+    stage = Stage(model.options, 3, train=False)
+    params = {"params": variables["params"]["stages_3"]}
+    found = np.asarray(run(stage, params, out["stage_2"].astype(jnp.bfloat16)), np.float32)
+    error = np.abs(found - out["stage_3"]).max()
+    assert 0 < error < 0.05 * np.abs(out["stage_3"]).max()
 
 
 @pytest.mark.long
@@ -149,27 +140,26 @@ def test_drop_path_skips_blocks_in_training_alone(plain):
 
     x = jnp.asarray(np.random.default_rng(2).normal(size=(64, 2, 3, 12)), jnp.float32)
     params = {"params": variables["params"]["stages_3"]["blocks_0"]}
-    whole = Block(options, 0.0).apply(params, x)
-    found = Block(options, 0.5).apply(params, x, rngs={"dropout": jax.random.key(0)})
+    whole = run(Block(options, 0.0), params, x)
+    dropping = lambda params, x: Block(options, 0.5).apply(params, x, rngs={"dropout": jax.random.key(0)})  # noqa: E731
+    found = jax.jit(dropping, compiler_options=QUICK)(params, x)
     kept = np.asarray(jnp.abs(found - x).max((1, 2, 3)) > 0)
     assert 16 < kept.sum() < 48
     close(found[kept], (2 * whole - x)[kept])
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_depthwise_kernel_of_7_by_7_is_xlas(dtype):
+def test_a_depthwise_kernel_of_7_by_7_is_xlas():
     """Values and gradients, of maps smaller and larger than the kernel."""
     draw = np.random.default_rng(0)
     for h, w in ((1, 2), (7, 7), (19, 10)):
         x, kernel, slope = (
-            jnp.asarray(draw.normal(size=shape), dtype) for shape in ((2, h, w, 6), (7, 7, 1, 6), (2, h, w, 6))
+            jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in ((2, h, w, 6), (7, 7, 1, 6), (2, h, w, 6))
         )
-        wide = [jnp.asarray(a, jnp.float32) for a in (x, kernel, slope)]
         xlas = lambda x, kernel: jax.lax.conv_general_dilated(  # noqa: E731
             x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=6
         )
-        y, pull = jax.vjp(xlas, *wide[:2])
+        y, pull = jax.vjp(xlas, x, kernel)
         z, ours = jax.vjp(depthwise, x, kernel)
-        for found, expected in zip((z, *ours(slope)), (y, *pull(wide[2])), strict=True):
-            close(np.asarray(found, np.float32), np.asarray(expected), 1e-5 if dtype == "float32" else 0.05)
+        for found, expected in zip((z, *ours(slope)), (y, *pull(slope)), strict=True):
+            close(found, expected)

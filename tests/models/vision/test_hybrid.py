@@ -8,6 +8,7 @@ import pytest
 from kdjax import registry
 from kdjax.config import ConfigError
 from kdjax.models.layers.cbam import Cbam
+from kdjax.models.layers.token_learner import TokenLearner
 from kdjax.models.model import Model
 
 NET = {"name": "convnet", "options": {"widths": (4, 6), "depths": (1, 1), "image_size": 8}}
@@ -41,7 +42,7 @@ def random(model):
     rng = np.random.default_rng(1)
     drawn = lambda x: jnp.asarray(rng.normal(0.3, 0.4, x.shape), jnp.float32)  # noqa: E731
     variables = jax.tree.map(drawn, shapes(model)[0])
-    return {**variables, "batch_stats": jax.tree.map(lambda x: jnp.abs(x) + 0.2, variables["batch_stats"])}
+    return {**variables, "batch_stats": jax.tree.map(lambda x: jnp.abs(x) + 0.2, variables.get("batch_stats", {}))}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,20 @@ def test_other_styles_in_training_alone_and_for_all_that_follows(made):
     np.testing.assert_allclose(maps, [maps[0]] * 5, atol=2e-2)  # another style, the same content
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(("transformer", "read"), [(VIT, "tokens"), (NET, "stage_1")])
+def test_learned_tokens_take_the_place_of_tokens_and_of_the_last_map(transformer, read):
+    model, plain = build(transformer=transformer, token_learner=3, dim=5), build(transformer=transformer, dim=5)
+    variables = random(model)
+    learner = {"params": variables["params"]["token_learner"]}
+    rest = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "token_learner"}}
+    learned = TokenLearner(3).apply(learner, jax.jit(plain.apply)(rest, jnp.asarray(IMAGE))[f"transformer.{read}"])
+    out = jax.jit(model.apply)(variables, jnp.asarray(IMAGE))
+    np.testing.assert_allclose(out["transformer.features"], learned.mean(1), rtol=1e-4, atol=1e-5)
+    if read != "tokens":
+        np.testing.assert_allclose(out[f"transformer.{read}"], learned[:, None], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("part", ["convolutional", "transformer"])
 def test_either_part_alone(part):
     model = build(**{part: {"convolutional": NET, "transformer": VIT}[part]})
@@ -126,6 +141,7 @@ def test_either_part_alone(part):
     assert sum(leaf.size for leaf in jax.tree.leaves(own)) == expected
 
 
+@pytest.mark.long
 def test_the_originals_order_of_linear_relu_and_batch_norm():
     model = build(**{**COSINE, "head": "linear", "centres": 1}, norm="batch")
     variables = jax.tree.map(np.asarray, random(model))
@@ -160,6 +176,8 @@ def test_impossible_models_say_what_to_do():
         ),
         ({"transformer": {"name": "dqn", "options": {}}}, "transformer: expected a model of images, found dqn"),
         ({"transformer": VIT, "attention": "cbam"}, "attention: expected a convolutional part that returns maps"),
+        ({"convolutional": NET, "token_learner": 8}, "token_learner: expected a transformer part that returns tokens"),
+        ({"transformer": VIT, "token_learner": -1}, "token_learner: expected from 0 to"),
         ({"transformer": VIT, "attention": "cbma"}, "attention: no 'cbma'; did you mean 'cbam'"),
         ({"convolutional": NET, "mix_style": "stage_2"}, "has no map 'stage_2'; did you mean 'stage_1'"),
         ({"convolutional": NET, "norm": "bath"}, "norm: no 'bath'; did you mean 'batch'"),

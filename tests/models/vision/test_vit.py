@@ -23,7 +23,7 @@ def small(**options):
     return model, filled(model), jnp.asarray(np.random.default_rng(1).normal(size=(2, 32, 48, 3)), jnp.float32)
 
 
-LATER = {"dinov2_b14", "dinov2_l14", "dinov2_b14_reg4", "dinov2_l14_reg4"}
+LATER = {"dinov2_s14", "dinov2_b14", "dinov2_l14", "dinov2_b14_reg4", "dinov2_l14_reg4"}
 
 
 @pytest.mark.parametrize(
