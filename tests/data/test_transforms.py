@@ -348,7 +348,7 @@ def test_cutmix_pastes_a_rectangle_and_weighs_by_its_pixels():
     assert done["mask_known"].all()
 
 
-@pytest.mark.parametrize("side", [28, 33])
+@pytest.mark.parametrize("side", [pytest.param(28, marks=pytest.mark.long), 33])
 def test_patches_are_pasted_whole_and_weigh_by_their_pixels(side):
     """Of a grid that the sides are multiples of, and of one that they are not."""
     n = 24

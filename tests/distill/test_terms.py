@@ -188,7 +188,8 @@ def test_a_total_sums_what_may_be_read_alone():
     assert (np.asarray(grads)[[0, 2]] != 0).all()
 
 
-def test_a_term_that_reads_the_flag_of_a_label_takes_the_examples_without_it():
+def flagged():
+    """A term that reads the flag of the class and one that does not, and a batch with a row that has no class."""
     reads = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
     args = {"projection": 0}
     with_flag, without = bound(
@@ -198,12 +199,23 @@ def test_a_term_that_reads_the_flag_of_a_label_takes_the_examples_without_it():
     known, valid = jnp.array([True, False, True, True, True]), jnp.array([True] * 4 + [False])
     batch = {"class": jnp.array([1, -1, 2, 2, 0]), "class_known": known, "valid": valid}
     batch |= {"index": jnp.array([5, 5, 6, 7, -1])}
-    np.testing.assert_array_equal(with_flag.readable(batch), valid)
-    np.testing.assert_array_equal(without.readable(batch), valid & known)
+    return with_flag, without, batch
+
+
+def test_a_term_that_reads_the_flag_of_a_label_takes_the_examples_without_it():
+    with_flag, without, batch = flagged()
+    np.testing.assert_array_equal(with_flag.readable(batch), batch["valid"])
+    np.testing.assert_array_equal(without.readable(batch), batch["valid"] & batch["class_known"])
+
+
+@pytest.mark.long
+def test_an_example_without_a_class_still_has_its_views():
+    with_flag, _, batch = flagged()
+    known = batch["class_known"]
     features = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)), jnp.float32)
     grad = jax.jit(jax.grad(lambda x: total(with_flag, {"features": x}, {}, batch)))(features)
-    np.testing.assert_array_equal((grad != 0).any(1), valid)
-    alone = SupCon(**args).apply({}, features[:4], batch["class"][:4], batch["index"][:4], known[:4])
+    np.testing.assert_array_equal((grad != 0).any(1), batch["valid"])
+    alone = SupCon(projection=0).apply({}, features[:4], batch["class"][:4], batch["index"][:4], known[:4])
     np.testing.assert_allclose(total(with_flag, {"features": features}, {}, batch), alone.sum(), rtol=1e-6)
 
 

@@ -13,6 +13,8 @@ from kdjax.losses.labels import evidential
 from kdjax.losses.margins import AdaFace, CurricularFace, arcface, cosface
 from tests.losses import reference
 
+pytestmark = pytest.mark.long  # values and gradients of each are compared in test_losses.py
+
 B, K, D = 6, 4, 5
 RNG = np.random.default_rng(3)
 COSINES = np.tanh(RNG.normal(size=(B, K)))

@@ -142,6 +142,7 @@ def test_onecycle_climbs_and_falls_by_cosines(warmup, climb, end):
     np.testing.assert_allclose([rate(step) for step in range(51)], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.long
 def test_centralised_kernels_have_inputs_that_sum_to_nothing():
     """The outputs are the last axis, as Flax lays them out; and of both gradients, where two are kept apart."""
     grads = gradients(1)
