@@ -107,8 +107,8 @@ CASES = {
     "can_vgae teacher": Case(
         "can_vgae", Model("can_vgae", variant="b_teacher", decoder=(8, 12), conv="gatv2", num_ids=9, neighbour_hidden=6)
     ),
-    "dinov2": Case("dinov2", Model("vit", **DINO), resized=timm_resized, **WIDER),
-    "dinov2 with registers": Case("dinov2", Model("vit", **DINO_REG), resized=timm_resized, scan=True, **WIDER),
+    "dinov2": Case("dinov2", Model("vit", **DINO), resized=timm_resized, scan=True, **WIDER),
+    "dinov2 with registers": Case("dinov2", Model("vit", **DINO_REG), resized=timm_resized, **WIDER),
     "dinov2 with timm's registers": Case(
         "dinov2", Model("vit", **DINO_REG | {"num_classes": 5}, class_position=False), resized=timm_resized, **WIDER
     ),
