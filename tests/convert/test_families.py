@@ -124,8 +124,8 @@ CASES = {
     ),
     "convnextv2_hf": Case("convnextv2_hf", Model("convnextv2", **NEXT), ("image_size",)),
     "convnextv2_hf features": Case("convnextv2_hf", Model("convnextv2", **NEXT | {"num_classes": 0}), ("image_size",)),
-    "dinov2": Case("dinov2", Model("vit", **DINO), resized=timm_resized, **WIDER),
-    "dinov2 with registers": Case("dinov2", Model("vit", **DINO_REG), resized=timm_resized, scan=True, **WIDER),
+    "dinov2": Case("dinov2", Model("vit", **DINO), resized=timm_resized, scan=True, **WIDER),
+    "dinov2 with registers": Case("dinov2", Model("vit", **DINO_REG), resized=timm_resized, **WIDER),
     "dinov2 with timm's registers": Case(
         "dinov2", Model("vit", **DINO_REG | {"num_classes": 5}, class_position=False), resized=timm_resized, **WIDER
     ),
