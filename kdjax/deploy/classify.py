@@ -28,7 +28,7 @@ from kdjax.train.setup import task_of
 TABLE, PAGE = "predictions.csv", "index.html"
 COLUMNS = ("image", "predicted", "probability", "energy")
 TOP = 5  # classes of an image that are told
-LARGEST = 1024  # pixels of the longer side of an overlay: what it shows is coarser
+SIDES = (224, 1024)  # least and most pixels of an overlay's longer side: room for its line; what it shows is coarse
 
 
 def classify(
@@ -113,8 +113,9 @@ def spoken_for(logits: Float[np.ndarray, " k"], names: list[str], temperature: f
 def draw(target: Path, image: UInt8[np.ndarray, "h w 3"], cam: Float[np.ndarray, "r c"], told: str) -> None:
     """The overlay, with the class that it is of in a strip below."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if max(image.shape) > LARGEST:
-        image = curves.resize(image, LARGEST)
+    side = max(image.shape[:2])
+    if side != (fitting := min(max(side, SIDES[0]), SIDES[1])):
+        image = curves.resize(image, fitting)
     shown = legend.below(heat.evidence(image, cam), heat.swatches(told))
     pictures.save(pictures.named(target, "cam"), shown)
 

@@ -32,7 +32,7 @@ class Shown:
 
     answer: Answer
     picture: UInt8[np.ndarray, "h w 3"]
-    evidence: UInt8[np.ndarray, "h w 3"] | None = None
+    evidence: UInt8[np.ndarray, "_ _ 3"] | None = None
 
 
 def first(answers: Sequence[Answer]) -> list[Answer]:

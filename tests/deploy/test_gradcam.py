@@ -18,6 +18,7 @@ from kdjax.tasks.classification import Classification
 CONVNET = {"widths": (4, 6, 8), "depths": (1, 1, 2), "image_size": 16, "num_classes": 3}
 VIT = {"dim": 16, "depth": 3, "heads": 2, "taps": (0, 2), "image_size": 32, "patch_size": 8, "num_classes": 3}
 TASK = Classification(3)
+plus_plus = jax.jit(gradcam.plus_plus)
 
 
 def shapes(side, rows=2):
@@ -66,17 +67,17 @@ def test_the_weights_are_the_papers():
     rng = np.random.default_rng(0)
     maps = np.maximum(rng.normal(size=(3, 5, 4, 7)), 0).astype(np.float32)
     slopes = (rng.normal(size=maps.shape) * 0.02).astype(np.float32)
-    cams = gradcam.plus_plus(jnp.asarray(maps), jnp.asarray(slopes))
+    cams = plus_plus(jnp.asarray(maps), jnp.asarray(slopes))
     assert (np.asarray(cams) > 0).any()
     np.testing.assert_allclose(cams, literal(maps, slopes), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(gradcam.plus_plus(jnp.asarray(maps), jnp.zeros_like(slopes)), 0)
+    np.testing.assert_allclose(plus_plus(jnp.asarray(maps), jnp.zeros_like(slopes)), 0)
 
 
 def test_a_map_of_both_signs_does_not_divide_by_nothing():
     maps = np.zeros((1, 1, 2, 2), np.float32)
     maps[0, 0, :, 0], maps[0, 0, :, 1] = (-3.0, 1.0), (1.0, 2.0)
     slopes = np.full_like(maps, 1.0)  # of the first map 2 g² + ΣA g³ is 0
-    cam = np.asarray(gradcam.plus_plus(jnp.asarray(maps), jnp.asarray(slopes)))
+    cam = np.asarray(plus_plus(jnp.asarray(maps), jnp.asarray(slopes)))
     np.testing.assert_allclose(cam, [[[0.0, 2 * 1.0 + 2 / 5 * 2.0]]], rtol=1e-6)
 
 
@@ -95,7 +96,7 @@ def test_an_endpoint_is_the_module_that_gives_it():
     assert layers.named("/stem").grid == (16, 16)
 
 
-@pytest.mark.parametrize("how", [{}, {"remat": True}])
+@pytest.mark.parametrize("how", [{}, pytest.param({"remat": True}, marks=pytest.mark.long)])
 def test_tokens_have_the_grid_of_the_models_maps(how):
     layers = found("vit", variant="vit_ti16", **VIT, **how)
     assert layers.endpoints["block_2"] == gradcam.Layer("block_2", "blocks_2", (4, 4))
@@ -105,6 +106,7 @@ def test_tokens_have_the_grid_of_the_models_maps(how):
     np.testing.assert_array_equal(layers.named("tokens").places(tokens)[0, :, :, 0], np.arange(1, 17).reshape(4, 4))
 
 
+@pytest.mark.long
 def test_of_a_model_of_several_parts_the_first_ones_last_map():
     part = {"name": "convnet", "options": CONVNET}
     layers = found("peers", first=part, second={**part, "options": CONVNET | {"depths": (1, 1, 1)}})
@@ -129,6 +131,7 @@ def test_another_layer_is_refused(name, said):
         convnet().named(name)
 
 
+@pytest.mark.long
 def test_layers_of_a_scan_are_refused():
     layers = found("vit", variant="vit_ti16", **VIT, scan=True)
     with pytest.raises(ConfigError, match=r"the last map 'block_2' comes of no module alone, as inside nn\.scan"):
@@ -185,6 +188,7 @@ def test_the_patch_that_decides_has_the_heat(tokens):
             assert [tuple(at) for at in np.argwhere(cam > 0)] == ([place] if place else [])
 
 
+@pytest.mark.long
 def test_a_layer_that_the_score_does_not_read_is_passed_over_or_refused():
     """Of a transformer's last block the class token alone counts."""
     model = kdjax.build("vit", variant="vit_ti16", **VIT)

@@ -152,6 +152,19 @@ def test_pictures_show_models_of_the_same_test_data():
     assert "after temperature scaling" in certainty
 
 
+def test_the_report_shows_the_most_confident_mistakes_of_the_last_student():
+    truth = np.arange(12) % 3
+    stages = [finished("large", "teacher", truth), finished("small <1>", "student", truth, 1)]
+    stages[1].predicted["logits"] = np.eye(3)[truth] * 5
+    assert set(TASK.pictures(stages)) == {"Classes", "Certainty"}
+    stages[1].predicted["logits"][4] = (0, 0, 8)  # a dog
+    stages[1].row["temperature"] = 8 / np.log(8)
+    sections = TASK.pictures(stages)
+    shown = sections["Most confident mistakes: small &lt;1&gt;"]
+    assert "<b>2: 80 %</b>is dog: 10 %<br>picture 4" in shown
+    assert shown.count("<figure>") == 1
+
+
 def test_sketches_frame_images_by_whether_they_are_recognised():
     grey = np.full((6, 6, 3), 99, np.uint8)
     dataset = SimpleNamespace(
