@@ -157,17 +157,13 @@ def test_pictures_show_models_of_the_same_test_data():
 def test_the_report_shows_the_most_confident_mistakes_of_the_last_student():
     truth = np.arange(12) % 3
     stages = [finished("large", "teacher", truth), finished("small <1>", "student", truth, 1)]
-    for stage in stages:
-        stage.dataset.fields["image"] = None
-        stage.dataset.called = lambda split: ("name", [f"{i}.png" for i in range(12)])
-        stage.dataset.resized = lambda split, i: {"image": np.full((6, 6, 3), i, np.uint8)}
     stages[1].predicted["logits"] = np.eye(3)[truth] * 5
-    assert set(TASK.pictures(stages)) == {"Classification"}
+    assert set(TASK.pictures(stages)) == {"Classes", "Certainty"}
     stages[1].predicted["logits"][4] = (0, 0, 8)  # a dog
-    stages[1].row["calibrated"] = {"temperature": 8 / np.log(8)}
+    stages[1].row["temperature"] = 8 / np.log(8)
     sections = TASK.pictures(stages)
     shown = sections["Most confident mistakes: small &lt;1&gt;"]
-    assert "<b>2: 80 %</b>is dog: 10 %<br>4.png" in shown
+    assert "<b>2: 80 %</b>is dog: 10 %<br>picture 4" in shown
     assert shown.count("<figure>") == 1
 
 
