@@ -8,6 +8,7 @@ import pytest
 
 from kdjax.config import ConfigError, Data, Experiment, Log, Lora, Mesh, Model, Optim, Stage
 from kdjax.deploy import predict
+from kdjax.deploy.evaluate import evaluate
 from kdjax.deploy.export import export
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import run as running
@@ -110,7 +111,7 @@ def test_it_trains_with_what_is_learned_beside_it_and_is_used(files, tmp_path):
     assert np.any(attn["qkv"]["kernel"] != before["qkv"]["kernel"])
     np.testing.assert_array_equal(attn["qkv"]["bias"], before["qkv"]["bias"])
     np.testing.assert_array_equal(kept.whole["params"]["transformer"]["cls_token"], weights["cls_token"])
-    again = predict.evaluate(one, tmp_path)["rows"][0]["metrics"]["accuracy"]
+    again = evaluate(one, tmp_path).summary["rows"][0]["metrics"]["accuracy"]
     assert again == summary["rows"][0]["metrics"]["accuracy"]
     assert set(export(one, tmp_path)["files"]) == {"model.safetensors", "model.stablehlo"}
 

@@ -1,15 +1,18 @@
 """The hybrid: its parts, what is made of their features, what is set into them, and what it refuses."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from kdjax import registry
-from kdjax.config import ConfigError
+from kdjax.config import ConfigError, Lora
 from kdjax.models.layers.cbam import Cbam
 from kdjax.models.layers.token_learner import TokenLearner
 from kdjax.models.model import Model
+from kdjax.train import lora
 
 NET = {"name": "convnet", "options": {"widths": (4, 6), "depths": (1, 1), "image_size": 8}}
 VIT = {
@@ -191,3 +194,27 @@ def test_impossible_models_say_what_to_do():
         with pytest.raises(ConfigError) as error:
             build(**options)
         assert message in str(error.value)
+
+
+@pytest.mark.long
+def test_convnext_and_swin_take_all_that_is_set_into_them_and_learned_beside_them():
+    parts = {"convolutional": ("convnextv2", "atto"), "transformer": ("swinv2", "tiny")}
+    given = {part: {"name": name, "options": {"variant": variant}} for part, (name, variant) in parts.items()}
+    model = build(**given, num_classes=20, attention="cbam", mix_style="stage_0", token_learner=8, head="cosine")
+    image = jax.ShapeDtypeStruct((2, *model.inputs["image"].hw, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    params = variables["params"]
+    places = dict(model.inside)
+    assert places["attention"] == ("convolutional", "stages_3")
+    assert places["mix_style"] == ("convolutional", "stages_0")
+    assert places["token_learner"] == ("transformer", "layers_3")
+    low_rank = Lora(rank=8, scale=16 / 8, targets=((r".*/(qkv|proj|fc\d)", "all"),))
+    factors = Lora(kind="ia3", targets=((r".*/attn/qkv", "k_v"), (r".*/mlp/fc1", "all")))
+    for adapters, count in ((low_rank, 78), (factors, 36)):
+        collection = jax.eval_shape(partial(lora.init, lora=adapters), jax.random.key(0), params)
+        assert len(lora.matched(params, adapters)) == count
+        with lora.active(adapters):
+            out = jax.eval_shape(model.apply, {**variables, "lora": collection}, image)
+        assert out["transformer.stage_3"].shape == (2, 1, 8, 768)
+        merged = jax.eval_shape(partial(lora.merge, lora=adapters), params, collection)
+        assert jax.tree.structure(merged) == jax.tree.structure(params)
