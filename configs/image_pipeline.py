@@ -29,7 +29,7 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: the weights that a part of the hybrid starts from
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (10, 18, 24), "smoke": (1, 1, 1), "digits": (10, 20, 30)}  # of supcon, teacher and student
+EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (10, 20, 30)}  # of supcon, teacher and student
 SHARE = 0.3  # of what the teacher says; half of it are its answers, half of it its features
 HEAD = ("params/head/.*",)
 
@@ -112,9 +112,9 @@ def models(variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
         large = {"convolutional": part("convnextv2", variant="tiny"), "transformer": part("swinv2", variant="tiny")}
         return {**large, "dim": 1024}, {"convolutional": part("convnextv2", variant="atto"), "dim": 1024}
     wide, narrow = ([4, 8, 8], [4, 4, 8]) if variant == "smoke" else ([16, 32, 64], [8, 16, 24])
-    windows = {"patch_size": 2 if variant == "digits" else 4, "dim": 32, "depths": [2, 2], "heads": [2, 4], "window": 4}
+    windows = {"patch_size": 2 if variant == "digits" else 4, "dim": 32, "depths": [1, 1], "heads": [2, 4], "window": 4}
     large = {
-        "convolutional": part("convnet", variant="small", widths=wide),
+        "convolutional": part("convnet", variant="small", widths=wide, depths=[1, 1, 2]),
         "transformer": part("swinv2", variant="tiny", **windows),
     }
     return {**large, "dim": 96}, {"convolutional": part("convnet", variant="nano", widths=narrow), "dim": 96}
