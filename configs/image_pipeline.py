@@ -8,8 +8,8 @@
     python -m kdjax.launch --config=configs/image_pipeline.py:classes=DIR         DIR/CLASS/*.png, or DIR/train/CLASS/*
     python -m kdjax.launch --config=configs/image_pipeline.py --stage=supcon      one stage
 
-`supcon` warms a hybrid of a convolutional network and a transformer up on views of all images, labelled or not (SupCon,
-arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student` learns from the
+`supcon` warms a hybrid of a convolutional network and a transformer up: views of the images of a class come to lie close
+(SupCon, arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student` learns from the
 teacher's answers and features on the clean image while it sees the mixed one. What a stage is worth:
 
     --config.stages.teacher.init= --config.stages.teacher.init_skip="()"          the margin without SupCon before it
@@ -29,8 +29,8 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: the weights that a part of the hybrid starts from
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (10, 20, 30)}  # of supcon, teacher and student
-SHARE = 0.3  # of what the teacher says; half of it are its answers, half of it its features
+EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
+TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
 HEAD = ("params/head/.*",)
 
 
@@ -39,11 +39,10 @@ def get_config(variant: str = "") -> Experiment:
     generated, smoke = variant in ("", "smoke", "digits"), variant == "smoke"
     large, tiny = models(variant)
     scale, margin = (16.0, 0.2) if generated else (64.0, 0.5)
+    share = 0.8 if generated else 0.3  # of what the teacher says; it speaks of all images, and few are labelled
+    hard = {"margin": 0.0 if generated else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
     cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}
     epochs = EPOCHS.get(variant, (30, 60, 60))
-
-    def angles(label: str, weight: float = 1.0) -> Term:
-        return Term("arcface", "cosines", label=label, weight=weight, args={"scale": scale, "margin": margin})
 
     supcon = Stage(
         task="contrastive",
@@ -51,6 +50,7 @@ def get_config(variant: str = "") -> Experiment:
         data=images(variant, place, copies=2),
         model=Model("hybrid", num_classes=0, **large),
         parts=weights,
+        terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if generated else 0.07})},
         optim=optim(generated, 5e-4),
         epochs=epochs[0],
         grad_norms_every=0,
@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> Experiment:
         model=Model("hybrid", **large, **cosine),
         init="stage:supcon",
         init_skip=HEAD,
-        terms={"ce": angles("class")},
+        terms={"ce": Term("arcface", "cosines", label="class", args={"scale": scale, "margin": margin})},
         optim=optim(generated, 3e-4),
         epochs=epochs[1],
         grad_norms_every=0,
@@ -70,13 +70,13 @@ def get_config(variant: str = "") -> Experiment:
     student = Stage(
         task="classification",
         title="student, distilled",
-        data=images(variant, place, mixup=0.2),
+        data=images(variant, place, batch=32 if generated else 64, mixup=0.2),
         model=Model("hybrid", **tiny, **cosine),
         teachers={"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})},
         terms={
-            "ce": angles("target", 1 - SHARE),
-            "kl": Term("kl", teacher="hybrid:logits", weight=SHARE / 2, args={"temperature": 2.0}),
-            "features": Term("mse", "features", "hybrid:features", weight=SHARE / 2),
+            "ce": Term("arcface", "cosines", label="target", weight=1 - share, args={"scale": scale, **hard}),
+            "kl": Term("kl", teacher="hybrid:logits", weight=share / 2, args={"temperature": 2.0}),
+            "features": Term("mse", "features", "hybrid:features", weight=share / 2),
         },
         optim=optim(generated, 1e-3),
         epochs=epochs[2],
@@ -120,11 +120,16 @@ def models(variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return {**large, "dim": 96}, {"convolutional": part("convnet", variant="nano", widths=narrow), "dim": 96}
 
 
-def images(variant: str, place: str, mixup: float = 0.0, copies: int = 1) -> Data:
-    """In a batch are as many images as there are rows over `copies`."""
+def images(variant: str, place: str, batch: int = 64, mixup: float = 0.0, copies: int = 1) -> Data:
+    """A batch of so many images, of which each has so many rows."""
     moved = {"crop": 1.0, "rotate": 0.5, "contrast": 0.5, "mixup": mixup}  # digits are not mirrored
     coloured = moved | {"hflip": 0.5, "colour": 0.8, "gamma": 0.3}
-    common: dict[str, Any] = {"image_size": SIZES[variant], "num_classes": None, "batch_size": 64 * copies}
+    common: dict[str, Any] = {
+        "image_size": SIZES[variant],
+        "num_classes": None,
+        "batch_size": batch * copies,
+        "mix_alpha": 0.2,
+    }
     common |= {"copies": copies, "augment": moved if variant == "digits" else coloured}
     match variant:
         case "digits":
@@ -142,7 +147,7 @@ def images(variant: str, place: str, mixup: float = 0.0, copies: int = 1) -> Dat
 def optim(generated: bool, lr: float) -> Optim:
     """`lr` is that of large models; small ones take more, and their average forgets sooner."""
     if generated:
-        return Optim("adamw", lr=4e-3, warmup=0.5, weight_decay=0.02, ema=0.98)
+        return Optim("adamw", lr=3e-3, warmup=0.5, weight_decay=0.02, ema=0.98)
     return Optim(
         "adamw",
         lr=lr,

@@ -60,6 +60,11 @@ def clean(name: str) -> str:
     return f"clean_{name}"
 
 
+def mixed(name: str) -> str:
+    """The image that a field of `clean` is of; any other field is itself."""
+    return name.removeprefix("clean_")
+
+
 def faults(probabilities: Mapping[str, float], fields: Mapping[str, Field | GraphsField]) -> list[str]:
     """What keeps these transforms from working on a batch of these fields, a sentence each."""
     sentences = []

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from kdjax.config import ConfigError, task_of
+from kdjax.data import transforms
 from kdjax.data.fields import readable
 from kdjax.experiment.cost import costs
 from kdjax.experiment.plan import judged
@@ -58,7 +59,8 @@ def from_files(learner: Learner, given: dict[str, dict]) -> dict[str, tuple[Lear
             learner.task.check(network.shapes(given[key], shapes(learner)))
         except ConfigError:
             continue
-        stage = replace(learner.stage, inputs=teacher.inputs, title=f"{key} ({Path(teacher.weights).name})")
+        inputs = {name: transforms.mixed(field) for name, field in teacher.inputs.items()}  # nothing is mixed in a test
+        stage = replace(learner.stage, inputs=inputs, title=f"{key} ({Path(teacher.weights).name})")
         teachers[key] = replace(learner, model=network.model, stage=stage), given[key]
     return teachers
 

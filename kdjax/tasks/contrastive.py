@@ -17,10 +17,11 @@ from kdjax.tasks.task import Arrays, Predictions, Tested
 
 @dataclass(frozen=True)
 class Contrastive:
-    """SupCon on an embedding. Rows of one class belong together where both classes are known, and the rows of one
-    example always; nobody says which class is which, so the measures ask neighbours and a linear probe."""
+    """SupCon on an embedding. Rows of one class belong together, and the rows of one example; nobody says which class
+    is which, so the measures ask neighbours and a linear probe."""
 
     embedding: str = "features"  # an endpoint [b, d]
+    unlabelled: bool = False  # whether examples of no known class take part too, where their own views belong together
     neighbours: int = neighbours.NEIGHBOURS  # that vote
     primary: ClassVar[str] = "knn"
     measures: ClassVar[tuple[str, ...]] = ("knn",)
@@ -39,7 +40,8 @@ class Contrastive:
         return cls(**options)
 
     def terms(self) -> dict[str, Term]:
-        reads = {"labels": "batch:class", "known": "batch:class_known", "index": "batch:index"}
+        reads = {"labels": "batch:class", "index": "batch:index"}
+        reads |= {"known": "batch:class_known"} if self.unlabelled else {}
         return {"supcon": Term("supcon", reads={"student": f"student:{self.embedding}", **reads})}
 
     def check(self, outputs: Mapping[str, Any]) -> None:

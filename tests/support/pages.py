@@ -72,6 +72,7 @@ RUNS = {  # working directories that the pages name, and what they were made wit
     "runs/seed_1": "sam_distill:smoke",
     "runs/sam_distill-folder": "sam_distill:folder=scans",
     "runs/classify_distill": "classify_distill:smoke",
+    "runs/image_pipeline": "image_pipeline:smoke",
     "runs/can_distill": "can_distill:smoke",
     "runs/forensics_distill": "forensics_distill:smoke",
 }

@@ -31,6 +31,8 @@ def test_it_is_a_task():
     assert isinstance(TASK, task.Task)
     term = TASK.terms()["supcon"]
     assert term.reads["student"] == "student:features"
+    assert "known" not in term.reads
+    assert Contrastive.of(DATA, unlabelled=True).terms()["supcon"].reads["known"] == "batch:class_known"
     assert Contrastive.of(DATA, embedding="neck").terms()["supcon"].reads["student"] == "student:neck"
 
 

@@ -1,0 +1,96 @@
+"""The image pipeline: its recipe, a whole run and what is made of it, and data that cannot be compared."""
+
+import csv
+import json
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kdjax.config import ConfigError, Data, Model, Stage, Teacher
+from kdjax.experiment import checks
+from kdjax.experiment import run as running
+from kdjax.experiment.opening import example_faults
+from kdjax.launch import load
+from tests.support import folders
+from tests.support.command import command, refused
+
+CONFIG = "configs/image_pipeline.py"
+AUGMENT = ("crop", "rotate", "contrast", "hflip", "colour", "gamma")
+
+
+@pytest.mark.parametrize("variant", ["", "smoke", "digits", "cifar100=data", "tfds=cifar10", "classes=data"])
+def test_the_recipe_is_sound(variant):
+    made = load(f"{CONFIG}:{variant}")
+    checks.validate(made)
+    assert list(made.stages) == ["supcon", "teacher", "student"]
+    assert made.stages["student"].teachers == {"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})}
+    assert sum(term.weight for term in made.stages["student"].terms.values()) == pytest.approx(1)
+
+
+def test_words_name_the_weights_of_parts():
+    made = load(f"{CONFIG}:classes=data,transformer=weights/swin.safetensors")
+    assert made.stages["supcon"].parts == {"transformer": "weights/swin.safetensors"}
+    for variant, said in (
+        ("beetles", "no variant 'beetles'"),
+        ("classes=data,transformr=x", "expected convolutional=FILE or transformer=FILE; did you mean 'transformer'"),
+        ("classes=data,transformer", "expected convolutional=FILE"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            load(f"{CONFIG}:{variant}")
+
+
+def test_a_class_of_one_example_cannot_be_compared():
+    data = Data("digits", copies=2, augment={"crop": 1.0})
+    stage = Stage(task="contrastive", data=data, model=Model("convnet"), epochs=1)
+    labels = np.array([0, 0, 1, 2, 2, -1])
+    dataset = types.SimpleNamespace(
+        item="image", trained_on=np.arange(6), labels=lambda split: labels, image_classes=("ant", "bee", "cow")
+    )
+    (fault,) = example_faults(stage, 4, dataset)
+    assert "found one of bee among the 5 to train on; add images, or leave these classes out" in fault
+    assert example_faults(replace(stage, task="classification"), 4, dataset) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--config.stages.supcon.data.copies=1"], "expected data.copies of at least 2, found 1"),
+        (["--config.stages.supcon.data.copies=3"], "data.copies: expected a divisor of batch_size 128, found 3"),
+        (
+            [f"--config.stages.supcon.data.augment.{name}=0.0" for name in AUGMENT],
+            "nothing sets the copies of an image apart",
+        ),
+    ],
+)
+def test_views_that_are_none_are_refused(flags, said, tmp_path):
+    refused(command(f"--config={CONFIG}:smoke", f"--workdir={tmp_path / 'run'}", *flags), said)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.long
+def test_a_whole_run_is_evaluated_explained_and_looked_at(tmp_path):
+    made = load(f"{CONFIG}:smoke")
+    made.log.tensorboard = False
+    summary = running.run(made, tmp_path / "run")
+    supcon, teacher, student, control = summary["rows"]
+    assert set(supcon["metrics"]) == {"knn", "probe"}
+    assert [row["role"] for row in summary["rows"]] == ["other", "teacher", "student", "control"]
+    assert teacher["parameters"] > 10 * student["parameters"] == 10 * control["parameters"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    for heading in ("Contrastive learning", "Classes", "Certainty", "Most confident mistakes"):
+        assert f">{heading}" in page
+    folders.unlabelled(tmp_path / "outside")
+    run = [f"--workdir={tmp_path / 'run'}", "--stage=student"]
+    ended = command(
+        "--mode=eval", *run, "--tta=hflip", f"--outside={tmp_path / 'outside'}", f"--output={tmp_path / 'eval'}"
+    )
+    assert ended.code == 0, ended.error
+    measured = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    assert "energy" in json.dumps(measured)
+    asked = ["--mode=predict", *run, f"--images={tmp_path / 'outside'}", f"--output={tmp_path / 'out'}", "--gradcam"]
+    assert command(*asked).code == 0
+    with (tmp_path / "out" / "predictions.csv").open(encoding="utf-8") as table:
+        rows = list(csv.DictReader(table))
+    assert len(rows) == len(list((tmp_path / "out").rglob("*_cam.jpg"))) > 0
