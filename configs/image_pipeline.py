@@ -8,16 +8,17 @@
     python -m kdjax.launch --config=configs/image_pipeline.py:classes=DIR         DIR/CLASS/*.png, or DIR/train/CLASS/*
     python -m kdjax.launch --config=configs/image_pipeline.py --stage=supcon      one stage
 
-`supcon` warms a hybrid of a convolutional network and a transformer up: views of the images of a class come to lie close
-(SupCon, arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student` learns from the
-teacher's answers and features on the clean image while it sees the mixed one. What a stage is worth:
+`supcon` warms a hybrid of a convolutional network and a transformer up: views of the images of a class come to lie
+close (SupCon, arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student`
+learns from the teacher's answers and features on the clean image while it sees the mixed one. What a stage is worth:
 
     --config.stages.teacher.init= --config.stages.teacher.init_skip="()"          the margin without SupCon before it
     --config.stages.teacher.terms.ce.args.margin=0.0                              the teacher without a margin
 
 and the control of the student is the same without a teacher.
 
-Images of one's own are for ConvNeXt-V2 and Swin-V2, which start from published weights where these are named:
+`:classes=DIR,small` takes the models of the beetles, at 32 pixels. Without it images of one's own are for ConvNeXt-V2
+and Swin-V2, which start from published weights where these are named:
 `:classes=DIR,convolutional=weights/convnextv2.safetensors,transformer=weights/swinv2.safetensors`. They are trained as
 the original trains: sharpness-aware steps of AdamW, lookahead, centralised gradients, one cycle, clipping, an average.
 """
@@ -27,7 +28,7 @@ from typing import Any
 from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Teacher, Term, nearest
 
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
-PARTS = ("convolutional", "transformer")  # behind a comma: the weights that a part of the hybrid starts from
+PARTS = ("convolutional", "transformer")  # behind a comma: weights that a part of the hybrid starts from; or "small"
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
 EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
 TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
@@ -35,42 +36,43 @@ HEAD = ("params/head/.*",)
 
 
 def get_config(variant: str = "") -> Experiment:
-    variant, place, weights = read(variant)
-    generated, smoke = variant in ("", "smoke", "digits"), variant == "smoke"
-    large, tiny = models(variant)
-    scale, margin = (16.0, 0.2) if generated else (64.0, 0.5)
-    share = 0.8 if generated else 0.3  # of what the teacher says; it speaks of all images, and few are labelled
-    hard = {"margin": 0.0 if generated else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
+    variant, place, small, weights = read(variant)
+    smoke, size = variant == "smoke", 32 if small and variant != "digits" else SIZES[variant]
+    large, tiny = small_models(variant, size) if small else published_models(size)
+    scale, margin = (16.0, 0.2) if small else (64.0, 0.5)
+    share = 0.8 if small else 0.3  # of what the teacher says; it speaks of all images, and few may be labelled
+    hard = {"margin": 0.0 if small else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
     cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}
     epochs = EPOCHS.get(variant, (30, 60, 60))
+    data: dict[str, Any] = {"variant": variant, "place": place, "size": size}
 
     supcon = Stage(
         task="contrastive",
         title="hybrid, SupCon alone",
-        data=images(variant, place, copies=2),
+        data=images(**data, copies=2),
         model=Model("hybrid", num_classes=0, **large),
         parts=weights,
-        terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if generated else 0.07})},
-        optim=optim(generated, 5e-4),
+        terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if small else 0.07})},
+        optim=optim(small, 5e-4),
         epochs=epochs[0],
         grad_norms_every=0,
     )
     teacher = Stage(
         task="classification",
         title="hybrid, SupCon and margin",
-        data=images(variant, place),
+        data=images(**data),
         model=Model("hybrid", **large, **cosine),
         init="stage:supcon",
         init_skip=HEAD,
         terms={"ce": Term("arcface", "cosines", label="class", args={"scale": scale, "margin": margin})},
-        optim=optim(generated, 3e-4),
+        optim=optim(small, 3e-4),
         epochs=epochs[1],
         grad_norms_every=0,
     )
     student = Stage(
         task="classification",
         title="student, distilled",
-        data=images(variant, place, batch=32 if generated else 64, mixup=0.2),
+        data=images(**data, batch=32 if small else 64, mixup=0.2),
         model=Model("hybrid", **tiny, **cosine),
         teachers={"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})},
         terms={
@@ -78,7 +80,7 @@ def get_config(variant: str = "") -> Experiment:
             "kl": Term("kl", teacher="hybrid:logits", weight=share / 2, args={"temperature": 2.0}),
             "features": Term("mse", "features", "hybrid:features", weight=share / 2),
         },
-        optim=optim(generated, 1e-3),
+        optim=optim(small, 1e-3),
         epochs=epochs[2],
         grad_norms_every=0 if smoke else 6,
     )
@@ -86,46 +88,51 @@ def get_config(variant: str = "") -> Experiment:
     return Experiment(name="image_pipeline", stages=stages, quick_compile=smoke)
 
 
-def read(variant: str) -> tuple[str, str, dict[str, str]]:
-    """ "classes=DIR,transformer=FILE" -> the variant, its place, and the weights of parts."""
+def read(variant: str) -> tuple[str, str, bool, dict[str, str]]:
+    """ "classes=DIR,transformer=FILE" -> the variant, its place, whether models are small, and the weights of parts."""
     first, *others = variant.split(",")
     name, _, place = first.partition("=")
     if name not in VARIANTS:
         raise ConfigError(f"configs/image_pipeline.py has no variant {name!r}; {nearest(name, VARIANTS[1:])}")
-    weights = {}
+    small, weights = name in ("", "smoke", "digits"), {}
     for other in others:
-        part, _, file = other.partition("=")
-        if part not in PARTS or not file:
-            raise ConfigError(f"{other!r}: expected convolutional=FILE or transformer=FILE; {nearest(part, PARTS)}")
-        weights[part] = file
-    return name, place, weights
+        word, _, file = other.partition("=")
+        if other != "small" and not (word in PARTS and file):
+            words = [*(f"{part}=FILE" for part in PARTS), "small"]
+            raise ConfigError(f"{other!r}: expected {', '.join(words)}; {nearest(other, words)}")
+        small, weights = small or other == "small", weights | ({word: file} if file else {})
+    if small and weights:
+        raise ConfigError(f"{', '.join(weights)}: published weights are for ConvNeXt-V2 and Swin-V2; leave them out")
+    return name, place, small, weights
 
 
-def models(variant: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def published_models(size: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts of teacher and student, and how wide their features are."""
-    size = SIZES[variant]
+    parts = {"convolutional": part("convnextv2", size, "tiny"), "transformer": part("swinv2", size, "tiny")}
+    return {**parts, "dim": 1024}, {"convolutional": part("convnextv2", size, "atto"), "dim": 1024}
 
-    def part(name: str, **options: Any) -> dict[str, Any]:
-        return {"name": name, "options": {**options, "image_size": size}}
 
-    if variant not in ("", "smoke", "digits"):
-        large = {"convolutional": part("convnextv2", variant="tiny"), "transformer": part("swinv2", variant="tiny")}
-        return {**large, "dim": 1024}, {"convolutional": part("convnextv2", variant="atto"), "dim": 1024}
+def small_models(variant: str, size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same for two cores and a few minutes."""
     wide, narrow = ([4, 8, 8], [4, 4, 8]) if variant == "smoke" else ([16, 32, 64], [8, 16, 24])
-    windows = {"patch_size": 2 if variant == "digits" else 4, "dim": 32, "depths": [1, 1], "heads": [2, 4], "window": 4}
-    large = {
-        "convolutional": part("convnet", variant="small", widths=wide, depths=[1, 1, 2]),
-        "transformer": part("swinv2", variant="tiny", **windows),
+    windows = {"patch_size": 2 if size < 32 else 4, "dim": 32, "depths": [1, 1], "heads": [2, 4], "window": 4}
+    parts = {
+        "convolutional": part("convnet", size, "small", widths=wide, depths=[1, 1, 2]),
+        "transformer": part("swinv2", size, "tiny", **windows),
     }
-    return {**large, "dim": 96}, {"convolutional": part("convnet", variant="nano", widths=narrow), "dim": 96}
+    return {**parts, "dim": 96}, {"convolutional": part("convnet", size, "nano", widths=narrow), "dim": 96}
 
 
-def images(variant: str, place: str, batch: int = 64, mixup: float = 0.0, copies: int = 1) -> Data:
+def part(name: str, size: int, variant: str, **options: Any) -> dict[str, Any]:
+    return {"name": name, "options": {"variant": variant, **options, "image_size": size}}
+
+
+def images(variant: str, place: str, size: int, batch: int = 64, mixup: float = 0.0, copies: int = 1) -> Data:
     """A batch of so many images, of which each has so many rows."""
     moved = {"crop": 1.0, "rotate": 0.5, "contrast": 0.5, "mixup": mixup}  # digits are not mirrored
     coloured = moved | {"hflip": 0.5, "colour": 0.8, "gamma": 0.3}
     common: dict[str, Any] = {
-        "image_size": SIZES[variant],
+        "image_size": size,
         "num_classes": None,
         "batch_size": batch * copies,
         "mix_alpha": 0.2,
@@ -141,12 +148,12 @@ def images(variant: str, place: str, batch: int = 64, mixup: float = 0.0, copies
         case "classes":
             return Data("classes", root=place or "data/images", **common)
     drawn = {"train": 160, "val": 40, "test": 40} if variant == "smoke" else {"train": 1600, "val": 200, "test": 800}
-    return Data("beetles", labelled=0.25, size=SIZES[variant], **drawn, **common)
+    return Data("beetles", labelled=0.25, size=size, **drawn, **common)
 
 
-def optim(generated: bool, lr: float) -> Optim:
+def optim(small: bool, lr: float) -> Optim:
     """`lr` is that of large models; small ones take more, and their average forgets sooner."""
-    if generated:
+    if small:
         return Optim("adamw", lr=3e-3, warmup=0.5, weight_decay=0.02, ema=0.98)
     return Optim(
         "adamw",

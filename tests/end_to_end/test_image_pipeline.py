@@ -1,17 +1,13 @@
-"""The image pipeline: its recipe, a whole run and what is made of it, and data that cannot be compared."""
+"""The image pipeline: its recipe, a whole run and what is made of it, and views that are none."""
 
 import csv
 import json
-import types
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from kdjax.config import ConfigError, Data, Model, Stage, Teacher
+from kdjax.config import ConfigError, Teacher
 from kdjax.experiment import checks
 from kdjax.experiment import run as running
-from kdjax.experiment.opening import example_faults
 from kdjax.launch import load
 from tests.support import folders
 from tests.support.command import command, refused
@@ -20,7 +16,9 @@ CONFIG = "configs/image_pipeline.py"
 AUGMENT = ("crop", "rotate", "contrast", "hflip", "colour", "gamma")
 
 
-@pytest.mark.parametrize("variant", ["", "smoke", "digits", "cifar100=data", "tfds=cifar10", "classes=data"])
+@pytest.mark.parametrize(
+    "variant", ["", "smoke", "digits", "cifar100=data", "tfds=cifar10", "classes=data", "classes=data,small"]
+)
 def test_the_recipe_is_sound(variant):
     made = load(f"{CONFIG}:{variant}")
     checks.validate(made)
@@ -34,23 +32,16 @@ def test_words_name_the_weights_of_parts():
     assert made.stages["supcon"].parts == {"transformer": "weights/swin.safetensors"}
     for variant, said in (
         ("beetles", "no variant 'beetles'"),
-        ("classes=data,transformr=x", "expected convolutional=FILE or transformer=FILE; did you mean 'transformer'"),
+        (
+            "classes=data,transformr=x",
+            "expected convolutional=FILE, transformer=FILE, small; did you mean 'transformer=FILE'",
+        ),
         ("classes=data,transformer", "expected convolutional=FILE"),
+        ("transformer=x", "no variant 'transformer'"),
+        ("classes=data,small,transformer=x", "published weights are for ConvNeXt-V2 and Swin-V2"),
     ):
         with pytest.raises(ConfigError, match=said):
             load(f"{CONFIG}:{variant}")
-
-
-def test_a_class_of_one_example_cannot_be_compared():
-    data = Data("digits", copies=2, augment={"crop": 1.0})
-    stage = Stage(task="contrastive", data=data, model=Model("convnet"), epochs=1)
-    labels = np.array([0, 0, 1, 2, 2, -1])
-    dataset = types.SimpleNamespace(
-        item="image", trained_on=np.arange(6), labels=lambda split: labels, image_classes=("ant", "bee", "cow")
-    )
-    (fault,) = example_faults(stage, 4, dataset)
-    assert "found one of bee among the 5 to train on; add images, or leave these classes out" in fault
-    assert example_faults(replace(stage, task="classification"), 4, dataset) == []
 
 
 @pytest.mark.parametrize(

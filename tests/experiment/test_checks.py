@@ -116,6 +116,8 @@ Labelled.__abstractmethods__ = frozenset()  # nothing else of it is asked for
         ({"task": "detection"}, 4, [0, 0, 1, -1], ""),
         ({"task": "detection"}, 4, [0, 0, 0, -1], "found no attack among the 4 examples to train on"),
         ({"task": "detection"}, 4, [-1, -1, -1, -1], "found no normal and no attack"),
+        ({"task": "contrastive"}, 4, [0, 0, 1, 1, -1], ""),
+        ({"task": "contrastive"}, 4, [0, 0, 1, 2, 2, -1], "of a class at least, to be compared, found one of 1 among"),
         ({"curriculum": Curriculum("teacher")}, 4, [1, 1, 1, 1], "found no normal among the 4"),
     ],
 )
