@@ -10,10 +10,11 @@
 
 `supcon` warms a hybrid of a convolutional network and a transformer up: views of the images of a class come to lie
 close (SupCon, arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student`
-learns from the teacher's answers and features on the clean image while it sees the mixed one. What a stage is worth:
+learns from the teacher's answers (and, of published models, features) on the clean image while it sees the mixed one. What a stage is worth:
 
     --config.stages.teacher.init= --config.stages.teacher.init_skip="()"          the margin without SupCon before it
     --config.stages.teacher.terms.ce.args.margin=0.0                              the teacher without a margin
+    --config.stages.student.terms.features.weight=0.4                             its features, too
 
 and the control of the student is the same without a teacher.
 
@@ -36,11 +37,13 @@ HEAD = ("params/head/.*",)
 
 
 def get_config(variant: str = "") -> Experiment:
-    variant, place, small, weights = read(variant)
+    variant, place, small, files = read(variant)
     smoke, size = variant == "smoke", 32 if small and variant != "digits" else SIZES[variant]
     large, tiny = small_models(variant, size) if small else published_models(size)
     scale, margin = (16.0, 0.2) if small else (64.0, 0.5)
-    share = 0.8 if small else 0.3  # of what the teacher says; it speaks of all images, and few may be labelled
+    # Of the labels, the teacher's answers and its features. Few images of the small models are labelled, and the teacher
+    # speaks of all of them.
+    weights = (0.2, 0.8, 0.0) if small else (0.7, 0.15, 0.15)
     hard = {"margin": 0.0 if small else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
     cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}
     epochs = EPOCHS.get(variant, (30, 60, 60))
@@ -51,7 +54,7 @@ def get_config(variant: str = "") -> Experiment:
         title="hybrid, SupCon alone",
         data=images(**data, copies=2),
         model=Model("hybrid", num_classes=0, **large),
-        parts=weights,
+        parts=files,
         terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if small else 0.07})},
         optim=optim(small, 5e-4),
         epochs=epochs[0],
@@ -76,9 +79,9 @@ def get_config(variant: str = "") -> Experiment:
         model=Model("hybrid", **tiny, **cosine),
         teachers={"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})},
         terms={
-            "ce": Term("arcface", "cosines", label="target", weight=1 - share, args={"scale": scale, **hard}),
-            "kl": Term("kl", teacher="hybrid:logits", weight=share / 2, args={"temperature": 2.0}),
-            "features": Term("mse", "features", "hybrid:features", weight=share / 2),
+            "ce": Term("arcface", "cosines", label="target", weight=weights[0], args={"scale": scale, **hard}),
+            "kl": Term("kl", teacher="hybrid:logits", weight=weights[1], args={"temperature": 2.0}),
+            "features": Term("mse", "features", "hybrid:features", weight=weights[2]),
         },
         optim=optim(small, 1e-3),
         epochs=epochs[2],

@@ -63,8 +63,12 @@ def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def shown(summary: dict[str, Any]) -> list[str]:
-    """The metrics of the short table: Dice, IoU and HD95, or the first three that there are."""
-    metrics = list(dict.fromkeys(name for row in summary["rows"] for name in row.get("metrics") or {}))
+    """The metrics of the short table: Dice, IoU and HD95, or three others. The first is a student's, and each row has
+    one of its own if there is room."""
+    rows = sorted(summary["rows"], key=lambda row: row.get("role") != "student")
+    several = [list(row.get("metrics") or {}) for row in rows]
+    firsts = [names[0] for names in several if names]
+    metrics = list(dict.fromkeys([*firsts, *(name for names in several for name in names)]))
     return [name for name in SHOWN if name in metrics] or metrics[:3]
 
 
