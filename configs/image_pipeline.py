@@ -10,7 +10,8 @@
 
 `supcon` warms a hybrid of a convolutional network and a transformer up: views of the images of a class come to lie
 close (SupCon, arXiv 2004.11362). `teacher` tells its classes apart by a margin (ArcFace, arXiv 1801.07698). `student`
-learns from the teacher's answers (and, of published models, features) on the clean image while it sees the mixed one. What a stage is worth:
+learns from the teacher's answers, and from the features of a published one, on the clean image while it sees the mixed
+one. What a part of it is worth:
 
     --config.stages.teacher.init= --config.stages.teacher.init_skip="()"          the margin without SupCon before it
     --config.stages.teacher.terms.ce.args.margin=0.0                              the teacher without a margin
