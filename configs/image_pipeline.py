@@ -53,7 +53,7 @@ def get_config(variant: str = "") -> Experiment:
     supcon = Stage(
         task="contrastive",
         title="hybrid, SupCon alone",
-        data=images(**data, copies=2),
+        data=images(**data, coloured=True, copies=2),
         model=Model("hybrid", num_classes=0, **large),
         parts=files,
         terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if small else 0.07})},
@@ -64,7 +64,7 @@ def get_config(variant: str = "") -> Experiment:
     teacher = Stage(
         task="classification",
         title="hybrid, SupCon and margin",
-        data=images(**data),
+        data=images(**data, coloured=True),
         model=Model("hybrid", **large, **cosine),
         init="stage:supcon",
         init_skip=HEAD,
@@ -131,17 +131,21 @@ def part(name: str, size: int, variant: str, **options: Any) -> dict[str, Any]:
     return {"name": name, "options": {"variant": variant, **options, "image_size": size}}
 
 
-def images(variant: str, place: str, size: int, batch: int = 64, mixup: float = 0.0, copies: int = 1) -> Data:
+def images(
+    variant: str,
+    place: str,
+    size: int,
+    batch: int = 64,
+    coloured: bool = False,
+    mixup: float = 0.0,
+    copies: int = 1,
+) -> Data:
     """A batch of so many images, of which each has so many rows."""
-    moved = {"crop": 1.0, "rotate": 0.5, "contrast": 0.5, "mixup": mixup}  # digits are not mirrored
-    coloured = moved | {"hflip": 0.5, "colour": 0.8, "gamma": 0.3}
-    common: dict[str, Any] = {
-        "image_size": size,
-        "num_classes": None,
-        "batch_size": batch * copies,
-        "mix_alpha": 0.2,
-    }
-    common |= {"copies": copies, "augment": moved if variant == "digits" else coloured}
+    augment = {"crop": 1.0, "rotate": 0.5, "mixup": mixup}
+    if variant != "digits":  # which are grey and not to be mirrored
+        augment |= {"hflip": 0.5} | ({"colour": 0.8, "gamma": 0.3, "contrast": 0.5} if coloured else {})
+    common: dict[str, Any] = {"image_size": size, "num_classes": None, "augment": augment, "mix_alpha": 0.2}
+    common |= {"batch_size": batch * copies, "copies": copies}
     match variant:
         case "digits":
             return Data("digits", labelled=0.1, **common)
@@ -152,7 +156,7 @@ def images(variant: str, place: str, size: int, batch: int = 64, mixup: float = 
         case "classes":
             return Data("classes", root=place or "data/images", **common)
     drawn = {"train": 160, "val": 40, "test": 40} if variant == "smoke" else {"train": 1600, "val": 200, "test": 800}
-    return Data("beetles", labelled=0.25, size=size, **drawn, **common)
+    return Data("beetles", labelled=0.125, size=size, **drawn, **common)
 
 
 def optim(small: bool, lr: float) -> Optim:

@@ -13,7 +13,7 @@ from tests.support import folders
 from tests.support.command import command, refused
 
 CONFIG = "configs/image_pipeline.py"
-AUGMENT = ("crop", "rotate", "contrast", "hflip", "colour", "gamma")
+AUGMENT = ("crop", "rotate", "hflip", "colour", "gamma", "contrast")
 
 
 @pytest.mark.parametrize(
