@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> Experiment:
     smoke, size = variant == "smoke", 32 if small and variant != "digits" else SIZES[variant]
     large, tiny = small_models(variant, size) if small else published_models(size)
     scale, margin = (16.0, 0.2) if small else (64.0, 0.5)
-    # Of the labels, the teacher's answers and its features. The teacher speaks of all images; few drawn ones have labels.
+    # Of the labels, the teacher's answers and its features. Of drawn images few have labels, and it speaks of all.
     weights = (0.2, 0.8, 0.0) if small else (0.7, 0.15, 0.15)
     hard = {"margin": 0.0 if small else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
     cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}

@@ -63,6 +63,7 @@ def test_apply_takes_images_as_they_come(model, saved):
     assert set(of_bytes) == set(by_hand)
 
 
+@pytest.mark.long
 def test_apply_resizes_to_the_models_size(model, saved):
     flat = np.full((1, 50, 20, 3), 77, np.uint8)
     small = kdjax.apply(model, saved[1], flat)["logits"]

@@ -109,6 +109,8 @@ class Classification:
 
     def sketches(self, predictions: Arrays, dataset: Any, split: str) -> dict[str, np.ndarray]:
         """The first images, framed in green where they are recognised and in red where not; nodes have none."""
+        if "image" not in dataset.fields:
+            return {}
         return framed(predictions["logits"].argmax(axis=-1) == dataset.labels(split), dataset, split)
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
@@ -157,9 +159,9 @@ class Classification:
 
 
 def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
-    """The first images of a split, framed by whether the answer to each is right; nodes have none."""
+    """The first images of a split, framed by whether the answer to each is right."""
     pictures: dict[str, np.ndarray] = {}
-    for i in range(min(SKETCHES, dataset.sizes[split]) if "image" in dataset.fields else 0):
+    for i in range(min(SKETCHES, dataset.sizes[split])):
         pictures[f"image_{i}"] = np.array(dataset.resized(split, i)["image"])
         for edge in (np.s_[:1], np.s_[-1:], np.s_[:, :1], np.s_[:, -1:]):
             pictures[f"image_{i}"][edge] = RIGHT if right[i] else WRONG

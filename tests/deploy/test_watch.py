@@ -397,7 +397,8 @@ def test_what_is_refused(run, logs, flags, said):
 
 def test_images_know_no_log(tmp_path):
     here = (f"--config={tiny(tmp_path)}", f"--workdir={tmp_path}/work", "--mode=predict", "--images=docs")
-    refused(command(*here, "--log=x.csv", "--threshold=1"), "of images knows no --log, --threshold; give it --images")
+    said = "of images, of segmentation, knows no --log, --threshold; give it --images"
+    refused(command(*here, "--log=x.csv", "--threshold=1"), said)
 
 
 def test_keepsakes_that_do_not_fit(run, logs, tmp_path):

@@ -119,6 +119,7 @@ def package(tmp_path, monkeypatch):
         sys.modules.pop(name)
 
 
+@pytest.mark.long
 def test_it_trains_with_everything_of_its_own(package, tmp_path):
     ended = command(f"--config={package / 'config.py'}", f"--workdir={tmp_path / 'run'}")
     assert ended.code == 0, ended.error

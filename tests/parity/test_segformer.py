@@ -55,6 +55,7 @@ def test_stage_by_stage(size, labels, options):
     assert found["logits"].shape == (2, *size, labels)
 
 
+@pytest.mark.long
 def test_one_training_step():
     """Loss, the gradient of every parameter, and the running statistics, without dropout and drop path."""
     size = (90, 71)

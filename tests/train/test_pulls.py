@@ -79,6 +79,7 @@ def test_sharpness_moves_batch_statistics_once():
     assert tiny.largest_difference(*after) < 1e-6
 
 
+@pytest.mark.long
 def test_separate_momenta_let_the_teacher_last_longer():
     one = learner(pull="separate", momentum=0.8, spread=0.1)
     state, fixed = begun(one)

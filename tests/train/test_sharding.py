@@ -65,6 +65,7 @@ def test_every_mesh_computes_the_same(mesh):
     assert tiny.largest_difference(seen, seen_one) < 1e-5
 
 
+@pytest.mark.long
 def test_the_steps_did_something():
     """The first batch, augmented as it was, costs less after them."""
     state, fixed, seen = run("one")

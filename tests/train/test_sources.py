@@ -68,6 +68,7 @@ def test_sams_decoder_runs_on_a_students_embedding():
     np.testing.assert_allclose(total / count, kl, rtol=1e-3)
 
 
+@pytest.mark.long
 def test_gradients_flow_through_a_tail_but_not_into_it():
     learner, state, fixed, sam = tailed()
     batch = tiny.batch(learner)

@@ -51,7 +51,7 @@ def test_the_q_network_as_torch_computes_it():
     close(found["q"], module["net"](torch.from_numpy(state)).detach().numpy())
 
 
-@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("binary", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_state_by_hand(binary):
     """Graph by graph in float64, of what both models say alone; 0 without nodes."""
     model = fusion(binary_logit=binary)
