@@ -142,7 +142,8 @@ def images(
     """A batch of so many images, of which each has so many rows."""
     augment = {"crop": 1.0, "rotate": 0.5, "mixup": mixup}
     if variant != "digits":  # which are grey and not to be mirrored
-        augment |= {"hflip": 0.5} | ({"colour": 0.8, "gamma": 0.3, "contrast": 0.5} if coloured else {})
+        colours = {"colour": 0.8, "gamma": 0.3, "contrast": 0.5}
+        augment |= {"hflip": 0.5} | {name: chance * coloured for name, chance in colours.items()}
     common: dict[str, Any] = {"image_size": size, "num_classes": None, "augment": augment, "mix_alpha": 0.2}
     common |= {"batch_size": batch * copies, "copies": copies}
     match variant:
