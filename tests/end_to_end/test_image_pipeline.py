@@ -63,7 +63,7 @@ def test_views_that_are_none_are_refused(flags, said, tmp_path):
 @pytest.mark.long
 def test_a_whole_run_is_evaluated_explained_and_looked_at(tmp_path):
     made = load(f"{CONFIG}:smoke")
-    made.log.tensorboard = False
+    made.log.tensorboard, made.mesh.data = False, 1  # not the eight devices of the tests
     summary = running.run(made, tmp_path / "run")
     supcon, teacher, student, control = summary["rows"]
     assert set(supcon["metrics"]) == {"knn", "probe"}
