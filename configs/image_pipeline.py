@@ -25,7 +25,7 @@ and Swin-V2, which start from published weights where these are named:
 the original trains: sharpness-aware steps of AdamW, lookahead, centralised gradients, one cycle, clipping, an average.
 
 Beetles, 200 of 1,600 labelled, accuracy on 800 test images, seed 0: hybrid 0.792 (261,174 parameters), student 0.729
-(21,896), the same without teacher 0.142, or 0.632 with the teacher's augmentation; under 5 min on two cores of an AMD
+(21,896), the same without teacher 0.142, or 0.632 with the teacher's augmentation; 7 min on two busy cores of an AMD
 EPYC. Published models were built, and have not been trained.
 """
 
