@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from kdjax.config import ConfigError, nearest, raised_at, type_faults
+from kdjax.config import ConfigError, nearest, raised_at
+from kdjax.type_faults import type_faults
 
 GREATEST = 1 << 24  # of any whole number that a model is built with
 

@@ -5,9 +5,10 @@ import sys
 import unicodedata
 from typing import Any, TypeGuard
 
-from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, task_of, type_faults
+from kdjax.config import ConfigError, Experiment, Stage, Teacher, Term, nearest, task_of
 from kdjax.distill.scope import PLACES, paths
 from kdjax.experiment.plan import gate_faults, hears, references, teacher_folders
+from kdjax.type_faults import type_faults
 
 COLDEST = 1e-3  # temperature, below which a softmax is a maximum and its logarithm overflows
 SHAPES = ("linear", "cosine", "steps")  # of a schedule

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import jax.numpy as jnp
 
-from kdjax.config import ConfigError, nearest, type_faults
+from kdjax.config import ConfigError, nearest
+from kdjax.type_faults import type_faults
 
 T = TypeVar("T")
 
