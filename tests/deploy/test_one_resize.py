@@ -1,6 +1,7 @@
 """One rule brings an image to the size of a model: in training, in predict, in Python and beside an export."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from kdjax.config import Data, Experiment, Mesh
 from kdjax.data import pipeline
 from kdjax.data.images.resize import resize
 from kdjax.deploy import export as exporting
+from kdjax.deploy import pictures
 from kdjax.deploy import predict as predicting
 from kdjax.models.layers.resize import resize as resize_on_device
 from kdjax.train import sharding
@@ -61,7 +63,10 @@ def test_training_predict_apply_and_the_export_make_the_same_mask(run, tmp_path)
 
     learner = prepare("student", plain, experiment, sharding.make_mesh(experiment.mesh), pipeline.build(stage.data), {})
     trained = evaluate(learner, learner.place(variables), "test")[1]["classes"][0]
-    (_, predicted) = next(iter(predicting.logits_of([photograph], plain, experiment, variables)))
+    program = predicting.compiled(pictures.network_of(plain, variables))
+    with ThreadPoolExecutor(1) as pool:
+        (seen,) = pictures.going_through([photograph], plain, experiment, variables, program, pool)
+    predicted = seen.rows["logits"]
     model = kdjax.build("tests.support.tiny:build", **plain.model.options)
     applied = np.asarray(kdjax.apply(model, kdjax.load(model, path), upright)["logits"])[0]
     exported = exporting.export(experiment, workdir, output=str(tmp_path / "export"))

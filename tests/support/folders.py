@@ -99,6 +99,10 @@ def forgeries(root: Path) -> dict:
     return {"size": 32, "train": 12, "val": 4, "test": 4}
 
 
+def beetles(root: Path) -> dict:
+    return {"size": 32, "train": 40, "val": 20, "test": 20, "num_classes": 20}
+
+
 def real_fake(root: Path, n: int = 3) -> dict:
     """WildRF's folders, with one generator below the second test set."""
     sets = ("train", "val", "test/reddit", "test/stylegan/ffhq")
@@ -167,6 +171,6 @@ BUILDERS = {
     f.__name__: f
     for f in (
         *(busi, bus_bra, bus_uclm, layout, folder, union, ultrasound, classes, cifar, digits, tfds),
-        *(forgeries, real_fake, real_fake_table, unlabelled),
+        *(forgeries, beetles, real_fake, real_fake_table, unlabelled),
     )
 }
