@@ -50,7 +50,11 @@ TABLES: dict[str, dict[str, str]] = {
         "l1": "kdjax.losses.features:l1",
         "cosine": "kdjax.losses.features:cosine",
         "vid": "kdjax.losses.features:Vid",
+        "projected": "kdjax.losses.projected:Projected",
         "seed": "kdjax.losses.relations:Seed",
+        "rkd_distance": "kdjax.losses.relations:rkd_distance",
+        "rkd_angle": "kdjax.losses.relations:rkd_angle",
+        "mmd": "kdjax.losses.relations:mmd",
         "bce": "kdjax.losses.labels:bce",
         "ce": "kdjax.losses.labels:ce",
         "dice": "kdjax.losses.labels:dice",
@@ -60,6 +64,7 @@ TABLES: dict[str, dict[str, str]] = {
         "focal_ce": "kdjax.losses.labels:focal_ce",
         "evidential": "kdjax.losses.labels:evidential",
         "supcon": "kdjax.losses.contrastive:SupCon",
+        "infonce": "kdjax.losses.contrastive:infonce",
         "arcface": "kdjax.losses.margins:arcface",
         "cosface": "kdjax.losses.margins:cosface",
         "adaface": "kdjax.losses.margins:AdaFace",
@@ -164,6 +169,16 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
 
 def _is_greater(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > GREATEST
+
+
+def check_arguments(name: str, loss: Any, args: Iterable[str]) -> None:
+    """Refuses an argument that a loss does not take: of a function those by keyword, of a module its fields."""
+    taken, of_module = inspect.signature(loss).parameters.values(), isinstance(loss, type)
+    named = [p.name for p in taken if of_module or p.kind == p.KEYWORD_ONLY]
+    accepted = [name for name in named if name not in ("where", "parent", "name")]
+    for argument in args:
+        if argument not in accepted:
+            raise ConfigError(f"the loss {name!r} takes no argument {argument!r}; {nearest(argument, accepted)}")
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:
