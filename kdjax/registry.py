@@ -98,6 +98,8 @@ TABLES: dict[str, dict[str, str]] = {
         "busi": "kdjax.data.images.readers:Busi",
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
+        "medpix": "kdjax.data.text.medpix:Medpix",
+        "records": "kdjax.data.text.records:Records",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
         "unlabelled": "kdjax.data.images.folders:Unlabelled",
