@@ -25,6 +25,8 @@ TABLES: dict[str, dict[str, str]] = {
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
+        "mobilenetv2": "kdjax.models.vision.mobilenet:build_mobilenetv2",
+        "mobilevit": "kdjax.models.vision.mobilevit:build_mobilevit",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.graphs.node_mlp:build_node_mlp",
         "peers": "kdjax.models.peers:build_peers",

@@ -12,6 +12,8 @@ NAMES = (
     "dinov2",
     "dinov2_hf",
     "ladeda",
+    "mobilenetv2",
+    "mobilevit",
     "pyg_gat",
     "sam",
     "sam_hf",
