@@ -101,6 +101,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
         "medpix": "kdjax.data.text.medpix:Medpix",
+        "scans": "kdjax.data.text.scans:Scans",
         "records": "kdjax.data.text.records:Records",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
