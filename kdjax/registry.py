@@ -24,6 +24,7 @@ TABLES: dict[str, dict[str, str]] = {
         "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
+        "image_text": "kdjax.models.fusion.image_text:build_image_text",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.graphs.node_mlp:build_node_mlp",
