@@ -24,6 +24,7 @@ TABLES: dict[str, dict[str, str]] = {
         "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
+        "image_text": "kdjax.models.fusion.image_text:build_image_text",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
         "mobilenetv2": "kdjax.models.vision.mobilenet:build_mobilenetv2",
         "mobilevit": "kdjax.models.vision.mobilevit:build_mobilevit",
