@@ -196,5 +196,5 @@ def relation(loss: str, embedding: str, weight: float) -> Term:
 def optim(small: bool, lr: float) -> Optim:
     """`lr` is the original's, for models that come with weights."""
     if small:
-        return Optim("adamw", lr=2e-3, warmup=1.0, weight_decay=0.02, ema=0.98)
+        return Optim("adamw", lr=2e-3, warmup=0.5, weight_decay=0.02, ema=0.98)
     return Optim("adamw", lr=lr, schedule="constant", weight_decay=0.01)
