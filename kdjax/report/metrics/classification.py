@@ -55,7 +55,7 @@ def macro(logits: Logits, labels: Labels) -> dict[str, float]:
         return dict.fromkeys(names, math.nan)
     logits, labels = logits[known].astype(np.float64), labels[known]
     each, occurring = per_class(confusion(logits, labels, logits.shape[1])), np.unique(labels)
-    areas = [detection.auc(_odds(logits, c), (labels == c).astype(int)) for c in occurring]
+    areas = [detection.auc(_odds(logits, c), (labels == c).astype(int)) for c in occurring.tolist()]
     means = each.precision[occurring].mean(), each.recall[occurring].mean(), np.mean(areas)
     return {name: float(value) for name, value in zip(names, means, strict=True)}
 
