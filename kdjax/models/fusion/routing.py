@@ -19,17 +19,16 @@ from kdjax.models.layers.gelu import gelu
 from kdjax.models.layers.precision import at_least_float32
 
 
-class Scores(nn.Module):
-    """Probabilities of some choices, of image and text side by side; 0 of what is not allowed."""
+class Probabilities(nn.Module):
+    """Of each choice, by an MLP of image and text side by side; 0 of what is not allowed."""
 
     options: Options
-    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, both: Float[Array, "b c"], allowed: Bool[Array, "b k"], train: bool) -> Float[Array, "b k"]:
+    def __call__(self, tokens: Float[Array, "b 2 d"], allowed: Bool[Array, "b k"], train: bool) -> Float[Array, "b k"]:
         o = self.options
-        x = gelu(dense(o.dim, dtype=o.dtype, name="fc1")(both))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = gelu(dense(o.dim, dtype=o.dtype, name="fc1")(tokens.reshape(len(tokens), -1)))
+        x = nn.Dropout(o.dropout, deterministic=not train)(x)
         x = at_least_float32(dense(allowed.shape[1], dtype=o.dtype, name="fc2")(x))
         return nn.softmax(jnp.where(allowed, x, jnp.finfo(x.dtype).min)) * allowed
 
@@ -39,9 +38,9 @@ class EnergyAwareAdaptive(nn.Module):
     FFN(LN(gated + attention)) of both, the mean of both tokens' attention.
 
     In training one route is taken by chance. At evaluation the output is the mean of all, weighed by their
-    probabilities; with `sample_at_evaluation` it is one by chance, as in the original, whose draw depends on the
-    example's place in its batch alone. `energy` is what the routes cost on average, in mJ, for the loss `value`; the
-    original weighs what of its mean is above 8 mJ by a number that is learned, and leaves it out of its loss.
+    probabilities; with `sample_at_evaluation` it is again one by chance, as in the original, and the same each time.
+    `energy` is what the routes cost on average, in mJ, and counts where a term reads it with the loss `value`; the
+    original's, of what its mean is above 8 mJ, is computed and never used.
     """
 
     options: Options
@@ -53,26 +52,26 @@ class EnergyAwareAdaptive(nn.Module):
         self, image: Float[Array, "b d"], text: Float[Array, "b d"], there: Bool[Array, "b 2"], train: bool
     ) -> dict[str, Array]:
         o, tokens = self.options, jnp.stack([image, text], axis=1)
-        p = Scores(o, name="router")(tokens.reshape(len(tokens), -1), routes_of(there), train)
+        p = Probabilities(o, name="router")(tokens, routes_of(there), train)
         gated = Gated(o, name="gated")(image, text, there, train)
         attended = mean_there(Attention(o, name="cross_attn")(tokens, tokens, there, train)[0], there)
         full = FeedForward(o, name="ffn")(norm(o, "norm")(gated["fused"] + attended), train)
         weights = p
         if train or o.sample_at_evaluation:
-            key = self.make_rng("dropout") if self.has_rng("dropout") else jax.random.key(0)
+            key = self.make_rng("dropout") if train else jax.random.key(0)
             weights = taken(p, jax.random.categorical(key, jnp.log(p)))
         fused = weighed(weights, image, text, full)
         return {"fused": fused, "shares": shares_of(weights, gated["shares"]), "energy": p @ costs(o)}
 
 
 class Shomr(nn.Module):
-    """`shomr`, soft or hard routing: how sure is the model of one of both?
+    """`shomr`, soft-hard modality routing, by the confidences w in image and text, whose sum is 1.
 
-    Below `threshold` (soft) the output is x + FFN(x) with x = LN(w_i image + w_t text + attention), w the confidences.
-    Above it (hard) a router takes one route, by chance in training and the most probable one at evaluation: GELU(W
-    image), GELU(W text), or x + FFN(x) with x = LN(gated + attention). The original's way out below a confidence of 0.3
-    is left out, since the greater of two is 0.5 at least. `energy` is in mJ what the routes cost on average, of a
-    soft one that of both.
+    Where neither is above `threshold` (soft), the output is x + FFN(x) with x = LN(w_i image + w_t text + attention).
+    Else (hard) a router takes one route, by chance in training and the most probable one at evaluation: GELU(W image),
+    GELU(W text), or x + FFN(x) with x = LN(gated + attention). The original's mean of both where the greater confidence
+    is below 0.3 is left out: of two it is 0.5 at least. `energy` is what the routes cost on average, in mJ, and where
+    the routing is soft the cost of both.
     """
 
     options: Options
@@ -84,9 +83,8 @@ class Shomr(nn.Module):
         self, image: Float[Array, "b d"], text: Float[Array, "b d"], there: Bool[Array, "b 2"], train: bool
     ) -> dict[str, Array]:
         o, tokens = self.options, jnp.stack([image, text], axis=1)
-        both = tokens.reshape(len(tokens), -1)
-        sure = Scores(o, o.dropout, name="conf_net")(both, there, train)
-        p = Scores(o, o.dropout, name="router")(both, routes_of(there), train)
+        sure = Probabilities(o, name="conf_net")(tokens, there, train)
+        p = Probabilities(o, name="router")(tokens, routes_of(there), train)
         gated = Gated(o, name="gated")(image, text, there, train)
         attended = mean_there(Attention(o, name="cross_attn")(tokens, tokens, there, train)[0], there)
         ffn = FeedForward(o, name="ffn")
