@@ -207,7 +207,7 @@ def _from_hub(name: str) -> Path:
     folder = Path()
     try:
         for patterns in wanted:
-            patterns = [*patterns, "config.json", "preprocessor_config.json"]
+            patterns = [*patterns, "config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
             folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
             if any(path.suffix in SUFFIXES for path in folder.glob("*")):
                 break
