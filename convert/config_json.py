@@ -104,6 +104,8 @@ class Config:
 def beside(source: Path) -> Config | None:
     """The config.json of transformers in the folder of the weights, if there is one."""
     values = _read(source.parent / "config.json")
+    if {"type_vocab_size", "num_attention_heads"} <= values.keys():
+        values = {"model_type": "bert", **values}  # of BERT's early files some do not say it
     return Config(source.parent / "config.json", values) if isinstance(values.get("model_type"), str) else None
 
 

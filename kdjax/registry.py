@@ -17,11 +17,13 @@ GREATEST = 1 << 24  # of any whole number that a model is built with
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
+        "bert": "kdjax.models.text.bert:build_bert",
         "convnet": "kdjax.models.vision.convnet:build_convnet",
         "can_fusion": "kdjax.models.graphs.can_fusion:build_can_fusion",
         "can_gat": "kdjax.models.graphs.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.graphs.can_vgae:build_can_vgae",
         "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
+        "distilbert": "kdjax.models.text.bert:build_distilbert",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
         "image_text": "kdjax.models.fusion.image_text:build_image_text",
