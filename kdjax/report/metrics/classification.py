@@ -55,7 +55,7 @@ def macro(logits: Logits, labels: Labels) -> dict[str, float]:
         return dict.fromkeys(names, math.nan)
     logits, labels = logits[known].astype(np.float64), labels[known]
     each, occurring = per_class(confusion(logits, labels, logits.shape[1])), np.unique(labels)
-    areas = [detection.auc(_odds(logits, c), (labels == c).astype(int)) for c in occurring]
+    areas = [detection.auc(_odds(logits, c), (labels == c).astype(int)) for c in occurring.tolist()]
     means = each.precision[occurring].mean(), each.recall[occurring].mean(), np.mean(areas)
     return {name: float(value) for name, value in zip(names, means, strict=True)}
 
@@ -130,6 +130,23 @@ def per_class(counts: Integer[np.ndarray, "k k"]) -> PerClass:
     recall = np.where(there, hits / np.maximum(there, 1), math.nan)
     f1 = np.where(there, 2 * hits / np.maximum(said + there, 1), math.nan)
     return PerClass(precision, recall, f1, there.astype(np.int64))
+
+
+def influence(logits: Logits, labels: Labels) -> Float64[np.ndarray, " n"]:
+    """How fast macro_f1 grows with the weight of each example (the infinitesimal jackknife, Jaeckel 1972); they add up
+    to 0. The variance of n examples' values, times n², over n is that of macro_f1 by the delta method.
+
+    0 for an example without a label; nan for all where a logit of a labelled one is not finite.
+    """
+    known = labels >= 0
+    if not np.isfinite(logits[known]).all():
+        return np.full(len(labels), math.nan)
+    counts = confusion(logits, labels, logits.shape[1])
+    f1, size = per_class(counts).f1, counts.sum(axis=0) + counts.sum(axis=1)
+    classes = np.flatnonzero(counts.sum(axis=1))
+    there, said = (values[:, None] == classes for values in (labels, logits.argmax(axis=1)))
+    moved = (2.0 * (there & said) - f1[classes] * (there.astype(float) + said)) / size[classes]
+    return np.where(known, moved.sum(axis=1) / max(len(classes), 1), 0.0)
 
 
 def ece(logits: Logits, labels: Labels) -> float:
