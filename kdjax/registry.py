@@ -79,6 +79,7 @@ TABLES: dict[str, dict[str, str]] = {
         "batch_softmax_kl": "kdjax.losses.graphs:batch_softmax_kl",
     },
     "tasks": {
+        "answers": "kdjax.tasks.answers:Answers",
         "autoencoder": "kdjax.tasks.can.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
         "contrastive": "kdjax.tasks.contrastive:Contrastive",

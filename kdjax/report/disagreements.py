@@ -63,12 +63,14 @@ def html(lines: list[dict[str, Any]]) -> str:
         "fall apart so unevenly, or more so, where both models are right equally often; chance is an unlikely reason "
         f"below {LEVEL:g}. Each line is taken for itself"
     )
-    several = f": of {len(lines)} lines, one in twenty looks so by chance" if len(lines) > 1 else ""
+    several = ": among equal models one in twenty is below that" if len(lines) > 1 else ""
     table = tables.table_html(head, rows)
     return f'<h3>Where they disagree</h3>{table}<p class="note">{escape(note + several)}.</p>'
 
 
 def better(line: dict[str, Any]) -> str:
+    if line["only_first"] == line["only_second"]:
+        return "neither"
     if not line["p"] < LEVEL:
         return "may be chance"
     return "the first" if line["only_first"] > line["only_second"] else "the second"

@@ -103,6 +103,9 @@ class Classification:
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """Classes, certainty and embeddings of all models that were tested on what the last student was."""
+        from kdjax.report.figures import classification
+        from kdjax.report.page import figure
+
         last = ([stage for stage in tested if stage.role == "student"] or tested)[-1]
         labels = last.dataset.labels("test")
         same = [stage for stage in tested if np.array_equal(stage.dataset.labels("test"), labels)]
@@ -113,9 +116,10 @@ class Classification:
         vectors = {stage.title: stage.predicted["features"] for stage in beside}
         over = f"{int((labels >= 0).sum())} test {last.dataset.item}s"
         sure = scaled.get(last.title, logits[last.title])
+        energies = classification.energies({title: (rows, labels) for title, rows in logits.items()})
         drawn = {
             "Classes": classes_drawn(logits, labels, names, last.title, over, vectors),
-            "Certainty": certainty_drawn(logits, scaled, labels, over),
+            "Certainty": reliability_drawn(logits, scaled, labels) + figure(f"energies of {over}", energies, wide=True),
             f"Most confident mistakes: {escape(last.title)}": mistakes(last.dataset, sure, names),
         }
         return {heading: html for heading, html in drawn.items() if html}
@@ -174,17 +178,13 @@ def classes_drawn(
     return wide + classes.table(counts, names, title)
 
 
-def certainty_drawn(logits: Logits, scaled: Logits, labels: np.ndarray, over: str) -> str:
+def reliability_drawn(logits: Logits, scaled: Logits, labels: np.ndarray) -> str:
     """How sure the models may be, as they are and after temperature scaling."""
     from kdjax.report.figures import classification
     from kdjax.report.page import figure
 
     plain, calm = ({title: (rows, labels) for title, rows in of.items()} for of in (logits, scaled))
-    figures = {
-        "how often a model is right when it is so sure": classification.reliability(plain, calm),
-        f"energies of {over}": classification.energies(plain),
-    }
-    return "".join(figure(caption, svg, wide=True) for caption, svg in figures.items())
+    return figure("how often a model is right when it is so sure", classification.reliability(plain, calm), wide=True)
 
 
 def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
