@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, image, text, there, route=None):
         tokens = torch.stack([image, text], 1)
-        query = self.norm1(mean(tokens, there))[:, None]
+        query = self.norm1(tokens.mean(1, keepdim=True))
         x, weights = self.cross_attn(query, tokens, tokens, key_padding_mask=absent(there))
         x = x[:, 0]
         return {"fused": x + self.ffn(self.norm2(x)), "shares": weights[:, 0]}

@@ -94,7 +94,7 @@ class CrossAttention(nn.Module):
         self, image: Float[Array, "b d"], text: Float[Array, "b d"], there: Bool[Array, "b 2"], train: bool
     ) -> dict[str, Array]:
         o, tokens = self.options, jnp.stack([image, text], axis=1)
-        query = norm(o, "norm1")(mean_there(tokens, there))
+        query = norm(o, "norm1")(tokens.mean(axis=1))
         x, weights = Attention(o, name="cross_attn")(query[:, None], tokens, there, train)
         x = x[:, 0]
         return {"fused": x + FeedForward(o, name="ffn")(norm(o, "norm2")(x), train), "shares": weights[:, 0]}
