@@ -203,22 +203,13 @@ def _from_hub(name: str) -> Path:
     folder = Path()
     for patterns in wanted:
         try:
-            folder = hub.fetch(name, [*patterns, "config.json", "preprocessor_config.json"])
+            folder = hub.fetch(
+                name, [*patterns, "config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
+            )
         except ConfigError as error:
             raise SourceError(str(error)) from error
         if any(path.suffix in SUFFIXES for path in folder.glob("*")):
             break
-    try:
-        for patterns in wanted:
-            patterns = [*patterns, "config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
-            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-            if any(path.suffix in SUFFIXES for path in folder.glob("*")):
-                break
-    except Exception as error:  # of the network, the hub or the name
-        raise SourceError(
-            f"{name}: could not be fetched ({type(error).__name__}: {line(error)}); check the name and the network, "
-            "or fetch the repository elsewhere and give its folder"
-        ) from error
     return folder
 
 

@@ -15,7 +15,7 @@ from convert.export import export_file
 from convert.family import ConvertError, build, fit
 from convert.onto import read
 from convert.sources import SourceError, Tensor, open_source
-from kdjax.models.text.vocabulary import vocabulary_of
+from kdjax.vocabulary import vocabulary_of
 from tests.support.twins import randomised
 
 VOCAB = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "lung", "##s", "ä", "a\u2028b"]

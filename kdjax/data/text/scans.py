@@ -114,7 +114,7 @@ def scan(rng: np.random.Generator, size: int) -> Scan:
 
 
 class Canvas:
-    """A slice that is painted tissue by tissue. Coordinates go from -1 to 1; `turned`, `shifted` and `zoomed` a little."""
+    """A slice that is painted tissue by tissue, in coordinates from -1 to 1; turned, shifted and zoomed a little."""
 
     def __init__(self, rng: np.random.Generator, size: int, modality: str):
         angle, zoom = np.deg2rad(rng.uniform(-12, 12)), rng.uniform(0.95, 1.2)

@@ -1,6 +1,5 @@
 """Tokenizers of captions: read from a file, a folder or the hub, or trained on the captions that there are."""
 
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import Int32
 
 from kdjax import hub
 from kdjax.config import ConfigError, nearest
+from kdjax.vocabulary import vocabulary_of
 
 PAD, UNKNOWN, FIRST, LAST, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PADS = (PAD, "<pad>")
@@ -84,12 +84,6 @@ class Tokenizer:
 def mask_of(lengths: Int32[np.ndarray, " n"], width: int) -> np.ndarray:
     """True for a token, False for padding."""
     return np.arange(width) < lengths[:, None]
-
-
-def vocabulary_of(vocab: Mapping[str, int]) -> str:
-    """A digest of which id each token has."""
-    table = json.dumps(sorted(vocab.items(), key=lambda entry: entry[1]))
-    return hashlib.blake2b(table.encode(), digest_size=16).hexdigest()
 
 
 def encode(path: str | Path, captions: Sequence[str]) -> tuple[Int32[np.ndarray, "n w"], Int32[np.ndarray, "n w"]]:
