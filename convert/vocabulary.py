@@ -5,7 +5,7 @@ from typing import Any
 
 from convert.config_json import LARGEST, Config
 from convert.sources import SourceError
-from kdjax.models.text.vocabulary import vocabulary_of
+from kdjax.vocabulary import vocabulary_of
 
 AWAY = "fetch it again, or where it belongs to other weights move it away"
 
@@ -42,4 +42,4 @@ def _tokenizer(text: str) -> dict[Any, Any]:
 
 
 def _lines(text: str) -> dict[Any, Any]:
-    return {line.rstrip(): i for i, line in enumerate(text.removesuffix("\n").split("\n"))}
+    return {line.removesuffix("\r"): i for i, line in enumerate(text.removesuffix("\n").split("\n"))}

@@ -125,7 +125,7 @@ class ArrayInput:
 class TokensInput:
     """The tokens of a text as numbers below `vocab_size`, at most `length` of them: a batch may be shorter.
 
-    `vocabulary` is the digest of the tokenizer's table (models/text/vocabulary.py); "" where it is not known.
+    `vocabulary` is the digest of the tokenizer's table (kdjax/vocabulary.py); "" where it is not known.
     """
 
     packed: ClassVar[bool] = False

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from kdjax.models.text.vocabulary import vocabulary_of
+from kdjax.vocabulary import vocabulary_of
 
 
 def test_the_digest_is_of_the_pairs_in_the_order_of_their_numbers():
