@@ -19,6 +19,7 @@ from kdjax.distill.adapters import patches_of
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Tail, build_model, source
 from kdjax.distill.terms import BoundTerm
+from kdjax.distill.vocabularies import refuse_strange_tokens
 from kdjax.tasks.task import Acting, Task
 from kdjax.train import knobs, lora, norms, optim, sharding
 from kdjax.train.episodes import EpisodeStep
@@ -222,6 +223,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     }
     averages = tuple(key for key, teacher in stage.teachers.items() if teacher.average)
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
+    refuse_strange_tokens(student, {k: s for k, s in sources.items() if k not in averages}, dataset.fields)
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
     patches = {key: patches_of(network.model) for key, network in {"student": student, **networks}.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
