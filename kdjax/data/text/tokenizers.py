@@ -1,6 +1,5 @@
 """Tokenizers of captions: read from a file, a folder or the hub, or trained on the captions that there are."""
 
-import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from jaxtyping import Int32
 
 from kdjax import hub
 from kdjax.config import ConfigError, nearest
+from kdjax.vocabulary import vocabulary_of
 
 PAD, UNKNOWN, FIRST, LAST, MASK = SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PADS = (PAD, "<pad>")
@@ -86,12 +86,6 @@ def mask_of(lengths: Int32[np.ndarray, " n"], width: int) -> np.ndarray:
     return np.arange(width) < lengths[:, None]
 
 
-def vocabulary_of(vocab: Mapping[str, int]) -> str:
-    """A digest of which id each token has."""
-    table = json.dumps(sorted(vocab.items(), key=lambda entry: entry[1]))
-    return hashlib.blake2b(table.encode(), digest_size=16).hexdigest()
-
-
 def encode(path: str | Path, captions: Sequence[str]) -> tuple[Int32[np.ndarray, "n w"], Int32[np.ndarray, "n w"]]:
     """Ids and masks of captions by the file that a run left beside its weights, as long as the longest of them."""
     tokenizer = read(path)
@@ -103,7 +97,7 @@ def encode(path: str | Path, captions: Sequence[str]) -> tuple[Int32[np.ndarray,
 # -- where they come from --------------------------------------------------------------------------------------------
 
 
-def option_faults(option: Mapping[str, Any]) -> list[str]:
+def option_faults(option: Any) -> list[str]:
     """What is wrong with the option that says where a tokenizer comes from."""
     expected = '{"path": FILE, FOLDER or "hf:NAME"} or {"train": SIZE of the vocabulary}'
     if not isinstance(option, Mapping) or len(option) != 1:
