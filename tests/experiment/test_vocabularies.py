@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdjax.config import ConfigError, Data, Experiment, Model, Stage, Teacher, Term
+from kdjax.config import ConfigError, Data, Experiment, Mesh, Model, Stage, Teacher, Term
 from kdjax.data.text import tokenizers
 from kdjax.deploy.predict import as_told
 from kdjax.experiment.opening import open_run
@@ -35,12 +35,12 @@ class Setup:
         return str(path)
 
     def stage(self, side: str = "student", **changes) -> Stage:
-        data = Data("tests.support.records:Texts", tokenizers=self.options, batch_size=4)
-        fields = {"task": "classification", "data": data, "model": Model(BAG, vocab_size=None), "inputs": reads(side)}
-        return Stage(**{**fields, **changes})
+        data = Data("tests.support.records:Texts", tokenizers=self.options, batch_size=8)
+        fields = {"task": "classification", "data": data, "epochs": 1, "inputs": reads(side)}
+        return Stage(**{**fields, "model": Model(BAG, vocab_size=None), **changes})
 
     def opened(self, **stages: Stage):
-        return open_run(Experiment(name="words", stages=stages, control=False), self.folder / "run")
+        return open_run(Experiment(name="words", stages=stages, control=False, mesh=Mesh(data=1)), self.folder / "run")
 
     def refused(self, **stages: Stage) -> str:
         with pytest.raises(ConfigError) as error:
@@ -77,8 +77,8 @@ def test_a_tail_does_not_either(setup):
     def tail(side):
         return Teacher(weights=setup.weights, method="logits_of", reads={"input_ids": f"batch:input_ids_{side}"})
 
-    setup.opened(student=setup.stage(teachers={"large": tail("teacher")}, terms=TERMS))
     setup.mixed_up(setup.refused(student=setup.stage(teachers={"large": tail("student")}, terms=TERMS)))
+    setup.opened(student=setup.stage(teachers={"large": tail("teacher")}, terms=TERMS))
 
 
 def test_a_stage_that_teaches_reads_what_it_was_trained_on(setup):
@@ -106,7 +106,7 @@ def test_sizes_and_masks_have_to_agree_as_well(setup):
     told = setup.refused(student=setup.stage(inputs=reads("student", mask="teacher")))
     assert "the student reads input_ids_student and attention_mask_teacher, which are of two tokenizers" in told
     told = setup.refused(student=setup.stage(inputs={}))
-    assert "model.options: the data do not tell vocab_size, vocabulary; say which tokens it reads, inputs=" in told
+    assert "model.options: the data do not tell vocab_size; say which tokens it reads, inputs=" in told
 
 
 def test_a_vocabulary_that_nobody_knows_is_taken_at_its_size(setup):
@@ -124,7 +124,8 @@ def test_what_was_trained_is_not_evaluated_on_other_tokens(setup):
     from kdjax.deploy.evaluate import evaluate
     from kdjax.experiment.run import run
 
-    experiment = Experiment(name="words", stages={"student": setup.stage(epochs=1)}, control=False)
+    stages = {"student": setup.stage()}
+    experiment = Experiment(name="words", stages=stages, control=False, mesh=Mesh(data=1))
     run(experiment, setup.folder / "run")
     left = setup.folder / "run" / "stages" / "student" / "tokenizer_student.json"
     assert tokenizers.read(left).vocabulary == setup.known["student"]
