@@ -1,6 +1,5 @@
 """Foreign checkpoints as a mapping from their own names to arrays that are read on demand; nothing in them is run."""
 
-import importlib
 import json
 import math
 import re
@@ -14,6 +13,8 @@ from typing import Any
 from convert import pytorch
 from convert.pytorch import AGAIN
 from convert.tensor import SourceError, Tensor, fault_of, few, line, plain
+from kdjax import hub
+from kdjax.config import ConfigError
 from kdjax.weights import safetensors
 
 # Where several dictionaries of tensors lie side by side, the first of these holds the weights that were trained; an
@@ -198,24 +199,17 @@ def _in_folder(folder: Path) -> Path:
 
 def _from_hub(name: str) -> Path:
     """The folder of a Hugging Face repository, fetched into the cache of huggingface_hub unless it is there."""
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise SourceError(f"{name}: is fetched by huggingface_hub; run: pip install huggingface_hub") from error
-    repository, _, revision = name.removeprefix("hf:").partition("@")
     wanted = (["model*.safetensors*"], ["pytorch_model*.bin*"], [f"*{suffix}*" for suffix in SUFFIXES])
     folder = Path()
-    try:
-        for patterns in wanted:
-            patterns = [*patterns, "config.json", "preprocessor_config.json"]
-            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
-            if any(path.suffix in SUFFIXES for path in folder.glob("*")):
-                break
-    except Exception as error:  # of the network, the hub or the name
-        raise SourceError(
-            f"{name}: could not be fetched ({type(error).__name__}: {line(error)}); check the name and the network, "
-            "or fetch the repository elsewhere and give its folder"
-        ) from error
+    for patterns in wanted:
+        try:
+            folder = hub.fetch(
+                name, [*patterns, "config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
+            )
+        except ConfigError as error:
+            raise SourceError(str(error)) from error
+        if any(path.suffix in SUFFIXES for path in folder.glob("*")):
+            break
     return folder
 
 

@@ -17,14 +17,19 @@ GREATEST = 1 << 24  # of any whole number that a model is built with
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
+        "bert": "kdjax.models.text.bert:build_bert",
         "convnet": "kdjax.models.vision.convnet:build_convnet",
         "can_fusion": "kdjax.models.graphs.can_fusion:build_can_fusion",
         "can_gat": "kdjax.models.graphs.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.graphs.can_vgae:build_can_vgae",
         "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
+        "distilbert": "kdjax.models.text.bert:build_distilbert",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
+        "image_text": "kdjax.models.fusion.image_text:build_image_text",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
+        "mobilenetv2": "kdjax.models.vision.mobilenet:build_mobilenetv2",
+        "mobilevit": "kdjax.models.vision.mobilevit:build_mobilevit",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.graphs.node_mlp:build_node_mlp",
         "peers": "kdjax.models.peers:build_peers",
@@ -74,6 +79,7 @@ TABLES: dict[str, dict[str, str]] = {
         "batch_softmax_kl": "kdjax.losses.graphs:batch_softmax_kl",
     },
     "tasks": {
+        "answers": "kdjax.tasks.answers:Answers",
         "autoencoder": "kdjax.tasks.can.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
         "contrastive": "kdjax.tasks.contrastive:Contrastive",
@@ -98,6 +104,9 @@ TABLES: dict[str, dict[str, str]] = {
         "busi": "kdjax.data.images.readers:Busi",
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
+        "medpix": "kdjax.data.text.medpix:Medpix",
+        "scans": "kdjax.data.text.scans:Scans",
+        "records": "kdjax.data.text.records:Records",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
         "unlabelled": "kdjax.data.images.folders:Unlabelled",

@@ -34,6 +34,15 @@ class Field:
 
 
 @dataclass(frozen=True)
+class TokensField(Field):
+    """What a tokenizer made of texts, their ids or the mask of those that are no padding: how many ids it has, and a
+    digest of its table, "" where that is not known."""
+
+    vocab_size: int = 0
+    vocabulary: str = ""
+
+
+@dataclass(frozen=True)
 class GraphsField:
     """Packs of graphs: so many nodes {"x": [nodes, features], "id": [nodes]}, edges and graphs.
 
@@ -67,6 +76,7 @@ class GraphsField:
 
 
 FLAG = Field((), "bool", "flag", False)
+IMAGE_THERE, TEXT_THERE = "image_there", "text_there"  # flags of records, of which each may lack its image or its text
 INDEX = Field((), "int32", "number", -1)
 COMMON = {"valid": FLAG, "index": INDEX, "view": Field((), "int32", "number")}
 

@@ -5,8 +5,9 @@ from kdjax.config import Data
 from kdjax.data.dataset import Dataset
 from kdjax.data.graphs import nodes, packs
 from kdjax.data.images import dataset as images
+from kdjax.data.text import dataset as records
 
-KINDS = {"images": images.build, "graphs": packs.build, "nodes": nodes.build}
+KINDS = {"images": images.build, "records": records.build, "graphs": packs.build, "nodes": nodes.build}
 
 
 def build(data: Data, parts: int = 1) -> Dataset:
@@ -18,5 +19,5 @@ def build(data: Data, parts: int = 1) -> Dataset:
 
 
 def kind(data: Data) -> str:
-    """What its examples are: "images", "graphs" or "nodes"."""
+    """What its examples are: "images", "records", "graphs" or "nodes"."""
     return getattr(registry.get("data", data.source), "kind", "images")

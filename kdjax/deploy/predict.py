@@ -23,7 +23,7 @@ from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks
 from kdjax.experiment.plan import with_controls, without_teachers
-from kdjax.experiment.resolve import resolved
+from kdjax.experiment.resolve import CLASSES, resolved
 from kdjax.experiment.workdir import MODEL, as_left, stage_folder, weights_file
 from kdjax.report.figures import curves, legend
 from kdjax.train.setup import initial_shapes
@@ -136,16 +136,17 @@ def as_trained_on(data: Data, about: dict[str, str]) -> Data:
 
 def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Options of a model, and of the models inside it, completed by those in `before`, which the data gave; an option
-    that neither has keeps the model's default. The number of classes is the data's even where the config is silent."""
-    options = {"num_classes": None, **options} if "num_classes" in before else options
+    that neither has keeps the model's default. Classes and vocabulary are the data's where the config is silent."""
+    options = {**{name: None for name in (*CLASSES, "vocabulary") if name in before}, **options}
     inside = {k: as_told(v, before.get(k) or {}) for k, v in options.items() if isinstance(v, dict)}
     merged = {k: before.get(k) if v is None else v for k, v in {**options, **inside}.items()}
     return {k: v for k, v in merged.items() if v is not None}
 
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:
-    """The values set on validation data, from the metadata of a file of weights."""
-    return {name: float(about[name]) for name in ("threshold", "temperature") if name in about}
+    """The values set on validation data, from the metadata of a file of weights; a model of several labels has a
+    "temperature_LABEL" of each."""
+    return {k: float(v) for k, v in about.items() if k in ("threshold", "temperature") or k.startswith("temperature_")}
 
 
 @cache

@@ -15,6 +15,7 @@ from kdjax import config
 from kdjax.config import ConfigError, Experiment, Stage, task_of
 from kdjax.data import pipeline
 from kdjax.data.dataset import Dataset
+from kdjax.distill import vocabularies
 from kdjax.distill.teachers import build_model
 from kdjax.experiment import checks, plan
 from kdjax.experiment.changes import check_owner
@@ -145,6 +146,8 @@ class Opening:
         if begun:
             named, init = " and ".join(what for what, *_ in begun), {part: given for _, part, given, _ in begun}
             target, models = only(initial_shapes(learner.model), init), [model for *_, model in begun]
+            if fault := vocabularies.fault(learner.stage.model, [model for model in models if model]):
+                raise ConfigError(f"stages.{name}.{named}: {fault}")
             _check_fits(f"stages.{name}.{named}", target, together(init), models, learner.stage.init_skip)
         teachers = teacher_files(learner.stage)
         for path, (what, model) in teachers.items():

@@ -46,6 +46,8 @@ def classes(learner: Learner) -> dict[str, str]:
     told = {"num_classes": str(learner.stage.data.num_classes)}
     of_masks, of_images = (getattr(learner.dataset, name, ()) for name in ("mask_classes", "image_classes"))
     told |= {"mask_classes": json.dumps(of_masks)} if of_masks else {}
+    if labels := getattr(learner.dataset, "label_classes", {}):
+        told["label_classes"] = json.dumps(labels)
     masked = any(field.kind == "mask" for field in learner.dataset.fields.values())
     return told | ({"image_classes": json.dumps(of_images)} if of_images and not masked else {})
 

@@ -19,6 +19,7 @@ from kdjax.distill.adapters import patches_of
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import Frozen, Tail, build_model, source
 from kdjax.distill.terms import BoundTerm
+from kdjax.distill.vocabularies import refuse_strange_tokens
 from kdjax.tasks.task import Acting, Task
 from kdjax.train import knobs, lora, norms, optim, sharding
 from kdjax.train.episodes import EpisodeStep
@@ -222,12 +223,14 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
     }
     averages = tuple(key for key, teacher in stage.teachers.items() if teacher.average)
     networks = {key: s.network for key, s in sources.items() if isinstance(s, (Frozen, Tail))}
+    refuse_strange_tokens(student, {k: s for k, s in sources.items() if k not in averages}, dataset.fields)
     teachers = {key: initial_shapes(network.model) for key, network in networks.items()}
     patches = {key: patches_of(network.model) for key, network in {"student": student, **networks}.items()}
     for rows in (3, 2):  # an axis that stays as it is while the batch grows is no batch
         batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
+        _check_classes(outputs, dataset.facts.get("labels", {}))
         bound = bind(bound, outputs, sources, teachers, batch, faults, patches)
     _check_objective(stage, task, bound, dataset)
     return Objective(student, sources, averages, bound)
@@ -290,6 +293,17 @@ def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm], dataset: 
             name = config.task_of(stage).name
             raise ConfigError(
                 f"{at}.over={over!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
+            )
+
+
+def _check_classes(outputs: dict[str, Any], labels: dict[str, int]) -> None:
+    """Refuses logits of a label that are of another number of classes than the label."""
+    for label, count in labels.items():
+        logits = outputs.get(f"logits_{label}")
+        if logits is not None and logits.shape[-1] != count:
+            raise ConfigError(
+                f"expected 'logits_{label}' of {count} classes, as many as the data have of {label}, the model gives "
+                f"{logits.shape[-1]}; leave out its option labels, which the data fill in, or name the data's classes"
             )
 
 

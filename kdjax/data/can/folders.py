@@ -4,8 +4,6 @@ import hashlib
 import inspect
 import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -16,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from kdjax.config import ConfigError
+from kdjax.data import cache as store
 from kdjax.data.can import fields as can_fields
 from kdjax.data.can import log as can_log
 from kdjax.data.can import messages, parquet, windows
@@ -23,7 +22,6 @@ from kdjax.data.can.windows import Mapping
 from kdjax.data.graphs.packs import Graphs, joined
 
 SKIPPED = ("suppress", "masquerade")  # attacks that the originals leave out: they take messages away or imitate them
-CACHE = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class Can:
         ids: str = "auto",
         payload: str = "auto",
         strict: bool = False,
-        cache: str = CACHE,
+        cache: str = store.AUTO,
     ):
         where = Path(root).expanduser()
         log_files, notes = scan(where)
@@ -77,17 +75,20 @@ class Can:
         self._settings: dict[str, Any] = {**cutting, "ids": ids, "payload": payload}
         cache_file = None
         if cache:
-            cache_file = _folder(cache) / f"{_key(where, log_files, reading | cutting)}.npz"
-            if (saved := _load(cache_file)) is not None:
+            cache_file = store.folder(cache, "graphs") / f"{_key(where, log_files, reading | cutting)}.npz"
+            if (saved := _kept(cache_file)) is not None:
                 sets, about = saved
                 self.mapping, self.ids = Mapping(tuple(about["mapping"])), about["ids"]
                 self._end(sets, [*notes, *about["notes"]])
                 return
         sets, self.mapping, self.ids, new_notes = _build(log_files, reading, cutting)
         if cache_file is not None:
-            about = {"mapping": list(self.mapping.ids), "ids": self.ids, "notes": new_notes}
+            about = {"mapping": list(self.mapping.ids), "ids": self.ids, "notes": new_notes, "sets": list(sets)}
+            arrays = {
+                f"{name}/{f.name}": getattr(graphs, f.name) for name, graphs in sets.items() for f in fields(Graphs)
+            }
             try:
-                _save(cache_file, sets, about)
+                store.save(cache_file, arrays, about)
             except OSError as error:
                 new_notes = [*new_notes, f"the graphs could not be kept in {cache_file.parent} ({error})"]
         self._end(sets, [*notes, *new_notes])
@@ -182,12 +183,6 @@ def _build(log_files: list[LogFile], reading: dict, cutting: dict) -> tuple[dict
 # -- kept on disk ----------------------------------------------------------------------------------------------------
 
 
-def _folder(cache: str) -> Path:
-    if cache != CACHE:
-        return Path(cache).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdjax" / "graphs"
-
-
 def _key(root: Path, log_files: list[LogFile], settings: dict) -> str:
     """The key of the cache; it changes with each file, each setting and the code that builds the graphs."""
 
@@ -202,28 +197,14 @@ def _key(root: Path, log_files: list[LogFile], settings: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _save(path: Path, sets: dict[str, Graphs], about: dict) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {f"{name}/{f.name}": getattr(graphs, f.name) for name, graphs in sets.items() for f in fields(Graphs)}
-    text = json.dumps({**about, "sets": list(sets)}).encode()
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+def _kept(path: Path) -> tuple[dict[str, Graphs], dict] | None:
+    """The cached graphs; None where the file is missing, damaged or of other fields."""
+    if (saved := store.load(path)) is None:
+        return None
+    arrays, about = saved
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, about=np.frombuffer(text, np.uint8), **arrays)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
-
-
-def _load(path: Path) -> tuple[dict[str, Graphs], dict] | None:
-    """The cached graphs; None where the file is missing or damaged (zip has a checksum for every array)."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            about = json.loads(arrays["about"].tobytes())
-            return {
-                name: Graphs(**{f.name: arrays[f"{name}/{f.name}"] for f in fields(Graphs)}) for name in about["sets"]
-            }, about
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return {
+            name: Graphs(**{f.name: arrays[f"{name}/{f.name}"] for f in fields(Graphs)}) for name in about["sets"]
+        }, about
+    except KeyError:
         return None

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from kdjax.config import ConfigError, Data
 from kdjax.data import splits, transforms
 from kdjax.data.dataset import Batch, Dataset
-from kdjax.data.fields import COMMON, LABELS, Field, known, with_flags
+from kdjax.data.fields import COMMON, LABELS, TEXT_THERE, Field, known, with_flags
 from kdjax.data.images.examples import DECODED, Examples, squared
 from kdjax.data.images.files import CLASS, IMAGE, MASK, upright_size
 from kdjax.data.source import Facts, Source, complete, open_source
@@ -22,34 +22,55 @@ from kdjax.data.source import Facts, Source, complete, open_source
 SHOWN = 40  # faults that one message lists in full
 
 
+class Opened(NamedTuple):
+    """Data that can be used, looked over and dealt out."""
+
+    data: Data
+    source: Source
+    examples: Examples
+    facts: list[Facts]
+    where: dict[str, Int[np.ndarray, " n"]]  # the places of each split
+    notes: list[str]
+
+
 def build(data: Data, parts: int = 1) -> "Images":
     """Opens the data set and looks it over; raises one ConfigError with everything that is wrong with it."""
+    opened = look_over(data)
+    return Images(opened.data, opened.examples, opened.facts, opened.where, told(data, opened.notes))
+
+
+def look_over(data: Data) -> Opened:
+    """Opens the data set; raises one ConfigError with everything that is wrong with it."""
     try:
         given = {"num_classes": data.num_classes, "mask_names": data.classes or None}
         source = complete(open_source(data.source, data.options, **given))
         data = counted(data, source)
     except ConfigError as error:
-        _refuse(data, [str(error), *_field_faults(data, {"image": IMAGE, "class": CLASS})])
+        refuse(data, [str(error), *_field_faults(data, {"image": IMAGE, "class": CLASS})])
     faults = [*source.faults, *(_field_faults(data, source.fields) if source.fields else [])]
-    examples, facts, unusable = _look_over(data, source)
+    examples, facts, unusable = _inspected(data, source)
     faults += [*unusable, *_class_faults(data, source, facts)]
     if faults:
-        _refuse(data, faults)
+        refuse(data, faults)
     where, notes = splits.deal(facts, source.allowed, data.split, data.split_seed)
     faults += [
         f"split {split!r} is empty: {len(source)} examples are too few for shares {data.split}; "
-        "add images or enlarge its share in data.split"
+        f"add {'images' if 'image' in source.fields else 'records'} or enlarge its share in data.split"
         for (split, indices), share in zip(where.items(), data.split, strict=True)
         if not len(indices) and share
     ]
     if faults:
-        _refuse(data, faults)
+        refuse(data, faults)
     if max(len(source), sum(map(len, source.files))) > DECODED and source.files:
         notes.append(f"more than {DECODED} files: only headers were checked, and copies are known by their bytes")
-    notes = [*source.notes, *notes, *_dark(examples)]
+    return Opened(data, source, examples, facts, where, [*source.notes, *notes, *_dark(examples)])
+
+
+def told(data: Data, notes: list[str]) -> list[str]:
+    """These notes, which a person has then seen."""
     for note in notes:
         logging.info("data %s: %s", data.source, note)
-    return Images(data, examples, facts, where, notes)
+    return notes
 
 
 def _dark(examples: Examples) -> list[str]:
@@ -79,7 +100,7 @@ def counted(data: Data, source: Source) -> Data:
 def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
     """What of the config does not fit data of these fields."""
     faults = transforms.faults(data.augment, fields)
-    if not any(field.kind == "image" for field in fields.values()):
+    if TEXT_THERE not in fields and not any(field.kind == "image" for field in fields.values()):
         faults.append(f"expected examples with an image, uint8 [h, w, 3], found {', '.join(fields)}")
     if taken := sorted({*COMMON, *(known(name) for name in labels_of(fields))} & set(fields)):
         faults.append(f"fields {', '.join(taken)} have a meaning of their own in a batch; rename them in the reader")
@@ -95,13 +116,14 @@ def _field_faults(data: Data, fields: Mapping[str, Field]) -> list[str]:
 _shared: dict[str, tuple[Examples, list[Facts]]] = {}
 
 
-def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[str]]:
+def _inspected(data: Data, source: Source) -> tuple[Examples, list[Facts], list[str]]:
     """Examples with their facts and faults; stages that read the same files share one copy in memory."""
     stats = [
         (f, (s := os.stat(f)).st_mtime_ns, s.st_size) for files in source.files for f in files if os.path.exists(f)
     ]
     values = getattr(source, "values", ())  # of masks, which may be ids to one stage and found by another
-    reading = [data.source, data.options, data.num_classes, data.classes, values, data.image_size, data.workers]
+    digest = getattr(source, "digest", "")  # of what is in no file of its own
+    reading = [data.source, data.options, data.num_classes, data.classes, values, digest, data.image_size, data.workers]
     key = json.dumps([reading, stats], default=str)
     if key in _shared:
         examples, facts = _shared[key]
@@ -116,7 +138,7 @@ def _look_over(data: Data, source: Source) -> tuple[Examples, list[Facts], list[
     return examples, facts, faults
 
 
-def _refuse(data: Data, faults: list[str]) -> NoReturn:
+def refuse(data: Data, faults: list[str]) -> NoReturn:
     more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
     raise ConfigError("\n  ".join([f"the data {data.source!r} cannot be used:", *faults[:SHOWN], *more]))
 
@@ -193,7 +215,7 @@ class Images(Dataset):
         where, stored = self._where[split], self._examples.source.files
         if not stored:
             return [self._examples.source[int(i)][self.picture].shape[:2] for i in where[:most]]
-        return [upright_size(stored[int(i)][0]) for i in where]
+        return [upright_size(stored[int(i)][0]) for i in where if stored[int(i)]]
 
     def called(self, split: str) -> tuple[str, list[str]]:
         return "name", [self._facts[i].name for i in self._where[split]]

@@ -1,11 +1,11 @@
 """Real images and generated ones of one's own, in folders or named by a table: class 0 is real, 1 is fake."""
 
-import csv as tables
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from kdjax.data import tables
 from kdjax.data.fields import Field
 from kdjax.data.images import files
 from kdjax.data.images.files import Entry, Images
@@ -91,18 +91,14 @@ def _one_sided(where: Path, entries: Iterable[Entry]) -> list[str]:
     ]
 
 
-def _rows(table: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+def _rows(path: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
     """The line and the content of each row, column names in small letters, and the fault of an unusable table."""
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as text:
-            reader = tables.reader(text)
-            columns = [name.strip().lower() for name in next(reader, [])]
-            rows = [(reader.line_num, dict(zip(columns, map(str.strip, row), strict=False))) for row in reader if row]
-    except (OSError, UnicodeDecodeError, tables.Error) as error:
-        return [], [f"{table}: expected a table in UTF-8, but it cannot be read ({error}); mend csv"]
-    if not {"path", "label"} <= set(columns):
-        return [], [f"{table}: expected the columns path and label, found {', '.join(columns) or 'nothing'}; name them"]
-    return rows, [] if rows else [f"{table}: expected a line for each image, found none; add some"]
+    table = tables.read(path)
+    columns = [name.lower() for name in table.columns]
+    rows = [(line, {name.lower(): value for name, value in row.items()}) for line, row in table.rows]
+    if columns and not {"path", "label"} <= set(columns):
+        return [], [f"{path}: expected the columns path and label, found {', '.join(columns)}; name them"]
+    return rows, table.faults
 
 
 def _entry(folder: Path, row: Mapping[str, str]) -> tuple[Entry, list[str]]:

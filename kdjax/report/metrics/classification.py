@@ -132,6 +132,23 @@ def per_class(counts: Integer[np.ndarray, "k k"]) -> PerClass:
     return PerClass(precision, recall, f1, there.astype(np.int64))
 
 
+def influence(logits: Logits, labels: Labels) -> Float64[np.ndarray, " n"]:
+    """How fast macro_f1 grows with the weight of each example (the infinitesimal jackknife, Jaeckel 1972); they add up
+    to 0. The variance of n examples' values, times n², over n is that of macro_f1 by the delta method.
+
+    0 for an example without a label; nan for all where a logit of a labelled one is not finite.
+    """
+    known = labels >= 0
+    if not np.isfinite(logits[known]).all():
+        return np.full(len(labels), math.nan)
+    counts = confusion(logits, labels, logits.shape[1])
+    f1, size = per_class(counts).f1, counts.sum(axis=0) + counts.sum(axis=1)
+    classes = np.flatnonzero(counts.sum(axis=1))
+    there, said = (values[:, None] == classes for values in (labels, logits.argmax(axis=1)))
+    moved = (2.0 * (there & said) - f1[classes] * (there.astype(float) + said)) / size[classes]
+    return np.where(known, moved.sum(axis=1) / max(len(classes), 1), 0.0)
+
+
 def ece(logits: Logits, labels: Labels) -> float:
     """Expected calibration error: Σ share |accuracy - confidence| over the bins of `calibration`.
 

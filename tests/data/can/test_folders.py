@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.config import ConfigError
+from kdjax.data import cache as store
 from kdjax.data.can import folders
 from kdjax.data.can.folders import Can
 from kdjax.data.can.windows import Mapping, graphs
@@ -230,7 +231,7 @@ def test_what_is_not_written_whole_is_not_there(tmp_path, monkeypatch):
         file.write(b"half of it")
         raise OSError("no space left")
 
-    monkeypatch.setattr(folders.np, "savez", full)
+    monkeypatch.setattr(store.np, "savez", full)
     found = Can(root, window=20, cache=str(cache))
     assert len(found.train) == 20
     assert found.notes[-1] == f"the graphs could not be kept in {cache} (no space left)"
