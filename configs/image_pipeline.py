@@ -36,7 +36,7 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: weights that a part of the hybrid starts from; or "small"
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
+EPOCHS = {"": (4, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
 TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
 HEAD = ("params/head/.*",)
 

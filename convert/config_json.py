@@ -24,10 +24,12 @@ ACTIVATIONS = {
     "gelu_python_tanh": "gelu_tanh",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu6": "relu6",
     "silu": "silu",
     "swish": "silu",
 }
-THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu", "relu": "relu", "silu": "silu"}
+THEIRS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
+THEIRS |= {name: name for name in ("relu", "relu6", "silu")}
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,23 @@ class Config:
 def beside(source: Path) -> Config | None:
     """The config.json of transformers in the folder of the weights, if there is one."""
     values = _read(source.parent / "config.json")
+    if {"type_vocab_size", "num_attention_heads"} <= values.keys():
+        values = {"model_type": "bert", **values}  # of BERT's early files some do not say it
     return Config(source.parent / "config.json", values) if isinstance(values.get("model_type"), str) else None
 
 
-def normalisation(source: Path) -> dict[str, tuple[float, ...]]:
-    """Mean and std of the channels, as far as a preprocessor_config.json beside the weights tells them."""
-    values = _read(source.parent / "preprocessor_config.json")
-    if values.get("do_normalize") is False:
+def preprocessing(source: Path) -> Config:
+    """The preprocessor_config.json beside the weights, without values where there is none."""
+    path = source.parent / "preprocessor_config.json"
+    return Config(path, _read(path))
+
+
+def normalisation(source: Path, usual: bool = True) -> dict[str, tuple[float, ...]]:
+    """Mean and std of the channels, as far as a preprocessor_config.json beside the weights tells them; `usual` is
+    whether images are normalised where it does not say."""
+    values = preprocessing(source).values
+    said = values.get("do_normalize")
+    if said is False or (values and said is None and not usual):
         return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     found: dict[str, Any] = {"mean": values.get("image_mean"), "std": values.get("image_std")}
     return {name: tuple(map(float, x)) for name, x in found.items() if _are_channels(x)}

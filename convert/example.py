@@ -6,7 +6,7 @@ import jax
 import jraph
 import numpy as np
 
-from kdjax.models.inputs import GraphInput
+from kdjax.models.inputs import GraphInput, Input, TokenMaskInput, TokensInput
 
 # How many nodes each graph of a pack has, and its edges. There are a graph of one node, nodes without neighbours, nodes
 # with an edge to themselves, and graphs without nodes.
@@ -21,11 +21,20 @@ GRAPHS: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = (
     (4, ()),
 )
 PADDING = (4, 3)  # nodes and edges
+TOKENS = 128  # of the longest text, if a model takes as many
 
 
 def example(module: Any) -> tuple[Any, ...]:
     """One for each of `module.inputs`."""
-    return tuple(pack(spec) if isinstance(spec, GraphInput) else image(spec) for spec in module.inputs.values())
+    return tuple(map(_value, module.inputs.values()))
+
+
+def _value(spec: Input) -> Any:
+    if isinstance(spec, GraphInput):
+        return pack(spec)
+    if isinstance(spec, TokensInput):
+        return np.random.default_rng(0).integers(0, spec.vocab_size, (3, min(spec.length, TOKENS)), np.int32)
+    return mask(spec) if isinstance(spec, TokenMaskInput) else image(spec)
 
 
 def shapes(module: Any) -> tuple[Any, ...]:
@@ -41,6 +50,12 @@ def shapes(module: Any) -> tuple[Any, ...]:
 def image(spec: Any) -> np.ndarray:
     """[1, h, w, c], normalised."""
     return np.random.default_rng(0).normal(size=spec.shape(1).shape).astype(np.float32)
+
+
+def mask(spec: TokenMaskInput) -> np.ndarray:
+    """Of three texts: one without padding, one half as long, and one of two tokens."""
+    n = min(spec.length, TOKENS)
+    return (np.arange(n) < np.array([[n], [max(1, n // 2)], [min(2, n)]])).astype(np.int32)
 
 
 def pack(spec: GraphInput) -> jraph.GraphsTuple:

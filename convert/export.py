@@ -91,7 +91,7 @@ def counters(family: Family, model: Model, metadata: Mapping[str, str]) -> dict[
     known = {name for slot in slots(family.rows(model), leaves(model)) for name in slot.beside}
     if strange := sorted(name for name, count in found.items() if name not in known or count.shape):
         raise ConvertError(f"metadata {COUNTERS}: the model counts no {strange[0]}; convert again")
-    return {family.prefix(model) + name: count for name, count in found.items()}
+    return {family.exported(model, name): count for name, count in found.items()}
 
 
 def transformers_version() -> int:

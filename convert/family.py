@@ -44,8 +44,8 @@ class Family:
     held: Callable[[Model, Shapes], dict[str, Any]] | None = None
     onto: Callable[[Model, Mapping, Model, Mapping], tuple[Model, dict]] | None = None
     resizing: str = ""  # how tensors come to another image size
-    # Names that an exported file gets before them, where the usual ones have such a prefix.
-    prefix: Callable[[Model], str] = lambda model: ""
+    # What an exported file calls a tensor of the table, where the usual ones have a prefix.
+    exported: Callable[[Model, str], str] = lambda model, name: name
     # A tensor's name in files -> in a module of transformers 5 in memory.
     in_modules: Callable[[Model, str], str] | None = None
     kept: tuple[str, ...] = ()  # numbers and texts beside the weights that go into the written file's metadata
@@ -331,7 +331,7 @@ def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[
     else:
         expected = leaves(model)
     safetensors.check(unflatten_dict(expected, sep="/"), variables)
-    prefix, module = family.prefix(model), build(model)
+    module = build(model)
     for slot in slots(rows, expected, family.stacks):
         if not slot.parts:
             raise ConvertError(
@@ -339,7 +339,7 @@ def tensors(family: Family, model: Model, variables: Mapping) -> Iterator[tuple[
             )
         made = slot.apart(np.asarray(flat[slot.target]))
         for name, tensor in (made | slot.further(made, module)).items():
-            yield prefix + name, tensor
+            yield family.exported(model, name), tensor
 
 
 def _models(family: Family) -> list[str]:

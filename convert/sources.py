@@ -203,7 +203,9 @@ def _from_hub(name: str) -> Path:
     folder = Path()
     for patterns in wanted:
         try:
-            folder = hub.fetch(name, [*patterns, "config.json", "preprocessor_config.json"])
+            folder = hub.fetch(
+                name, [*patterns, "config.json", "preprocessor_config.json", "tokenizer.json", "vocab.txt"]
+            )
         except ConfigError as error:
             raise SourceError(str(error)) from error
         if any(path.suffix in SUFFIXES for path in folder.glob("*")):

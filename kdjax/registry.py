@@ -17,14 +17,19 @@ GREATEST = 1 << 24  # of any whole number that a model is built with
 
 TABLES: dict[str, dict[str, str]] = {
     "models": {
+        "bert": "kdjax.models.text.bert:build_bert",
         "convnet": "kdjax.models.vision.convnet:build_convnet",
         "can_fusion": "kdjax.models.graphs.can_fusion:build_can_fusion",
         "can_gat": "kdjax.models.graphs.can_gat:build_can_gat",
         "can_vgae": "kdjax.models.graphs.can_vgae:build_can_vgae",
         "convnextv2": "kdjax.models.vision.convnext:build_convnextv2",
+        "distilbert": "kdjax.models.text.bert:build_distilbert",
         "dqn": "kdjax.models.graphs.dqn:build_dqn",
         "hybrid": "kdjax.models.vision.hybrid:build_hybrid",
+        "image_text": "kdjax.models.fusion.image_text:build_image_text",
         "ladeda": "kdjax.models.vision.ladeda:build_ladeda",
+        "mobilenetv2": "kdjax.models.vision.mobilenet:build_mobilenetv2",
+        "mobilevit": "kdjax.models.vision.mobilevit:build_mobilevit",
         "node_gat": "kdjax.models.graphs.node_gat:build_node_gat",
         "node_mlp": "kdjax.models.graphs.node_mlp:build_node_mlp",
         "peers": "kdjax.models.peers:build_peers",
@@ -50,7 +55,11 @@ TABLES: dict[str, dict[str, str]] = {
         "l1": "kdjax.losses.features:l1",
         "cosine": "kdjax.losses.features:cosine",
         "vid": "kdjax.losses.features:Vid",
+        "projected": "kdjax.losses.projected:Projected",
         "seed": "kdjax.losses.relations:Seed",
+        "rkd_distance": "kdjax.losses.relations:rkd_distance",
+        "rkd_angle": "kdjax.losses.relations:rkd_angle",
+        "mmd": "kdjax.losses.relations:mmd",
         "bce": "kdjax.losses.labels:bce",
         "ce": "kdjax.losses.labels:ce",
         "dice": "kdjax.losses.labels:dice",
@@ -60,6 +69,7 @@ TABLES: dict[str, dict[str, str]] = {
         "focal_ce": "kdjax.losses.labels:focal_ce",
         "evidential": "kdjax.losses.labels:evidential",
         "supcon": "kdjax.losses.contrastive:SupCon",
+        "infonce": "kdjax.losses.contrastive:infonce",
         "arcface": "kdjax.losses.margins:arcface",
         "cosface": "kdjax.losses.margins:cosface",
         "adaface": "kdjax.losses.margins:AdaFace",
@@ -69,6 +79,7 @@ TABLES: dict[str, dict[str, str]] = {
         "batch_softmax_kl": "kdjax.losses.graphs:batch_softmax_kl",
     },
     "tasks": {
+        "answers": "kdjax.tasks.answers:Answers",
         "autoencoder": "kdjax.tasks.can.autoencoder:Autoencoder",
         "classification": "kdjax.tasks.classification:Classification",
         "contrastive": "kdjax.tasks.contrastive:Contrastive",
@@ -94,6 +105,7 @@ TABLES: dict[str, dict[str, str]] = {
         "bus_bra": "kdjax.data.images.readers:BusBra",
         "bus_uclm": "kdjax.data.images.readers:BusUclm",
         "medpix": "kdjax.data.text.medpix:Medpix",
+        "scans": "kdjax.data.text.scans:Scans",
         "records": "kdjax.data.text.records:Records",
         "layout": "kdjax.data.images.folders:Layout",
         "folder": "kdjax.data.images.folders:Folder",
@@ -166,6 +178,16 @@ def build(kind: str, name: str, options: Mapping[str, Any]) -> Any:
 
 def _is_greater(value: Any) -> bool:
     return isinstance(value, int) and abs(value) > GREATEST
+
+
+def check_arguments(name: str, loss: Any, args: Iterable[str]) -> None:
+    """Refuses an argument that a loss does not take: of a function those by keyword, of a module its fields."""
+    taken, of_module = inspect.signature(loss).parameters.values(), isinstance(loss, type)
+    named = [p.name for p in taken if of_module or p.kind == p.KEYWORD_ONLY]
+    accepted = [name for name in named if name not in ("where", "parent", "name")]
+    for argument in args:
+        if argument not in accepted:
+            raise ConfigError(f"the loss {name!r} takes no argument {argument!r}; {nearest(argument, accepted)}")
 
 
 def refuse_untrusted(names: Iterable[str]) -> None:

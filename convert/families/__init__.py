@@ -5,13 +5,17 @@ import importlib
 from convert.family import Family
 
 NAMES = (
+    "bert",
     "can_gat",
     "can_vgae",
     "convnextv2",
     "convnextv2_hf",
     "dinov2",
     "dinov2_hf",
+    "distilbert",
     "ladeda",
+    "mobilenetv2",
+    "mobilevit",
     "pyg_gat",
     "sam",
     "sam_hf",

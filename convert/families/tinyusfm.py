@@ -80,5 +80,5 @@ FAMILY = Family(
         (r"(backbone\.)?(fc_)?norm\..*", "the original has both norms and reads one of them"),
         (r"(dist_norm|head_dist)\..*", "the original never reads it"),
     ),
-    prefix=lambda model: "" if model.name == "tinyusfm_seg" else "model.",
+    exported=lambda model, name: name if model.name == "tinyusfm_seg" else f"model.{name}",
 )

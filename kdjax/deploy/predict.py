@@ -144,8 +144,9 @@ def as_told(options: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 
 def calibrated(about: dict[str, str]) -> dict[str, float]:
-    """The values set on validation data, from the metadata of a file of weights."""
-    return {name: float(about[name]) for name in ("threshold", "temperature") if name in about}
+    """The values set on validation data, from the metadata of a file of weights; a model of several labels has a
+    "temperature_LABEL" of each."""
+    return {k: float(v) for k, v in about.items() if k in ("threshold", "temperature") or k.startswith("temperature_")}
 
 
 @cache

@@ -199,14 +199,10 @@ def written_out(name: str, term: Term, loss: Callable) -> dict[str, Any]:
 def find(name: str, term: Term) -> BoundTerm:
     """The term with its loss, before anything is known of shapes."""
     loss, module = registry.get("losses", term.loss), None
-    by_name = inspect.Parameter.KEYWORD_ONLY
+    registry.check_arguments(term.loss, loss, term.args)
     if isinstance(loss, type) and issubclass(loss, nn.Module):
-        accepted = [f.name for f in dataclasses.fields(loss) if f.name not in ("parent", "name")]
-        _refuse_unknown(term, accepted)
         module = loss(**term.args)
         loss = module.__call__
-    else:
-        _refuse_unknown(term, [a for a in arguments(loss, by_name) if a != "where"])
     reads = written_out(name, term, loss)
     parameters = inspect.signature(loss).parameters
     every = arguments(loss, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -218,12 +214,6 @@ def find(name: str, term: Term) -> BoundTerm:
             f"reads={{...}} with a path for each of {', '.join(map(repr, every))}"
         )
     return BoundTerm(name, term, loss, module, reads)
-
-
-def _refuse_unknown(term: Term, accepted: list[str]) -> None:
-    for argument in term.args:
-        if argument not in accepted:
-            raise ConfigError(f"the loss {term.loss!r} takes no argument {argument!r}; {nearest(argument, accepted)}")
 
 
 def with_adapter(

@@ -19,6 +19,7 @@ from kdjax.experiment.plan import judged
 from kdjax.experiment.saved import to_json
 from kdjax.experiment.workdir import Run, fault, result_of
 from kdjax.report import tables, trackers
+from kdjax.report.disagreements import disagreements
 from kdjax.report.metrics import cka
 from kdjax.tasks.task import Tested
 from kdjax.train import kept
@@ -180,6 +181,7 @@ def summarise(opened: Run, skipped: dict[str, str] | None = None) -> dict:
         "skipped": skipped or {},
         **gates(opened),
         "warnings": opened.warnings,
+        "disagreements": disagreements(rows),
         "rows": rows,
     }
 

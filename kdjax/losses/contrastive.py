@@ -5,10 +5,10 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from kdjax.config import ConfigError, nearest
-from kdjax.losses.pairs import direction, mixes_examples
+from kdjax.losses.pairs import direction, float32, mixes_examples, vectors
 
 _NEVER = -1e30  # a logit without a share; infinity would make NaN of differences
 VARIANTS = ("paper", "code")
@@ -71,3 +71,24 @@ class SupCon(nn.Module):
         count = positive.sum(axis=1)
         each = jnp.where(positive, rest - similar, 0.0).sum(axis=1) / jnp.maximum(count, 1)
         return each * there.sum() / jnp.maximum((count > 0).sum(), 1)
+
+
+@mixes_examples
+def infonce(
+    student: Float[Array, "b *s d"],
+    teacher: Float[Array, "b *s d"],
+    *,
+    where: Bool[Array, "b"] | None = None,
+    temperature: ScalarLike = 0.1,
+) -> Float[Array, "b"]:
+    """Contrastive distillation within a batch: -log(exp(s_i·t_i / T) / Σ_j exp(s_i·t_j / T)) in nats, s, t of length 1.
+
+    Each example of the student picks its own teacher's vector out of the whole batch. CRD (Tian et al. 2020, arXiv
+    1910.10699) asks the same of thousands of negatives in a memory, one by one, by noise-contrastive estimation; with
+    the negatives of the batch alone the estimate becomes this cross-entropy, InfoNCE (van den Oord et al. 2018, arXiv
+    1807.03748), and needs no memory. Labels are not read: an example of the same class is a negative too. At most
+    log b + 2 / T; what `where` leaves out is no negative and is 0.
+    """
+    (s, there), (t, _) = (vectors(x, where) for x in float32(student, teacher))
+    similar = jnp.where(there[None], direction(s) @ direction(t).T / temperature, _NEVER)
+    return jnp.where(there, jax.nn.logsumexp(similar, axis=1) - jnp.diagonal(similar), 0.0)

@@ -4,7 +4,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kdjax.config import ConfigError
 
@@ -19,6 +19,16 @@ def float32(student: Float[Array, "*s"], teacher: Float[Array, "*s"]) -> tuple[F
             "an adapter maps the student's features to the teacher's channels and size"
         )
     return student.astype(jnp.float32), teacher.astype(jnp.float32)
+
+
+def vectors(x: Float[Array, "b *s d"], where: Bool[Array, "b"] | None) -> tuple[Float[Array, "b d"], Bool[Array, "b"]]:
+    """A vector for each example in float32, and which examples are there; the others are 0, whatever stands there."""
+    if x.ndim != 2:
+        raise ConfigError(
+            f"expected a vector for each example [b, d], found {list(x.shape)}; name an endpoint such as 'features'"
+        )
+    there = jnp.ones(len(x), bool) if where is None else where
+    return jnp.where(there[:, None], x.astype(jnp.float32), 0.0), there
 
 
 def per_example(values: Float[Array, "b *s"]) -> Float[Array, "b"]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import jraph
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from kdjax.config import ConfigError
 from kdjax.models.layers.resize import resize
@@ -118,6 +118,41 @@ class ArrayInput:
         return jax.ShapeDtypeStruct((rows, *self.size), self.dtype)
 
     def view(self, value: Any) -> Any:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class TokensInput:
+    """The tokens of a text as numbers below `vocab_size`, at most `length` of them: a batch may be shorter.
+
+    `vocabulary` is the digest of the tokenizer's table (kdjax/vocabulary.py); "" where it is not known.
+    """
+
+    packed: ClassVar[bool] = False
+
+    length: int
+    vocab_size: int
+    vocabulary: str = ""
+
+    def shape(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
+
+    def view(self, value: Int[Array, "b n"]) -> Int[Array, "b n"]:
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMaskInput:
+    """Which of at most `length` tokens are there: 1 for a token, 0 for the padding behind them."""
+
+    packed: ClassVar[bool] = False
+
+    length: int
+
+    def shape(self, rows: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, self.length), jnp.int32)
+
+    def view(self, value: Int[Array, "b n"]) -> Int[Array, "b n"]:
         return value
 
 

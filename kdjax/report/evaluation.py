@@ -15,7 +15,7 @@ from kdjax.report import classes, tables
 from kdjax.report.figures import classification, detection
 from kdjax.report.figures.drawing import standalone
 from kdjax.report.metrics import classification as metrics
-from kdjax.report.metrics import outside
+from kdjax.report.metrics import outside, statistics
 from kdjax.report.page import document, figure, tiles_html
 
 PAGE = "evaluation.html"
@@ -200,13 +200,11 @@ def _columns(figures: dict[str, str], *names: str) -> str:
 
 
 def headline(of: Evaluation) -> str:
-    from scipy.stats import binomtest
-
     n, value = int((of.labels >= 0).sum()), of.row["metrics"]["accuracy"]["mean"]
     over = f"{n:,} test {of.summary['item']}s"
     if not math.isfinite(value):
         return f"No accuracy is known: {over} have a label, or what the model gives is not finite."
-    low, high = binomtest(round(value * n), n).proportion_ci(method="wilson")
+    low, high = statistics.wilson(round(value * n), n)
     return f"{_percent(value)} of {over} are told rightly (95 % interval {_percent(low)} to {_percent(high)})."
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-from kdjax.report import tables, verdict
+from kdjax.report import disagreements, tables, verdict
 from kdjax.report.figures import curves as figures
 from kdjax.report.figures.style import CSS
 from kdjax.report.tables import table_html
@@ -86,7 +86,8 @@ def _results(summary: dict[str, Any]) -> str:
         note += f"; HD95 in pixels of the {size} × {size} image that is scored" if size else "; HD95 in pixels"
     note += f"; ms/{summary.get('item', 'image')} of all models measured in turns, a batch at a time."
     notes = [note, *(f"Warning: {text}" for text in summary.get("warnings") or [])]
-    return table_html(head, rows) + "".join(f'<p class="note">{escape(n)}</p>' for n in notes) + _per_class(summary)
+    table = table_html(head, rows) + "".join(f'<p class="note">{escape(n)}</p>' for n in notes)
+    return table + _per_class(summary) + disagreements.html(summary.get("disagreements") or [])
 
 
 def _per_class(summary: dict[str, Any]) -> str:

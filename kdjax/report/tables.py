@@ -63,13 +63,13 @@ def cells(summary: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 
 def shown(summary: dict[str, Any]) -> list[str]:
-    """The metrics of the short table: Dice, IoU and HD95, or three others. The first is a student's, and each row has
-    one of its own if there is room."""
+    """The metrics of the short table: those that the summary names, or Dice, IoU and HD95, or three others. The first
+    is a student's, and each row has one of its own if there is room."""
     rows = sorted(summary["rows"], key=lambda row: row.get("role") != "student")
     several = [list(row.get("metrics") or {}) for row in rows]
     firsts = [names[0] for names in several if names]
     metrics = list(dict.fromkeys([*firsts, *(name for names in several for name in names)]))
-    return [name for name in SHOWN if name in metrics] or metrics[:3]
+    return [name for name in summary.get("shown") or SHOWN if name in metrics] or metrics[:3]
 
 
 def over(summary: dict[str, Any]) -> str:
@@ -81,7 +81,9 @@ def over(summary: dict[str, Any]) -> str:
 def heading(name: str) -> str:
     if name.startswith("top") and name[3:].isdigit():
         return f"top-{name[3:]} accuracy"
-    return HEADINGS.get(name, name.replace("_", " "))
+    # "location_auc" is the AUC of a label, the location.
+    measure = max((key for key in HEADINGS if f"_{name}".endswith(f"_{key}")), key=len, default="")
+    return name.removesuffix(measure).replace("_", " ") + HEADINGS.get(measure, "")
 
 
 def mean_std(name: str, value: dict[str, Any] | None, signed: bool = False) -> str:
@@ -144,6 +146,10 @@ def aligned(head: list[str], rows: list[list[str]], left: tuple[int, ...] = (0, 
 
 def _finite(value: Any) -> bool:
     return value is not None and math.isfinite(value)
+
+
+def p_value(p: float) -> str:
+    return MISSING if not _finite(p) else "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def percent(share: float) -> str:

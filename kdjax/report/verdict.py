@@ -68,10 +68,14 @@ def cast(summary: dict[str, Any]) -> tuple[dict | None, dict | None, dict | None
         return max(rows, key=lambda row: value(row, primary(summary), -math.inf), default=None)
 
     student = best("student")
-    controls = [row for row in summary["rows"] if row.get("role") == "control"]
+    return student, best("teacher", (student or {}).get("teachers")), control_of(summary["rows"], student)
+
+
+def control_of(rows: list[dict[str, Any]], student: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The control of a student: its own, or the only one that there is."""
+    controls = [row for row in rows if row.get("role") == "control"]
     own = [row for row in controls if student and row["stage"] == f"{student['stage']}_control"]
-    named = (student or {}).get("teachers")
-    return student, best("teacher", named), next(iter(own or (controls if len(controls) == 1 else [])), None)
+    return next(iter(own or (controls if len(controls) == 1 else [])), None)
 
 
 def primary(summary: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,10 +61,7 @@ class Classification:
 
     def measure(self, outputs: dict[str, Array], batch: dict[str, Array]) -> dict[str, tuple[Array, Array]]:
         """NaN where a logit is not finite."""
-        known, logits = batch["valid"] & batch["class_known"], outputs["logits"]
-        right = ((logits.argmax(axis=-1) == batch["class"]) & known).sum().astype(jnp.float32)
-        finite = jnp.isfinite(jnp.where(known[..., None], logits, 0.0)).all()
-        return {"accuracy": (jnp.where(finite, right, jnp.nan), known.sum().astype(jnp.float32))}
+        return {"accuracy": accuracy(outputs["logits"], batch["class"], batch["valid"] & batch["class_known"])}
 
     def gathered(self, predictions: Arrays, labels: np.ndarray) -> dict[str, float]:
         return {}
@@ -83,24 +80,15 @@ class Classification:
         predicted, labels = predictions("test"), dataset.labels("test")
         if not calibrated and dataset.sizes["val"]:
             calibrated = self.calibrate(predictions("val"), dataset)
-        logits, scaled = predicted["logits"], scaled_logits(predicted["logits"], calibrated)
-        known, chosen = labels >= 0, logits.argmax(axis=-1)
-        right = ((chosen == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
-        measures = metrics.measure(logits, labels, self.top)
-        if scaled is not None:
-            measures |= {f"{name}_scaled": value for name, value in metrics.certainty(scaled, labels).items()}
-        shares = ("accuracy", *(f"top{n}" for n in self.top))
-        statistics = {
-            name: {"mean": value, "std": _spread(value) if name in shares else math.nan, "n": int(known.sum())}
-            for name, value in measures.items()
-        }
-        result: dict[str, Any] = {"metrics": statistics, "per_image": {"accuracy": right.tolist()}, **calibrated}
-        if len(set(chosen[known])) == 1 < len(set(labels[known])):
-            name = class_names(dataset, self.num_classes)[chosen[known][0]]
+        logits = predicted["logits"]
+        answers = judged(logits, labels, scaled_logits(logits, calibrated), self.top)
+        result: dict[str, Any] = {"metrics": answers.metrics, "per_image": {"accuracy": answers.right}, **calibrated}
+        if answers.always is not None:
+            name = class_names(dataset, self.num_classes)[answers.always]
             result["remark"] = f"gives every test {dataset.item} the class {name}"
-        if self.num_classes <= COUNTED:
-            result["confusion"] = metrics.confusion(logits, labels, self.num_classes).tolist()
-        rows = [[i, int(t), int(p)] for i, (t, p) in enumerate(zip(labels, chosen, strict=True))]
+        if answers.confusion:
+            result["confusion"] = answers.confusion
+        rows = [[i, int(t), int(p)] for i, (t, p) in enumerate(zip(labels, logits.argmax(axis=-1), strict=True))]
         return result, [[dataset.item, "class", "predicted"], *rows]
 
     def words(self, dataset: Any) -> dict[str, Any]:
@@ -115,8 +103,7 @@ class Classification:
 
     def pictures(self, tested: list[Tested]) -> dict[str, str]:
         """Classes, certainty and embeddings of all models that were tested on what the last student was."""
-        from kdjax.report import classes
-        from kdjax.report.figures import classification, embeddings
+        from kdjax.report.figures import classification
         from kdjax.report.page import figure
 
         last = ([stage for stage in tested if stage.role == "student"] or tested)[-1]
@@ -124,38 +111,80 @@ class Classification:
         same = [stage for stage in tested if np.array_equal(stage.dataset.labels("test"), labels)]
         names = class_names(last.dataset, self.num_classes)
         logits = {stage.title: stage.predicted["logits"] for stage in same}
-        scaled = {
-            stage.title: rows
-            for stage in same
-            if (rows := scaled_logits(stage.predicted["logits"], stage.row)) is not None
-        }
-        counts = {title: metrics.confusion(rows, labels, self.num_classes) for title, rows in logits.items()}
+        scaled = all_scaled(logits, same)
         beside = [stage for stage in same if "features" in stage.predicted and stage.role != "control"]
         vectors = {stage.title: stage.predicted["features"] for stage in beside}
-        told = f"{int((labels >= 0).sum())} test {last.dataset.item}s"
-        sections = {
-            "Classes": {
-                f"confusions, of {told}": classification.confusions(counts, names),
-                "t-SNE of the embeddings": embeddings.tsne(vectors, labels, names),
-            },
-            "Certainty": {
-                "how often a model is right when it is so sure": classification.reliability(
-                    {title: (rows, labels) for title, rows in logits.items()},
-                    {title: (rows, labels) for title, rows in scaled.items()},
-                ),
-                f"energies of {told}": classification.energies(
-                    {title: (rows, labels) for title, rows in logits.items()}
-                ),
-            },
-        }
-        drawn = {
-            heading: "".join(figure(caption, svg, wide=True) for caption, svg in figures.items())
-            for heading, figures in sections.items()
-        }
-        drawn["Classes"] += classes.table(counts, names, last.title)
+        over = f"{int((labels >= 0).sum())} test {last.dataset.item}s"
         sure = scaled.get(last.title, logits[last.title])
-        drawn[f"Most confident mistakes: {escape(last.title)}"] = mistakes(last.dataset, sure, names)
+        energies = classification.energies({title: (rows, labels) for title, rows in logits.items()})
+        drawn = {
+            "Classes": classes_drawn(logits, labels, names, last.title, over, vectors),
+            "Certainty": reliability_drawn(logits, scaled, labels) + figure(f"energies of {over}", energies, wide=True),
+            f"Most confident mistakes: {escape(last.title)}": mistakes(last.dataset, sure, names),
+        }
         return {heading: html for heading, html in drawn.items() if html}
+
+
+# -- one question: which class? --------------------------------------------------------------------------------------
+
+
+def accuracy(logits: Array, labels: Array, known: Array) -> tuple[Array, Array]:
+    """(right answers, known labels); NaN where a logit of a known example is not finite."""
+    right = ((logits.argmax(axis=-1) == labels) & known).sum().astype(jnp.float32)
+    finite = jnp.isfinite(jnp.where(known[..., None], logits, 0.0)).all()
+    return jnp.where(finite, right, jnp.nan), known.sum().astype(jnp.float32)
+
+
+class Judged(NamedTuple):
+    """What a test shows of the answers to one question."""
+
+    metrics: dict[str, dict[str, Any]]  # by name "mean", "std" and "n"; shares of examples alone have a spread
+    right: list[float]  # 1 or 0 of each example whose class is known
+    always: int | None  # the class that all are given, where they are of several
+    confusion: list[list[int]]  # [truth][prediction]; empty of more classes than `COUNTED`
+
+
+def judged(logits: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None, top: Sequence[int] = ()) -> Judged:
+    """Logits [n, k] against classes, of which -1 is not known; `scaled` are the logits after temperature scaling."""
+    known, chosen, k = labels >= 0, logits.argmax(axis=-1), logits.shape[-1]
+    right = ((chosen == labels) & np.isfinite(logits).all(axis=-1))[known].astype(float)
+    measures = metrics.measure(logits, labels, top)
+    if scaled is not None:
+        measures |= {f"{name}_scaled": value for name, value in metrics.certainty(scaled, labels).items()}
+    shares = ("accuracy", *(f"top{n}" for n in top))
+    statistics = {name: statistic(value, labels, share=name in shares) for name, value in measures.items()}
+    alike = len(set(chosen[known])) == 1 < len(set(labels[known]))
+    counts = metrics.confusion(logits, labels, k).tolist() if k <= COUNTED else []
+    return Judged(statistics, right.tolist(), int(chosen[known][0]) if alike else None, counts)
+
+
+Logits = Mapping[str, np.ndarray]  # [n, k] by the title of their model
+
+
+def classes_drawn(
+    logits: Logits, labels: np.ndarray, names: list[str], title: str, over: str, vectors: Logits | None = None
+) -> str:
+    """Confusions of all models, a plane of their `vectors`, and what the model `title` makes of each class."""
+    from kdjax.report import classes
+    from kdjax.report.figures import classification, embeddings
+    from kdjax.report.page import figure
+
+    counts = {name: metrics.confusion(rows, labels, len(names)) for name, rows in logits.items()}
+    figures = {
+        f"confusions, of {over}": classification.confusions(counts, names),
+        "t-SNE of the embeddings": embeddings.tsne(dict(vectors or {}), labels, names),
+    }
+    wide = "".join(figure(caption, svg, wide=True) for caption, svg in figures.items())
+    return wide + classes.table(counts, names, title)
+
+
+def reliability_drawn(logits: Logits, scaled: Logits, labels: np.ndarray) -> str:
+    """How sure the models may be, as they are and after temperature scaling."""
+    from kdjax.report.figures import classification
+    from kdjax.report.page import figure
+
+    plain, calm = ({title: (rows, labels) for title, rows in of.items()} for of in (logits, scaled))
+    return figure("how often a model is right when it is so sure", classification.reliability(plain, calm), wide=True)
 
 
 def framed(right: np.ndarray, dataset: Any, split: str) -> dict[str, np.ndarray]:
@@ -177,9 +206,17 @@ def completed(names: Sequence[str], k: int) -> list[str]:
     return [*names, *map(str, range(len(names), k))][:k]
 
 
-def scaled_logits(logits: np.ndarray, calibrated: Mapping[str, Any]) -> np.ndarray | None:
+def scaled_logits(
+    logits: np.ndarray, calibrated: Mapping[str, Any], temperature: str = "temperature"
+) -> np.ndarray | None:
     """The logits after temperature scaling; None where no temperature is known."""
-    return logits / calibrated["temperature"] if "temperature" in calibrated else None
+    return logits / calibrated[temperature] if temperature in calibrated else None
+
+
+def all_scaled(logits: Logits, stages: list[Tested], temperature: str = "temperature") -> dict[str, np.ndarray]:
+    """Of the stages that know their temperature."""
+    scaled = {stage.title: scaled_logits(logits[stage.title], stage.row, temperature) for stage in stages}
+    return {title: rows for title, rows in scaled.items() if rows is not None}
 
 
 def mistakes(dataset: Any, logits: np.ndarray, names: list[str]) -> str:
@@ -198,6 +235,8 @@ def mistakes(dataset: Any, logits: np.ndarray, names: list[str]) -> str:
     return figures.mistakes(image, dataset.labels("test"), logits.argmax(axis=1), sure, names, called)
 
 
-def _spread(share: float) -> float:
-    """The standard deviation over examples of what is 1 for so many and 0 for the others."""
-    return math.sqrt(share * (1 - share)) if share == share else math.nan
+def statistic(value: float, labels: np.ndarray, share: bool = False) -> dict[str, Any]:
+    """A measure over the examples whose class is known. A share of them has the standard deviation of what is 1 for so
+    many and 0 for the others."""
+    std = math.sqrt(value * (1 - value)) if share and value == value else math.nan
+    return {"mean": value, "std": std, "n": int((labels >= 0).sum())}

@@ -154,7 +154,8 @@ def bind(
         given = {path: scope[path] for path in paths(bound[name].reads)}
         values, _ = jax.eval_shape(bound[name].given, given, fields)
         bound[name] = replace(bound[name], examples=values)
-        jax.eval_shape(bound[name].total, given, fields, bound[name].start(jax.random.key(0)), {})
+        total = lambda given, fields: bound[name].total(given, fields, bound[name].start(jax.random.key(0)), {})  # noqa: E731
+        jax.eval_shape(total, given, fields)
         return bound[name]
 
     checked, more = _each(bound, check)

@@ -230,6 +230,7 @@ def objective_of(stage: Stage, task: Task, model: Any, models: dict[str, config.
         batch = jax.eval_shape(as_floats, dataset.shapes(rows))
         outputs = student.shapes(variables, batch)
         task.check(outputs)
+        _check_classes(outputs, dataset.facts.get("labels", {}))
         bound = bind(bound, outputs, sources, teachers, batch, faults, patches)
     _check_objective(stage, task, bound, dataset)
     return Objective(student, sources, averages, bound)
@@ -292,6 +293,17 @@ def _check_objective(stage: Stage, task: Task, terms: list[BoundTerm], dataset: 
             name = config.task_of(stage).name
             raise ConfigError(
                 f"{at}.over={over!r}: the task {name!r} measures {', '.join(task.measures)}; name one of them"
+            )
+
+
+def _check_classes(outputs: dict[str, Any], labels: dict[str, int]) -> None:
+    """Refuses logits of a label that are of another number of classes than the label."""
+    for label, count in labels.items():
+        logits = outputs.get(f"logits_{label}")
+        if logits is not None and logits.shape[-1] != count:
+            raise ConfigError(
+                f"expected 'logits_{label}' of {count} classes, as many as the data have of {label}, the model gives "
+                f"{logits.shape[-1]}; leave out its option labels, which the data fill in, or name the data's classes"
             )
 
 

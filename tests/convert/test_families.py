@@ -101,7 +101,11 @@ SWIN_HF = SWIN | {"image_size": (44, 60), "pad_windows": True, "mask": 200.0}  #
 SWIN_GIVEN = ("window", "image_size", "pretrained_windows")
 GAT: dict[str, Any] = {"hidden": 6, "heads": 2, "features": 7}
 NODES: dict[str, Any] = {"features": 7, "hidden": (6, 5), "heads": (2, 3, 2), "num_classes": 4}
+BERT: dict[str, Any] = {"dim": 24, "heads": 3, "depth": 2, "positions": 11, "vocab_size": 30, "mlp_ratio": 2.5}
 CASES = {
+    "bert": Case("bert", Model("bert", **BERT), ("heads",)),
+    "bert classifier": Case("bert", Model("bert", **BERT, num_classes=4, activation="relu"), ("heads", "activation")),
+    "bert of means": Case("bert", Model("bert", **BERT, pool="mean", norm_eps=1e-3), ("heads", "pool", "norm_eps")),
     "can_gat a": Case("can_gat", Model("can_gat", **GAT, variant="a_student")),
     "can_gat b": Case("can_gat", Model("can_gat", **GAT, layers=3, embed_dim=4, num_ids=9)),
     "can_gat c": Case(
@@ -144,6 +148,8 @@ CASES = {
         resized=timm_resized,
         **WIDER,
     ),
+    "distilbert": Case("distilbert", Model("distilbert", **BERT, pool="mean"), ("heads", "pool")),
+    "distilbert classifier": Case("distilbert", Model("distilbert", **BERT, num_classes=4), ("heads",)),
     "ladeda": Case(
         "ladeda",
         Model("ladeda", widths=(4, 6, 8, 10), depths=(1, 2, 1, 1), preprocess="x_grad", image_size=(33, 41)),
@@ -213,6 +219,7 @@ CASES = {
 }
 # Of each family a case or two in every run of the tests, the others where there is time.
 LATER = {
+    *("bert", "bert of means", "distilbert", "distilbert classifier"),
     "can_gat c",
     *("dinov2", "dinov2 with timm's registers", "deit 3", "dinov2_hf", "dinov2_hf classifier"),
     "can_vgae teacher",
@@ -313,11 +320,12 @@ def test_comes_in_as_the_original_computes_it(made, name):
 def test_goes_out_as_it_was(made, name, tmp_path):
     it = made(name)
     model, variables = load(it.weights)
-    state, prefix = it.module.state_dict(), it.family.prefix(model)
+    state, exported = it.module.state_dict(), functools.partial(it.family.exported, model)
     for suffix in (".pth", ".safetensors"):
         path = tmp_path / f"back{suffix}"
         assert export_file(it.family, model, variables, path) == len(state)
-        named = it.family.prepared({key.removeprefix(prefix): x for key, x in open_source(path).items()})
+        tensors, names = open_source(path), {exported(key): key for key in state}
+        named = it.family.prepared({names.get(key, key): x for key, x in tensors.items()})
         back = {key: torch.from_numpy(np.array(x.read())) for key, x in named.items()}  # under the names of files
         importlib.import_module(it.family.original).build(model).load_state_dict(back, strict=True)
         for key, tensor in back.items():
@@ -350,8 +358,8 @@ def test_stacked_blocks_compute_the_same(made, name):
     assert any(slot.stacked for slot in stacked.slots)
     variables = jax.tree.map(lambda leaf: leaf.read(), stacked.variables)
     back = dict(tensors(it.family, stacked.model, variables))
-    prefix = it.family.prefix(stacked.model)
-    assert all(np.array_equal(back[prefix + key], x.numpy()) for key, x in it.module.state_dict().items())
+    exported = functools.partial(it.family.exported, stacked.model)
+    assert all(np.array_equal(back[exported(key)], x.numpy()) for key, x in it.module.state_dict().items())
     arrays = verify.original_tensors(stacked)
     assert worst(verify.verify(it.family, stacked.model, arrays, variables, QUICK)) <= TOLERANCE
 

@@ -166,6 +166,58 @@ def supcon(z, y, hidden=None, out=None, projection=0, temperature=0.07, variant=
     return np.array(told) * n / max(1, sum(bool(v) for v in values))
 
 
+def infonce(s, t, temperature=0.1):
+    s, t = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (s, t))
+    return np.array([-np.log(softmax(t @ s[i] / temperature)[i]) for i in range(len(s))])
+
+
+def smooth_l1(a, b):
+    return 0.5 * (a - b) ** 2 if abs(a - b) < 1 else abs(a - b) - 0.5
+
+
+def rkd_distance(s, t, variant="paper"):
+    def distances(x):
+        x = x / np.linalg.norm(x, axis=1, keepdims=True) if variant == "code" else x
+        far = np.array([[np.linalg.norm(a - b) for a in x] for b in x])
+        return far if variant == "code" or not far.any() else far / far[far > 0].mean()
+
+    far_s, far_t = distances(s), distances(t)
+    n = range(len(s))
+    return np.array([np.mean([smooth_l1(far_s[i, j], far_t[i, j]) for j in n]) for i in n])
+
+
+def cosine_of(u, v):
+    lengths = np.linalg.norm(u) * np.linalg.norm(v)
+    return u @ v / lengths if lengths else 0.0
+
+
+def rkd_angle(s, t, variant="paper"):
+    n = range(len(s))
+    if variant == "code":
+        return np.array([np.mean([smooth_l1(cosine_of(s[i], s[j]), cosine_of(t[i], t[j])) for i in n]) for j in n])
+
+    def at(j, i, k):
+        return smooth_l1(*(cosine_of(x[i] - x[j], x[k] - x[j]) for x in (s, t)))
+
+    return np.array([np.mean([at(j, i, k) for i in n for k in n]) for j in n])
+
+
+def mmd(s, t, bandwidths=(0.2, 0.5, 1.0, 2.0, 5.0)):
+    def near(x, y):
+        return np.mean(np.exp(-np.sum((x - y) ** 2) / (2 * np.array(bandwidths) ** 2)))
+
+    def share(i):
+        rows = zip(s, t, strict=True)
+        return np.mean([near(s[i], a) + near(t[i], b) - near(s[i], b) - near(t[i], a) for a, b in rows])
+
+    return np.array([share(i) for i in range(len(s))])
+
+
+def projected(s, t, kernel, bias, loss="mse", args=None, frozen=True):
+    t = t @ kernel + bias
+    return infonce(s, t, **args) if loss == "infonce" else np.mean((s - t) ** 2, axis=1)
+
+
 def margin_ce(logits, y, own, scale, gamma, label_smoothing):
     """`logits(c)` are the cosines of an example with the margin of class c."""
     if np.ndim(y):
@@ -333,6 +385,20 @@ REFERENCES: dict[str, tuple[Reference, ...]] = {
             whole=True,
             own={"params": {"hidden": dense(4, 4, 1), "out": dense(4, 3, 2)}},
             args=({"projection": 3}, {"projection": 3, "temperature": 0.5, "variant": "code"}),
+        ),
+    ),
+    "infonce": (Reference(infonce, (4,), whole=True, zero_at_equal=False, args=({"temperature": 0.2},)),),
+    "rkd_distance": (Reference(rkd_distance, (4,), whole=True),),  # the other variants are in test_relations.py
+    "rkd_angle": (Reference(rkd_angle, (4,), whole=True),),
+    "mmd": (Reference(mmd, (4,), whole=True, zero_at_equal=False),),  # the share of a row may be below 0
+    "projected": (
+        Reference(
+            projected,
+            (4,),
+            whole=True,
+            zero_at_equal=False,
+            own={"params": dense(4, 4, 4)},
+            args=({"loss": "infonce", "args": {"temperature": 0.5}, "frozen": False},),
         ),
     ),
     "arcface": (

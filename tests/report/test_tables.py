@@ -60,3 +60,20 @@ def test_the_full_results_have_a_column_per_class(summary, metrics_of):
     assert "malignant" in tables.results(summary)
     summary["class_names"] = ["benign", "malignant", "normal"]  # kinds of images, not of pixels
     assert tables.results(summary) == RESULTS
+
+
+def test_a_summary_may_name_its_measures_and_a_label_stands_before_its_measure(summary):
+    names = ("macro_f1", "a_accuracy", "b_accuracy", "b_auc", "a_macro_f1", "c_accuracy")
+    summary["rows"] = [
+        {**row, "metrics": {k: {"mean": 0.5, "std": math.nan} for k in names}} for row in summary["rows"]
+    ]
+    summary["shown"] = ["macro_f1", "a_accuracy", "b_accuracy", "c_accuracy"]
+    assert tables.header(summary)[2:-2] == ["macro F1", "a accuracy", "b accuracy", "c accuracy"]
+    assert [tables.heading(name) for name in ("b_auc", "a_macro_f1", "knn", "top5", "of_f1_2")] == [
+        "b AUC",
+        "a macro F1",
+        "kNN accuracy",
+        "top-5 accuracy",
+        "of f1 2",
+    ]
+    assert [tables.p_value(p) for p in (0.0002, 0.04, 1.0, math.nan)] == ["below 0.001", "0.040", "1.000", "–"]

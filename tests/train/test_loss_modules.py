@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.config import ConfigError, Log, Teacher, Term
+from kdjax.config import ConfigError, Log, Optim, Teacher, Term
 from kdjax.losses.contrastive import SupCon
+from kdjax.losses.projected import Projected
 from kdjax.losses.relations import Seed
 from kdjax.train import loop
 from kdjax.train.signals import Signals, Stopped
@@ -140,3 +141,37 @@ class PooledSupCon(SupCon):
 
     def __call__(self, student, labels=None, index=None, known=None, *, where=None):
         return super().__call__(student.mean((1, 2)), labels, index, known, where=where)
+
+
+class PooledProjected(Projected):
+    """Of the means over maps."""
+
+    def __call__(self, student, teacher, *, where=None):
+        return super().__call__(student.mean((1, 2)), teacher.mean((1, 2)), where=where)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_map_of_the_teacher_trains_or_stays_as_it_was_drawn(frozen):
+    """Weight decay, which moves every parameter, does not reach a map that stays."""
+    wide = tiny.model(dim=48)
+    reads = {"student": "student:features", "teacher": "t:features"}
+    args = {"loss": "infonce", "frozen": frozen}
+    term = Term("tests.train.test_loss_modules:PooledProjected", reads=reads, args=args)
+    optim = Optim("adamw", lr=0.1, weight_decay=0.5)
+    teachers = {"t": Teacher(model=wide, weights="file")}
+    one = tiny.learner(tiny.stage(teachers=teachers, terms={"near": term}, optim=optim))
+    state, fixed, _ = one.start({}, {"t": tiny.weights(wide, 1)})
+    batch = tiny.batch(one, valid=6)
+    moved, measures = jax.jit(one.step.train)(state, fixed, one.knobs, batch)
+    assert measures["terms/near"][1] == 6
+    for before, after in zip(*(jax.tree.leaves(maps_of(s)) for s in (state, moved)), strict=True):
+        assert before.shape in ((48, 32), (32,))
+        assert (before == after).all() == frozen
+    assert ("losses" in state.params) != frozen
+    with pytest.raises(ConfigError, match=r"optim\.accumulate=2: the loss of near compares the examples"):
+        tiny.learner(tiny.stage(teachers=teachers, terms={"near": term}, optim=tiny.with_optim(accumulate=2)))
+
+
+def maps_of(state):
+    return {**state.params.get("losses", {}), **state.collections["losses"]}["near"]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from kdjax.config import nearest
 from kdjax.models.layers.gelu import gelu
@@ -13,6 +14,7 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "relu": jax.nn.relu,
+    "relu6": lambda x: jnp.where(x < 6, jax.nn.relu(x), 6),  # flat at both ends, as PyTorch's; a minimum is not
     "silu": jax.nn.silu,
 }
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kdjax.models.layers.precision import at_least_float32, wide_dtype
 
@@ -22,11 +22,13 @@ def attention(
     *,
     bias: Float[Array, "heads n m"] | None = None,
     count: Float[Array, "b m"] | None = None,
+    mask: Bool[Array, "b m"] | None = None,
 ) -> Float[Array, "b n heads d"]:
     """softmax(query · key / sqrt(d) + bias) · value; scores and softmax in float32 at least.
 
     The bias is `bias`, for each head the same in all examples, or that of key (i, j) of a kh × kw grid, in row-major
-    order, is rows[..., i] + columns[..., j]. A key with a `count` is as so many keys.
+    order, is rows[..., i] + columns[..., j]. A key with a `count` is as so many keys, one that the `mask` leaves out as
+    none; where it leaves out all of an example's, the answers are finite and mean nothing.
 
     On one CPU the scores are made, used and forgotten a block at a time, and made again for the gradient: storing all
     b · heads · n · m of them is several times slower. Elsewhere, and with a `bias`, XLA gets the whole at once.
@@ -37,8 +39,10 @@ def attention(
     of_query, of_key, value = jax.tree.map(_by_head, (of_query, (key,), value))
     if bias is not None:
         of_query = (*of_query, jnp.broadcast_to(bias[None], (b, heads, n, m)).reshape(-1, n, m))
-    if count is not None:
-        extra = jnp.log(at_least_float32(count))
+    if count is not None or mask is not None:
+        extra = jnp.zeros((), wide_dtype(query)) if count is None else jnp.log(at_least_float32(count))
+        if mask is not None:
+            extra = jnp.where(mask, extra, jnp.finfo(wide_dtype(query)).min / 2)  # half: there is room for the score
         of_key = (*of_key, jnp.broadcast_to(extra[:, None], (b, heads, m)).reshape(-1, m))
     one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop over heads would gather a mesh's
     if one_cpu and bias is None and b * heads * n * m > SCORES_AT_ONCE:

@@ -1,6 +1,5 @@
 """A convolutional network and a transformer as one model of images; either may be left out."""
 
-import inspect
 import re
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kdjax import registry
 from kdjax.config import ConfigError, nearest
 from kdjax.models.inputs import ImageInput
 from kdjax.models.layers.batch_norm import BatchNorm
@@ -23,6 +21,7 @@ from kdjax.models.layers.inserted import inserted, path_of
 from kdjax.models.layers.mix_style import mix_style
 from kdjax.models.layers.token_learner import TokenLearner
 from kdjax.models.options import options_of
+from kdjax.models.part import image_of, part_of
 
 CONVOLUTIONAL, TRANSFORMER = "convolutional", "transformer"
 CHOICES = {"norm": ("layer", "batch"), "attention": ("", "cbam"), "head": ("linear", "cosine")}
@@ -155,30 +154,6 @@ def build_hybrid(
     at += [("token_learner", TRANSFORMER, places[-1])] if options.token_learner and "tokens" not in returned else []
     inside = tuple((option, (name, *path_of(models[name], endpoint))) for option, name, endpoint in at)
     return Hybrid(options, tuple(models), tuple(models.values()), inside, num_classes)
-
-
-def part_of(name: str, part: dict, dtype: Any) -> Any:
-    """A model that reads images alone, and returns `features`."""
-    known = isinstance(part.get("name"), str) and isinstance(part.get("options", {}), dict)
-    if not known or part.keys() - {"name", "options"}:
-        raise ConfigError(f'{name}: expected {{"name": MODEL, "options": {{...}}}}, found {part}')
-    options = {"dtype": dtype, **part.get("options", {})}
-    try:
-        if "num_classes" in inspect.signature(registry.get("models", part["name"])).parameters:
-            options = {"num_classes": 0, **options}
-        model = registry.build("models", part["name"], options)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    if list(model.inputs) != ["image"] or not isinstance(image_of(model), ImageInput):
-        raise ConfigError(f"{name}: expected a model of images, found {part['name']}, of {', '.join(model.inputs)}")
-    if "features" not in model.endpoints:
-        returned = ", ".join(model.endpoints)
-        raise ConfigError(f"{name}: expected a model that returns 'features', found {part['name']}, of {returned}")
-    return model
-
-
-def image_of(model: Any) -> ImageInput:
-    return model.inputs["image"]
 
 
 def maps(model: Any) -> list[str]:

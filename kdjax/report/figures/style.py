@@ -40,7 +40,7 @@ li{overflow-wrap:anywhere}
 tr.student>*{background:var(--mark);font-weight:650}
 th small{display:block;color:var(--soft);font-size:.8rem;font-weight:400}
 .note{margin:12px 0 0;color:var(--soft);font-size:.85rem}
-.note+figure,.note+.curves,figure.wide+figure.wide,figure.wide+.curves{margin-top:20px}
+.note+figure,.scroll+figure,.note+.curves,figure.wide+figure.wide,figure.wide+.curves{margin-top:20px}
 .legend{display:flex;flex-wrap:wrap;gap:6px 18px;margin:0;padding:0;list-style:none;color:var(--soft);font-size:.85rem}
 .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.45em;border-radius:3px;border:1px solid #8888}
 .rank{margin-right:.6em;padding:2px 9px;border-radius:99px;background:var(--mark);color:var(--accent);font-size:.8rem}
@@ -56,6 +56,13 @@ figcaption b{display:block;color:var(--ink);font-weight:600;font-variant-numeric
 .looks figcaption{grid-column:1/-1;margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);
 overflow-wrap:anywhere}
 td.none{color:var(--bad);font-weight:600}
+.right{color:var(--good)}
+.wrong{color:var(--bad);font-weight:600}
+.record{display:grid;grid-template-columns:200px minmax(0,1fr);gap:8px 20px;margin-top:22px;break-inside:avoid}
+.record h3{margin:0 0 4px}
+.record p{margin:0 0 8px;max-width:52em;font-size:.9rem}
+.record table{width:auto;font-size:.85rem}
+.record th,.record td{padding:5px 18px 5px 0;text-align:left}
 th i{display:inline-block;width:.8em;height:.8em;margin-right:.5em;border-radius:3px;border:1px solid #8888}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr));gap:20px}
 .curves figcaption,.wide figcaption{margin-bottom:4px;color:var(--soft);font-size:.85rem}
@@ -70,6 +77,7 @@ svg{display:block;width:100%;height:auto}
 summary{cursor:pointer;color:var(--accent)}
 pre{margin:14px 0 0;padding:16px;max-height:32em;overflow:auto;background:var(--bg);border-radius:8px;font-size:.8rem}
 @media (max-width:640px){main{padding:24px 12px 40px}section{padding:16px 14px}h1{padding-left:12px}
+.record{grid-template-columns:1fr}.record img{max-width:200px}
 .panels{grid-template-columns:repeat(2,1fr)}.tiles{grid-template-columns:1fr 1fr}.tiles dd{font-size:1.35rem}
 .tiles div{padding:12px 14px}th,td{padding:9px 7px;font-size:.82rem}th:first-child{white-space:normal;min-width:8.5em}
 .facts div{grid-template-columns:1fr;gap:0}}

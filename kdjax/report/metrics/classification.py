@@ -3,7 +3,9 @@
 accuracy and topN are shares of the labelled examples whose class has the largest, or one of the N largest, logits;
 macro_f1 is the mean over the classes that occur among the labels of 2tp/(2tp+fp+fn), so that every model is measured
 on the same classes; ece is the expected calibration error. All these are in [0, 1]. nll is the mean of -log p of the
-true class, in nats, at least 0.
+true class, in nats, at least 0. macro_precision and macro_recall are means over the same classes of tp/(tp+fp), 0 for a
+class that is never said, and of tp/(tp+fn); auc is the mean over them of the probability that an example of the class
+has a larger probability of it than one of another class, ties counted half: with two classes the usual AUC.
 
 Without labelled examples every measure is nan, and likewise where a logit of a labelled one is not finite: a model that
 has diverged must not pass for one that guesses. The functions import scikit-learn when they are called: that takes a
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Integer
+
+from kdjax.report.metrics import detection
 
 BINS = 15  # of equal width, over [0, 1]; those of Guo et al.
 TEMPERATURES = (0.01, 100.0)  # the least and the greatest
@@ -42,6 +46,25 @@ def measure(logits: Logits, labels: Labels, top: Sequence[int] = (5,)) -> dict[s
         **{name: top_k_accuracy_score(labels, logits, k=n, labels=every) for name, n in fewer.items()},
     }
     return {name: float(measures[name]) for name in names}
+
+
+def macro(logits: Logits, labels: Labels) -> dict[str, float]:
+    """macro_precision, macro_recall and auc; auc is nan where fewer than two classes occur."""
+    known, names = labels >= 0, ("macro_precision", "macro_recall", "auc")
+    if not known.any() or not np.isfinite(logits[known]).all():
+        return dict.fromkeys(names, math.nan)
+    logits, labels = logits[known].astype(np.float64), labels[known]
+    each, occurring = per_class(confusion(logits, labels, logits.shape[1])), np.unique(labels)
+    areas = [detection.auc(_odds(logits, c), (labels == c).astype(int)) for c in occurring.tolist()]
+    means = each.precision[occurring].mean(), each.recall[occurring].mean(), np.mean(areas)
+    return {name: float(value) for name, value in zip(names, means, strict=True)}
+
+
+def _odds(logits: Float64[np.ndarray, "n k"], c: int) -> Float64[np.ndarray, " n"]:
+    """log p_c/(1 - p_c): it orders examples as p_c does, and goes on to where p_c itself rounds to 1."""
+    from scipy.special import logsumexp
+
+    return logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1)
 
 
 def certainty(logits: Logits, labels: Labels) -> dict[str, float]:
@@ -107,6 +130,23 @@ def per_class(counts: Integer[np.ndarray, "k k"]) -> PerClass:
     recall = np.where(there, hits / np.maximum(there, 1), math.nan)
     f1 = np.where(there, 2 * hits / np.maximum(said + there, 1), math.nan)
     return PerClass(precision, recall, f1, there.astype(np.int64))
+
+
+def influence(logits: Logits, labels: Labels) -> Float64[np.ndarray, " n"]:
+    """How fast macro_f1 grows with the weight of each example (the infinitesimal jackknife, Jaeckel 1972); they add up
+    to 0. The variance of n examples' values, times n², over n is that of macro_f1 by the delta method.
+
+    0 for an example without a label; nan for all where a logit of a labelled one is not finite.
+    """
+    known = labels >= 0
+    if not np.isfinite(logits[known]).all():
+        return np.full(len(labels), math.nan)
+    counts = confusion(logits, labels, logits.shape[1])
+    f1, size = per_class(counts).f1, counts.sum(axis=0) + counts.sum(axis=1)
+    classes = np.flatnonzero(counts.sum(axis=1))
+    there, said = (values[:, None] == classes for values in (labels, logits.argmax(axis=1)))
+    moved = (2.0 * (there & said) - f1[classes] * (there.astype(float) + said)) / size[classes]
+    return np.where(known, moved.sum(axis=1) / max(len(classes), 1), 0.0)
 
 
 def ece(logits: Logits, labels: Labels) -> float:

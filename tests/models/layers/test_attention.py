@@ -87,6 +87,57 @@ def test_a_key_with_a_count_is_as_so_many(blocks, request):
         np.testing.assert_allclose(found, np.add.reduceat(np.asarray(each), starts, axis=1), rtol=1e-3, atol=1e-4)
 
 
+def squared(x, **options):
+    """The sum of the answers' squares, and its slopes."""
+    return jax.jit(jax.value_and_grad(lambda x: jnp.square(attention(*x, **options)).sum()))(x)
+
+
+@pytest.fixture
+def masked():
+    """Queries, keys and values of two examples, the second with two keys; those left out are huge."""
+    x = inputs(*SHAPES[1])[:3]
+    there = jnp.arange(12)[None] < jnp.array([[12], [2], [12]])
+    far = jnp.where(there, 1.0, 1e4)[:, :, None, None]
+    return [x[0], x[1] * far, x[2] * far], there
+
+
+def test_a_masked_key_is_as_none(masked):
+    (query, key, value), there = masked
+    found = attention(query, key, value, mask=there)
+    expected = plain(query, key, value)
+    expected[1:2] = plain(query[1:2], key[1:2, :2], value[1:2, :2])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("blocks", [False, True])
+def test_slopes_of_a_masked_key_are_zero_and_the_others_as_without_it(masked, blocks, request, monkeypatch):
+    if blocks:
+        request.getfixturevalue("in_blocks")
+        monkeypatch.setattr(module, "SCORES_AT_ONCE", 128)
+    given, there = masked
+    assert loops(attention, *given) is blocks
+    total, slopes = squared(given, mask=there)
+    parts = [
+        squared([x[i : i + 1, : n if x is not given[0] else 12] for x in given]) for i, n in enumerate((12, 2, 12))
+    ]
+    np.testing.assert_allclose(total, sum(part for part, _ in parts), rtol=1e-5)
+    for i, (_, expected) in enumerate(parts):
+        for found, wanted in zip(slopes, expected, strict=True):
+            np.testing.assert_allclose(found[i, : wanted.shape[1]], wanted[0], rtol=1e-3, atol=1e-4)
+            np.testing.assert_array_equal(found[i, wanted.shape[1] :], 0)
+
+
+@pytest.mark.parametrize("blocks", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_where_all_keys_are_masked_answers_and_slopes_are_finite(blocks, request):
+    """As in the rows of padding that fill up a batch."""
+    if blocks:
+        request.getfixturevalue("in_blocks")
+    x = inputs(*SHAPES[2])[:3]
+    out = squared(x, count=jnp.ones((2, 64)), mask=jnp.zeros((2, 64), bool))
+    assert all(bool(jnp.isfinite(v).all()) for v in jax.tree.leaves(out))
+
+
 @pytest.mark.usefixtures("in_blocks")
 @pytest.mark.parametrize("shape", SHAPES[2:], ids=str)
 def test_in_blocks(shape):

@@ -20,9 +20,9 @@ def build(name, **options):
 
 
 def shapes(model, batch=1):
-    image = jax.ShapeDtypeStruct((batch, *model.options.image_hw, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return variables, jax.eval_shape(model.apply, variables, image)
+    given = [spec.shape(batch) for spec in model.inputs.values()]
+    variables = jax.eval_shape(model.init, jax.random.key(0), *given)
+    return variables, jax.eval_shape(model.apply, variables, *given)
 
 
 def size(tree):

@@ -123,6 +123,50 @@ def test_measures_of_each_class():
     assert math.isnan(classification.per_class(np.zeros((2, 2), int)).precision[0])
 
 
+@pytest.mark.parametrize("k", [2, 5])
+def test_means_over_classes_are_those_of_scikit_learn(k):
+    from sklearn.metrics import precision_score, recall_score, roc_auc_score
+
+    logits, labels = drawn(k=k, certainty=1.0)
+    found, said, p = classification.macro(logits, labels), logits.argmax(axis=1), probabilities(logits)
+    area = roc_auc_score(labels, p[:, 1]) if k == 2 else roc_auc_score(labels, p, multi_class="ovr")
+    assert found == pytest.approx(
+        {
+            "macro_precision": precision_score(labels, said, average="macro"),
+            "macro_recall": recall_score(labels, said, average="macro"),
+            "auc": area,
+        },
+        rel=1e-12,
+    )
+    marked = np.where(np.arange(len(labels)) % 3 == 0, -1, labels)
+    assert classification.macro(logits, marked) == classification.macro(logits[marked >= 0], labels[marked >= 0])
+
+
+def test_a_class_without_examples_is_no_part_of_the_means():
+    logits, labels = drawn(k=4, certainty=1.0)
+    logits, labels = logits[labels != 3], labels[labels != 3]
+    logits[:, 2] -= 99.0  # ... and one that occurs, and is never said
+    found, said = classification.macro(logits, labels), logits.argmax(axis=1)
+    precision = [np.mean(labels[said == c] == c) if (said == c).any() else 0.0 for c in range(3)]
+    recall = [np.mean(said[labels == c] == c) for c in range(3)]
+    odds = [logits[:, c] - np.log(np.exp(np.delete(logits.astype(float), c, 1)).sum(1)) for c in range(3)]
+    pairs = [np.subtract.outer(odds[c][labels == c], odds[c][labels != c]) for c in range(3)]
+    area = np.mean([np.mean((d > 0) + 0.5 * (d == 0)) for d in pairs])
+    expected = {"macro_precision": np.mean(precision), "macro_recall": np.mean(recall), "auc": area}
+    assert found == pytest.approx(expected, rel=1e-12)
+    one = classification.macro(logits[labels == 1], labels[labels == 1])
+    assert math.isnan(one["auc"])
+    assert one["macro_recall"] == recall[1]
+    for seen, truth in ((logits, np.full_like(labels, -1)), (logits + np.inf, labels)):
+        assert all(map(math.isnan, classification.macro(seen, truth).values()))
+
+
+def test_very_sure_answers_still_have_an_order():
+    """Their probabilities are all 1 in float64."""
+    logits = np.array([[0.0, 100.0], [0.0, 300.0], [0.0, 200.0], [0.0, 400.0]])
+    assert classification.macro(logits, np.array([0, 1, 0, 1]))["auc"] == 1.0
+
+
 def test_what_is_not_labelled_is_left_out():
     logits, labels = drawn()
     unlabelled = np.arange(len(labels)) % 3 == 0
