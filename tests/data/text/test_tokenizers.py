@@ -11,7 +11,6 @@ import tokenizers as library
 
 from kdjax.config import ConfigError
 from kdjax.data.text.tokenizers import SPECIALS, encode, option_faults, read, trained
-from kdjax.vocabulary import vocabulary_of
 from tests.support import records
 
 CAPTIONS = (
@@ -31,11 +30,6 @@ def refused(*args, **options) -> str:
     with pytest.raises(ConfigError) as error:
         read(*args, **options)
     return str(error.value)
-
-
-def test_a_digest_tells_tables_apart_whatever_their_order():
-    assert vocabulary_of({"a": 0, "b": 1}) == vocabulary_of({"b": 1, "a": 0}) == "bee3b91a72fed55c82ccaa724cbec62d"
-    assert vocabulary_of({"a": 1, "b": 0}) != vocabulary_of({"a": 0, "b": 1})
 
 
 def test_a_table_of_tokens_is_read_as_berts(tmp_path):
