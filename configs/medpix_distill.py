@@ -81,7 +81,8 @@ def read(variant: str) -> tuple[str, str, dict[str, str]]:
             )
     if (chosen := words.get("recipe", "vanilla")) not in RECIPES:
         raise ConfigError(f"recipe={chosen}: no such recipe; {nearest(chosen, RECIPES)}")
-    if "small" in words and (named := [word for word in words if word in FILES]):
+    small = "small" in words or name != "medpix"
+    if small and (named := [word for word in words if word in FILES and not word.endswith("tokens")]):
         raise ConfigError(f"{', '.join(named)}: published weights are not for small models; leave out either")
     return name, place, words
 
