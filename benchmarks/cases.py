@@ -77,6 +77,18 @@ CASES = {
     "swinv2_step": Case(
         "classify", "Swin-V2-tiny, training step, 256 px, batch 8", variant="swinv2", size=256, batch=8
     ),
+    "mobilevit_forward": Case(
+        "classifier", "MobileViT-xxs, forward, 256 px, batch 4", "rest", variant="mobilevit", size=256, batch=4
+    ),
+    "mobilevit_step": Case(
+        "classify", "MobileViT-xxs, training step, 256 px, batch 8", "rest", variant="mobilevit", size=256, batch=8
+    ),
+    "mobilenetv2_forward": Case(
+        "classifier", "MobileNet-V2, forward, 224 px, batch 4", "rest", variant="mobilenetv2", size=224, batch=4
+    ),
+    "mobilenetv2_step": Case(
+        "classify", "MobileNet-V2, training step, 224 px, batch 8", "rest", variant="mobilenetv2", size=224, batch=8
+    ),
     **{
         f"sam_{v}_forward_1024": Case(
             "encoder",

@@ -8,10 +8,15 @@ from torch.nn import functional as F
 
 from benchmarks import torch_sam
 from benchmarks.cases import CLASSES, LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
-from convert.originals import convnextv2_hf, ladeda, swinv2_hf, tinyusfm
+from convert.originals import convnextv2_hf, ladeda, mobilenetv2, mobilevit, swinv2_hf, tinyusfm
 from kdjax.config import Model
 
-CLASSIFIERS = {"convnextv2": convnextv2_hf, "swinv2": swinv2_hf}  # model of kdjax -> the original
+CLASSIFIERS = {  # model of kdjax -> the original
+    "convnextv2": convnextv2_hf,
+    "mobilenetv2": mobilenetv2,
+    "mobilevit": mobilevit,
+    "swinv2": swinv2_hf,
+}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

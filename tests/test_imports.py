@@ -24,6 +24,7 @@ PINNED = {  # a foreign library -> the only files that may know it, and folders,
     "convert": {"deploy/export.py", "launch.py"},  # which write PyTorch's names, and start its command
 }
 LOWEST = {"registry", "config", "type_faults", "hub", "vocabulary"}
+LOWEST = {"registry", "config", "type_faults", "vocabulary"}
 LAYERS = {"models.layers"}  # plain functions of arrays, such as the one way in which everything is resized
 STATISTICS = {"models.statistics"}  # whether weights are built as they were trained
 TRAINING = LOWEST | {"distill", "tasks", "data", "weights", "report"}
@@ -31,9 +32,9 @@ RUNNING = TRAINING | {"train"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
     "type_faults": set(),
-    "vocabulary": set(),
     "registry": {"config", "type_faults"},
     "hub": {"config"},
+    "vocabulary": set(),
     "losses": LOWEST,
     "models": LOWEST,
     "data": LOWEST,

@@ -43,7 +43,7 @@ class Examples:
             return self._arrays(i, self.source[i])
         if not self._ready[i]:
             self._keep(i, self.source[i])
-        return {name: array[i] for name, array in self._memory.items() if self._present[name][i]}
+        return {name: array[i, ...] for name, array in self._memory.items() if self._present[name][i]}
 
     def inspect(self) -> tuple[list[Facts], list[str]]:
         """The facts of every example and all faults, in order; keeps what it decodes on the way."""
