@@ -24,7 +24,6 @@ PINNED = {  # a foreign library -> the only files that may know it, and folders,
     "convert": {"deploy/export.py", "launch.py"},  # which write PyTorch's names, and start its command
 }
 LOWEST = {"registry", "config", "type_faults", "hub", "vocabulary"}
-LOWEST = {"registry", "config", "type_faults", "vocabulary"}
 LAYERS = {"models.layers"}  # plain functions of arrays, such as the one way in which everything is resized
 STATISTICS = {"models.statistics"}  # whether weights are built as they were trained
 TRAINING = LOWEST | {"distill", "tasks", "data", "weights", "report"}
