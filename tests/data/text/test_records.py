@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -88,6 +89,13 @@ def test_a_batch_has_what_each_record_has():
         "4 of 40 records have no kind",
         "8 of 40 records have no place",
     }
+
+
+def test_a_process_that_reads_gets_the_tokens_with_the_data():
+    dataset = build(TOLD)
+    copied, rows = pickle.loads(pickle.dumps(dataset)), np.array([3, -1, 0])
+    for name, values in dataset.batch("train", rows).items():
+        np.testing.assert_array_equal(copied.batch("train", rows)[name], values)
 
 
 def test_padding_reads_as_a_record_without_a_caption():
