@@ -179,11 +179,6 @@ CASES = {
         Model("mobilevit", **MOBILE, num_classes=3, image_size=(37, 70)),
         ("heads", "image_size"),
     ),
-    "mobilevit features": Case(
-        "mobilevit",
-        Model("mobilevit", **MOBILE, num_classes=0, image_size=32, pool="channel"),
-        ("heads", "image_size", "pool"),
-    ),
     "pyg_gat": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg")),
     "pyg_gat v2": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg", conv="gatv2")),
     "pyg_gat without loops": Case(
@@ -242,7 +237,7 @@ LATER = {
     "convnextv2 of convolutions",
     "convnextv2_hf features",
     "ladeda",
-    *("mobilenetv2", "mobilevit", "mobilevit features"),
+    *("mobilenetv2", "mobilevit"),
     "sam with classes",
     "sam_hf with classes",
     "segformer of two labels",
