@@ -40,6 +40,7 @@ def test_a_frozen_map_is_drawn_from_its_seed():
         assert (drawn[name][collection]["kernel"] != kernel).all()
 
 
+@pytest.mark.long
 def test_nothing_is_remembered_of_a_batch():
     drawn = {"memory": {"kernel": jnp.ones((5, 3)), "bias": jnp.arange(3.0)}}
     each, after = jax.jit(partial(Projected().apply, mutable=["memory"]))(drawn, STUDENT, TEACHER)
