@@ -90,6 +90,7 @@ CASES = {
     ),
     "mobilenetv2_step": Case(
         "classify", "MobileNet-V2, training step, 224 px, batch 8", "rest", variant="mobilenetv2", size=224, batch=8
+    ),
     "bert_forward": Case("reader", "BERT-mini, forward, 128 tokens, batch 16", variant="bert/mini", size=128, batch=16),
     "bert_step": Case(
         "read", "BERT-mini, training step, 128 tokens, batch 16", variant="bert/mini", size=128, batch=16

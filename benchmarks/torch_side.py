@@ -8,8 +8,7 @@ from torch.nn import functional as F
 
 from benchmarks import torch_sam
 from benchmarks.cases import CLASSES, LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
-from convert.originals import convnextv2_hf, ladeda, mobilenetv2, mobilevit, swinv2_hf, tinyusfm
-from convert.originals import bert, convnextv2_hf, ladeda, swinv2_hf, tinyusfm
+from convert.originals import bert, convnextv2_hf, ladeda, mobilenetv2, mobilevit, swinv2_hf, tinyusfm
 from kdjax.config import Model
 
 CLASSIFIERS = {  # model of kdjax -> the original

@@ -262,13 +262,12 @@ def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
         ("patches", "tiny_ladeda", "tiny_ladeda", 32),
         ("classifier", "classify", "convnextv2", 32),
         ("classifier", "classify", "swinv2", 64),
-    ],
-    ids=["detector", "convnextv2", "swinv2", "mobilenetv2", "mobilevit"],
+        ("classifier", "classify", "mobilenetv2", 32),
+        ("classifier", "classify", "mobilevit", 64),
         ("reader", "read", "bert/tiny", 16),
         ("reader", "read", "distilbert/base", 8),
     ],
-    ids=["detector", "convnextv2", "swinv2", "bert", "distilbert"],
-    ids=["detector", "convnextv2", "swinv2"],
+    ids=["detector", "convnextv2", "swinv2", "mobilenetv2", "mobilevit", "bert", "distilbert"],
 )
 def test_detectors_classifiers_and_readers_run_on_both_sides(forward, step, variant, size):
     """And with as many parameters where they are trained."""
