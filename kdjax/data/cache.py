@@ -20,7 +20,7 @@ def folder(place: str, kind: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdjax" / kind
 
 
-def save(path: Path, arrays: Mapping[str, np.ndarray], about: dict[str, Any]) -> None:
+def save(path: Path, arrays: Mapping[str, Any], about: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")

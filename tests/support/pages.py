@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from kdjax.experiment.saved import to_json
-from tests.support import can_logs, folders
+from tests.support import can_logs, folders, records
 from tests.support.command import parsed
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,7 @@ def sandbox(folder: Path) -> Path:
     folders.real_fake(folder / "faces")
     folders.real_fake_table(folder)
     reports(folder)
+    records.medpix(folder / "MedPix-2.0")
     for name in ("train_01", "test_01"):
         can_logs.write(folder / "logs" / name / "drive.csv", can_logs.plain(can_logs.messages()))
     can_logs.write(folder / "drive.csv", can_logs.plain(can_logs.messages(labelled=False)))

@@ -82,7 +82,7 @@ class RecordSource:
             self.faults.append("tokenizers: expected captions for them, found none; leave tokenizers out")
         self.fields: dict[str, Field] = {
             **({"image": IMAGE, IMAGE_THERE: FLAG} if with_image else {}),
-            **({TEXT_THERE: FLAG} if with_text else {}),
+            **({TEXT_THERE: FLAG} if with_text or not with_image else {}),
             **dict.fromkeys(self.label_classes, CLASS),
         }
         stored = [(record.image,) if isinstance(record.image, str) else () for record in self.records]

@@ -428,7 +428,9 @@ def test_what_is_wrong_with_a_table_is_told_by_its_line(tmp_path):
     assert f"{path}, line 3: expected 'class' as a, b, found 'c'" in told
     assert f"{path}, line 4: expected the split train, val or test, found 'later'; mend it" in told
     assert f"{path}, line 5: expected an image or a caption, found neither; remove it" in told
-    assert "nowhere.csv: expected a table in UTF-8" in faults("records", table=f"{tmp_path}/nowhere.csv", labels=LABELS)
+    told = faults("records", table=f"{tmp_path}/nowhere.csv", labels=LABELS)
+    assert "nowhere.csv: expected a table in UTF-8" in told
+    assert len(told.splitlines()) == 2, "what follows from there being no table is not told"
     other = own(tmp_path, [{"a": "1", "class": "b"}], "other.csv")
     assert "expected a column of images or one of texts, found a, class" in faults(
         "records", table=other, labels={"class": ()}
