@@ -35,7 +35,8 @@ def apply(model, variables, *inputs):
     `inputs` are what `model.inputs` names, in its order. Images come as they are: [b, h, w, 3] of any size, uint8 in
     [0, 255] or float in [0, 1]; here they are resized to the model's size, antialiased as in training, and normalised
     the way it was trained.
-    Graphs are a `jraph.GraphsTuple`, of whatever origin, or several of one size stacked on a leading axis.
+    Graphs are a `jraph.GraphsTuple`, of whatever origin, or several of one size stacked on a leading axis. Tokens and
+    their mask are int32 [b, n].
     """
     import jax
 

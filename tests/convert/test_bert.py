@@ -54,6 +54,7 @@ def equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "what"),
     [
@@ -72,7 +73,7 @@ def test_heads_that_read_words_are_left_out_by_name(kind, what):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bert", pytest.param("distilbert", marks=pytest.mark.long)])
 def test_a_classifier_with_its_classes_or_without(kind):
     of = module(kind, "ForSequenceClassification")
     assert build(fit(families.get(kind), state(of), {"heads": 3}).model).num_classes == 3

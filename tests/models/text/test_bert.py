@@ -99,6 +99,7 @@ def test_a_text_that_is_too_long_is_refused():
         jax.eval_shape(build().init, jax.random.key(0), ids, ids)
 
 
+@pytest.mark.long
 def test_nothing_depends_on_padding(plain):
     """Neither on what stands there nor on how much there is of it; and a row of padding alone is finite."""
     model, variables, ids, mask, expected = plain
@@ -112,6 +113,7 @@ def test_nothing_depends_on_padding(plain):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
 
 
+@pytest.mark.long
 def test_features_are_the_first_token_or_the_mean_of_all_but_padding(plain):
     _, variables, ids, mask, out = plain
     tokens = np.float64(out["tokens"])
