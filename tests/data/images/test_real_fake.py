@@ -142,7 +142,7 @@ def test_all_that_is_wrong_with_a_table_is_told_by_its_line(tmp_path):
     [
         (b"", "found none; add some"),
         (b"image;label\na;1\n", "expected the columns path and label, found image;label; name them"),
-        (b"path,label\n", "expected a line for each example, found none; add some"),
+        (b"path,label\n", "expected a line of column names and one for each example, found none; add some"),
         (b"path,label\n\xff\xfe\n", "expected a table in UTF-8, but it cannot be read ("),
         (
             b"path,label\nlisted/1.png,1\nlisted/3.png,1\n",
