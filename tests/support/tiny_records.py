@@ -90,13 +90,13 @@ def run(workdir: Path, parts: tuple[str, ...] = ("image", "text"), table: str = 
     return made
 
 
-def table(folder: Path, n: int = 8) -> Path:
-    """Of records that are all test data, with images beside it."""
+def table(folder: Path, splits: tuple[str, ...] = ("test",) * 8) -> Path:
+    """Of records of these splits, with images beside it."""
     lines = ["image,text,split,modality,location"]
-    for i in range(n):
+    for i, split in enumerate(splits):
         image = "" if i == 3 else folders.picture(folder / f"{i}.png", i, (20, 30)).name
         text, place = ("" if i == 1 else f"{WORDS[1 + i % 2]} of the {WORDS[5 + i % 3]}"), CLASSES["location"][i % 3]
-        lines.append(f"{image},{text},test,{CLASSES['modality'][i % 2]},{'' if i == 2 else place}")
+        lines.append(f"{image},{text},{split},{CLASSES['modality'][i % 2]},{'' if i == 2 else place}")
     path = folder / "records.csv"
     path.write_text("\n".join(lines))
     return path
