@@ -9,6 +9,7 @@ PRODUCT = (1024, 768, 3072)
 LORA_RANK = 4
 TINYUSFM_SIZE = 224
 CLASSES = 2
+VOCABULARY = 30_522  # tokens
 TEMPERATURE = 2.0
 TERMS = {"bce": 0.25, "dice": 0.25, "kl": 0.5, "feature": 0.1}  # of distillation; plain training has half and half
 LR, WEIGHT_DECAY = 1e-4, 0.01
@@ -16,11 +17,12 @@ LR, WEIGHT_DECAY = 1e-4, 0.01
 
 @dataclass(frozen=True)
 class Case:
-    """`work` is product, encoder, patches or classifier (a forward pass), lora, tinyusfm, distil, tiny_ladeda or
-    classify (a training step).
+    """`work` is product, encoder, patches, classifier or reader (a forward pass), lora, tinyusfm, distil, tiny_ladeda,
+    classify or read (a training step).
 
-    `size` is the side in pixels of the image of SAM, or of the detector or classifier that `variant` names. `bound`
-    names what most of the time goes to, which sets the floor.
+    `size` is the side in pixels of the image of SAM, or of the detector or classifier that `variant` names; of a reader
+    of texts, "MODEL/VARIANT", it is the tokens of the longest. `bound` names what most of the time goes to, which sets
+    the floor.
     """
 
     work: str
@@ -42,7 +44,7 @@ class Case:
 
     @property
     def image_size(self) -> int:
-        """Side of the images and masks of a training step."""
+        """Side of the images and masks of a training step on images."""
         return self.size if self.work in ("lora", "tiny_ladeda", "classify") else TINYUSFM_SIZE
 
 
@@ -76,6 +78,25 @@ CASES = {
     "swinv2_forward": Case("classifier", "Swin-V2-tiny, forward, 256 px, batch 4", variant="swinv2", size=256, batch=4),
     "swinv2_step": Case(
         "classify", "Swin-V2-tiny, training step, 256 px, batch 8", variant="swinv2", size=256, batch=8
+    ),
+    "mobilevit_forward": Case(
+        "classifier", "MobileViT-xxs, forward, 256 px, batch 4", "rest", variant="mobilevit", size=256, batch=4
+    ),
+    "mobilevit_step": Case(
+        "classify", "MobileViT-xxs, training step, 256 px, batch 8", "rest", variant="mobilevit", size=256, batch=8
+    ),
+    "mobilenetv2_forward": Case(
+        "classifier", "MobileNet-V2, forward, 224 px, batch 4", "rest", variant="mobilenetv2", size=224, batch=4
+    ),
+    "mobilenetv2_step": Case(
+        "classify", "MobileNet-V2, training step, 224 px, batch 8", "rest", variant="mobilenetv2", size=224, batch=8
+    ),
+    "bert_forward": Case("reader", "BERT-mini, forward, 128 tokens, batch 16", variant="bert/mini", size=128, batch=16),
+    "bert_step": Case(
+        "read", "BERT-mini, training step, 128 tokens, batch 16", variant="bert/mini", size=128, batch=16
+    ),
+    "distilbert_step": Case(
+        "read", "DistilBERT, training step, 128 tokens, batch 16", variant="distilbert/base", size=128, batch=16
     ),
     **{
         f"sam_{v}_forward_1024": Case(
@@ -135,6 +156,10 @@ def arrays(case: Case) -> dict[str, np.ndarray]:
         return {"a": rng.normal(size=(m, k)).astype(np.float32), "b": rng.normal(size=(k, n)).astype(np.float32)}
     if case.work in ("encoder", "patches", "classifier"):
         return {"image": rng.normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)}
+    if case.work in ("reader", "read"):
+        mask = (np.arange(case.size) < rng.integers(2, case.size + 1, (case.batch, 1))).astype(np.int32)
+        ids = rng.integers(1, VOCABULARY, mask.shape).astype(np.int32) * mask
+        return {"input_ids": ids, "attention_mask": mask, "class": rng.integers(0, 2, case.batch).astype(np.int32)}
     shape = (case.batch, case.image_size, case.image_size)
     return {
         "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),

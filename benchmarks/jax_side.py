@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import CLASSES, LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, WEIGHT_DECAY, Case, arrays
+from benchmarks.texts import Texts
 from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Teacher, Term
 from kdjax.data import pipeline
 from kdjax.distill.teachers import build_model
@@ -20,7 +21,11 @@ from kdjax.train import sharding
 from kdjax.train.finish import count
 from kdjax.train.setup import initial, prepare
 
-ASKED = {"patches": ("logits", "patch_logits"), "classifier": ("logits",)}  # what is asked of a detector, a classifier
+ASKED = {  # what is asked of a detector, a classifier, a reader of texts
+    "patches": ("logits", "patch_logits"),
+    "classifier": ("logits",),
+    "reader": ("tokens", "features"),
+}
 
 
 def facts() -> dict:
@@ -44,13 +49,14 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         variables = jax.device_put(weights(partial(model.init, jax.random.key(0), image)))
         return partial(jax.jit(model.apply), variables, image), jax.block_until_ready, 0
     if case.work in ASKED:
-        return partial(forward(case, dtype), jnp.asarray(given["image"])), jax.block_until_ready, 0
+        names = build_model(named(case), dtype).inputs
+        return partial(forward(case, dtype), *(jnp.asarray(given[name]) for name in names)), jax.block_until_ready, 0
     return step(case, dtype, given)
 
 
-def forward(case: Case, dtype: str) -> Callable[[jax.Array], dict[str, jax.Array]]:
+def forward(case: Case, dtype: str) -> Callable[..., dict[str, jax.Array]]:
     model = build_model(named(case), dtype)
-    asked = jax.jit(lambda weights, image: {name: model.apply(weights, image)[name] for name in ASKED[case.work]})
+    asked = jax.jit(lambda weights, *inputs: {name: model.apply(weights, *inputs)[name] for name in ASKED[case.work]})
     return partial(asked, jax.device_put(variables(model)))
 
 
@@ -58,7 +64,8 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     stage, taught = STAGES[case.work](case, dtype)
     experiment = Experiment(name="benchmark", stages={"measured": stage}, mesh=Mesh(data=1))
     mesh = sharding.make_mesh(experiment.mesh)
-    learner = prepare("measured", stage, experiment, mesh, pipeline.build(stage.data), taught)
+    dataset = Texts(case) if case.work == "read" else pipeline.build(stage.data)
+    learner = prepare("measured", stage, experiment, mesh, dataset, taught)
     teachers = {name: variables(build_model(taught[teacher.stage])) for name, teacher in stage.teachers.items()}
     state, fixed, _ = learner.start({"": variables(learner.model)}, teachers)
     placed = jax.tree.map(lambda x: x.sharding, state)
@@ -66,8 +73,8 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     trained, n = count(state.params), case.batch
     every = {name: np.ones(n, bool) for name in ("valid", "mask_known", "class_known")}
     numbers = {"view": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
-    local = {**given, **every, **numbers}
-    assert local.keys() == learner.dataset.fields.keys()
+    local = {name: x for name, x in {**given, **every, **numbers}.items() if name in dataset.fields}
+    assert local.keys() == dataset.fields.keys() >= given.keys()
     at = [state]
 
     def once() -> object:
@@ -122,17 +129,19 @@ STAGES = {
     "distil": distil_stage,
     "tiny_ladeda": tiny_ladeda_stage,
     "classify": classify_stage,
+    "read": classify_stage,
 }
 
 
 def named(case: Case) -> Model:
-    """The detector or classifier of the case."""
-    classes = {"num_classes": CLASSES} if case.work in ("classifier", "classify") else {}
-    return Model(case.variant, image_size=case.size, **classes)
+    """The detector, classifier or reader of texts of the case."""
+    classes = {"num_classes": CLASSES} if case.work in ("classifier", "classify", "read") else {}
+    name, _, variant = case.variant.partition("/")
+    return Model(name, **({"variant": variant} if variant else {"image_size": case.size}), **classes)
 
 
 def data(case: Case) -> Data:
-    """What the stage is prepared with; the step itself gets the arrays that the other side gets."""
+    """What the stage is prepared with, if not with texts; the step itself gets the arrays that the other side gets."""
     size, n = case.image_size, case.batch
     return Data("ultrasound", image_size=size, batch_size=n, size=32, train=n, val=1, test=1)
 

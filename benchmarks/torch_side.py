@@ -8,10 +8,15 @@ from torch.nn import functional as F
 
 from benchmarks import torch_sam
 from benchmarks.cases import CLASSES, LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
-from convert.originals import convnextv2_hf, ladeda, swinv2_hf, tinyusfm
+from convert.originals import bert, convnextv2_hf, ladeda, mobilenetv2, mobilevit, swinv2_hf, tinyusfm
 from kdjax.config import Model
 
-CLASSIFIERS = {"convnextv2": convnextv2_hf, "swinv2": swinv2_hf}  # model of kdjax -> the original
+CLASSIFIERS = {  # model of kdjax -> the original
+    "convnextv2": convnextv2_hf,
+    "mobilenetv2": mobilenetv2,
+    "mobilevit": mobilevit,
+    "swinv2": swinv2_hf,
+}
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -36,7 +41,7 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    if case.work in ("product", "encoder", "patches", "classifier"):
+    if case.work in ("product", "encoder", "patches", "classifier", "reader"):
         forward = forward_of(case, given, device, ready)
 
         def once() -> object:
@@ -53,6 +58,18 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
     model = ready(model.train())
     trained = [p for part in (model, adapter) if part is not None for p in part.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=WEIGHT_DECAY)
+
+    def read_step() -> object:
+        classes = torch.from_numpy(given["class"]).long().to(device)
+        with autocast:
+            logits = model(*tokens(given, device)).logits
+        return descend(F.cross_entropy(logits.float(), classes))
+
+    def descend(loss: torch.Tensor) -> torch.Tensor:
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.detach()
 
     def step() -> object:
         image = torch.from_numpy(given["image"]).to(device).permute(0, 3, 1, 2) / 255
@@ -74,18 +91,18 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
             else:
                 bce, dice = supervised(outputs[0].float(), label)
                 loss = 0.5 * (bce + dice)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        return loss.detach()
+        return descend(loss)
 
-    return step, wait, sum(p.numel() for p in trained)
+    return read_step if case.work == "read" else step, wait, sum(p.numel() for p in trained)
 
 
 def forward_of(case: Case, given: dict, device: torch.device, ready: Callable) -> Callable[[], object]:
     if case.work == "product":
         a, b = (torch.from_numpy(given[name]).to(device) for name in "ab")
         return lambda: a @ b
+    if case.work == "reader":
+        reads, of_texts = ready(reader(case).eval()), tokens(given, device)
+        return lambda: reads(*of_texts)
     image = torch.from_numpy(given["image"]).permute(0, 3, 1, 2).to(device)  # channels come last
     if case.work == "classifier":
         model = classifier(case).to(memory_format=torch.channels_last)  # a fifth faster
@@ -102,6 +119,20 @@ def classifier(case: Case) -> nn.Module:
     return CLASSIFIERS[case.variant].build(Model(case.variant, num_classes=CLASSES, image_size=case.size))
 
 
+def reader(case: Case) -> nn.Module:
+    """With the dropout of ours: of the states, not of the attention."""
+    name, _, variant = case.variant.partition("/")
+    module = bert.build(Model(name, variant=variant, num_classes=CLASSES if case.work == "read" else 0))
+    for part in module.modules():
+        if hasattr(part, "is_causal"):  # attention
+            part.dropout.p = 0.0  # type: ignore
+    return module
+
+
+def tokens(given: dict, device: torch.device) -> list[torch.Tensor]:
+    return [torch.from_numpy(given[name]).to(device) for name in ("input_ids", "attention_mask")]
+
+
 def student_of(case: Case) -> tuple[nn.Module, tuple]:
     """What is trained, and what its images are normalised by."""
     if case.work == "lora":
@@ -110,6 +141,8 @@ def student_of(case: Case) -> tuple[nn.Module, tuple]:
         return ladeda.build(Model(case.variant)), IMAGENET
     if case.work == "classify":
         return classifier(case).to(memory_format=torch.channels_last), IMAGENET
+    if case.work == "read":
+        return reader(case), ()
     return Student(), IMAGENET
 
 

@@ -9,7 +9,8 @@
 Both models read an image and its caption and answer two questions: modality (CT, MR) and location (five places). Each
 has a tokenizer of its own, and a batch holds the tokens of both. What the teacher hands on is a recipe: `vanilla` (its
 answers, softened, and its embeddings), `combined` (these and `crd`), `crd` (which embedding belongs to which), `rkd`
-(distances and angles between embeddings), `mmd` (their distribution). The fusion of image and text is an option:
+(distances and angles between embeddings), `mmd` (their distribution). `:recipe=rkd,frozen` compares through random maps
+that nothing trains, as the original does. The fusion of image and text is an option:
 
     --config.stages.student.model.options.fusion=film
 
@@ -25,6 +26,7 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tas
 
 VARIANTS = ("", "smoke", "medpix", "text")
 RECIPES = ("vanilla", "combined", "crd", "rkd", "mmd")
+ALONE = ("small", "frozen")  # words without a value
 FILES = tuple(f"{who}_{what}" for who in ("teacher", "student") for what in ("image", "text", "tokens"))
 LABELS = ("modality", "location")
 TOKENS = {"": 64, "smoke": 32, "medpix": 256, "text": 96}  # of a caption, at most
@@ -59,7 +61,7 @@ def get_config(variant: str = "") -> Experiment:
         inputs=tokens_of("student"),
         parts=weights_in(words, "student"),
         teachers={"large": Teacher(stage="teacher", inputs=tokens_of("teacher"))},
-        terms=recipe(words.get("recipe", "vanilla"), seen),
+        terms=recipe(words.get("recipe", "vanilla"), seen, "frozen" in words),
         optim=optim(small, 3e-4),
         epochs=epochs[1],
         grad_norms_every=0,
@@ -70,18 +72,21 @@ def get_config(variant: str = "") -> Experiment:
 
 def read(variant: str) -> tuple[str, str, dict[str, str]]:
     """ "medpix=DIR,recipe=crd" -> the variant, its place, and the words behind it."""
-    first, *others = variant.split(",") if variant.partition("=")[0] in VARIANTS else ("", *variant.split(","))
+    first, *others = variant.split(",")
+    if first.partition("=")[0] not in VARIANTS:
+        first, others = "", [first, *others]
     name, _, place = first.partition("=")
     words = dict(word.partition("=")[::2] for word in others)
-    known = ["small", *(f"{word}=..." for word in ("recipe", *FILES))]
+    known = [*ALONE, *(f"{word}=..." for word in ("recipe", *FILES))]
     for word, value in words.items():
-        if word not in ("small", "recipe", *FILES) or bool(value) == (word == "small"):
+        if word not in (*ALONE, "recipe", *FILES) or bool(value) == (word in ALONE):
             raise ConfigError(
                 f"configs/medpix_distill.py has no variant {word!r}; {nearest(word, [*VARIANTS[1:], *known])}"
             )
     if (chosen := words.get("recipe", "vanilla")) not in RECIPES:
         raise ConfigError(f"recipe={chosen}: no such recipe; {nearest(chosen, RECIPES)}")
-    if "small" in words and (named := [word for word in words if word in FILES]):
+    small = "small" in words or name != "medpix"
+    if small and (named := [word for word in words if word in FILES and not word.endswith("tokens")]):
         raise ConfigError(f"{', '.join(named)}: published weights are not for small models; leave out either")
     return name, place, words
 
@@ -159,38 +164,41 @@ def weights_in(words: dict[str, str], whose: str) -> dict[str, str]:
 # -- how it is learned -------------------------------------------------------------------------------------------------
 
 
-def recipe(name: str, seen: tuple[str, ...]) -> dict[str, Term]:
-    """What is learned of the teacher, beside the labels, with the weights of the original."""
+def recipe(name: str, seen: tuple[str, ...], frozen: bool = False) -> dict[str, Term]:
+    """What is learned of the teacher, beside the labels, with the weights of the original. `frozen`: as it has them,
+    the teacher's features go through random maps that nothing trains, and relations are those of its code."""
     temperature = 4.0 if name == "combined" else 2.0
     answers = {
         f"kl_{label}": Term("kl", f"logits_{label}", f"large:logits_{label}", args={"temperature": temperature})
         for label in LABELS
     }
-    whole = {"adapter": "linear"}  # of the student's embedding, to the width of what the teacher's part gives
-    features = {
-        f"{e}_features": Term("mse", f"{e}_embedding", f"large:{e}_features", weight=100.0, **whole) for e in seen
-    }
-    scale = 10.0 if name == "combined" else 1.0
-    crd = {
-        f"{e}_crd": Term("infonce", f"{e}_embedding", f"large:{e}_features", weight=scale / len(seen), **whole)
-        for e in seen
-    }
+    variant = {"variant": "code"} if frozen else {}
+
+    def features(loss: str, weight: float, **args: Any) -> dict[str, Term]:
+        return {f"{e}_{loss}": embedding(loss, e, weight, args, frozen) for e in seen}
+
+    share = 1.0 / len(seen)  # all but the squares are a mean over image and text
     match name:
         case "vanilla":
-            return {**answers, **features}
+            return answers | features("mse", 100.0)
         case "combined":
-            return {**answers, **features, **crd}
+            return answers | features("mse", 100.0) | features("infonce", 10.0 * share)
         case "crd":
-            return crd
+            return features("infonce", share)
         case "rkd":
-            distances = {f"{e}_distance": relation("rkd_distance", e, 25.0) for e in seen}
-            return distances | {f"{e}_angle": relation("rkd_angle", e, 50.0) for e in seen}
-    return {f"{e}_mmd": Term("mmd", f"{e}_embedding", f"large:{e}_features", **whole) for e in seen}
+            return features("rkd_distance", 25.0 * share, **variant) | features("rkd_angle", 50.0 * share, **variant)
+    return features("mmd", share)
 
 
-def relation(loss: str, embedding: str, weight: float) -> Term:
-    reads = {"student": f"student:{embedding}_embedding", "teacher": f"large:{embedding}_features"}
-    return Term(loss, reads=reads, weight=weight)
+def embedding(loss: str, of: str, weight: float, args: dict[str, Any], frozen: bool) -> Term:
+    """Between the student's embedding of image or text and what the teacher's backbone gives, where there is one."""
+    student, teacher, common = f"{of}_embedding", f"large:{of}_features", {"weight": weight, "over": f"{of}_there"}
+    reads = {"student": f"student:{student}", "teacher": teacher}
+    if frozen:
+        return Term("projected", reads=reads, args={"loss": loss, "args": args}, **common)
+    if loss.startswith("rkd"):  # relations are of any two widths
+        return Term(loss, reads=reads, args=args, **common)
+    return Term(loss, student, teacher, adapter="linear", args=args, **common)
 
 
 def optim(small: bool, lr: float) -> Optim:

@@ -31,9 +31,9 @@ RUNNING = TRAINING | {"train"}
 MAY_IMPORT = {  # besides itself; models and losses are reached through the registry
     "config": set(),
     "type_faults": set(),
-    "vocabulary": set(),
     "registry": {"config", "type_faults"},
     "hub": {"config"},
+    "vocabulary": set(),
     "losses": LOWEST,
     "models": LOWEST,
     "data": LOWEST,

@@ -87,7 +87,7 @@ def configured(config: Config, shapes: Shapes) -> dict[str, Any]:
         config.classes(labels[0])
     options = {
         "multiplier": float(multiplier),
-        "expand_ratio": config.get("expand_ratio", 6.0),
+        "expand_ratio": float(config.get("expand_ratio", 6.0)),
         "output_stride": config.get("output_stride", 32),
         "tf_padding": config.get("tf_padding", True),
         "activation": config.activation("hidden_act", "relu6"),

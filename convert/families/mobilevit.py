@@ -92,7 +92,7 @@ def configured(config: Config, shapes: Shapes) -> dict[str, Any]:
     if labels := shapes.get("classifier.weight"):
         config.classes(labels[0])
     options = {
-        "expand_ratio": config.get("expand_ratio", 4.0),
+        "expand_ratio": float(config.get("expand_ratio", 4.0)),
         "heads": config.get("num_attention_heads", 4),
         "patch_size": config.get("patch_size", 2),
         "activation": config.activation("hidden_act", "silu"),

@@ -18,7 +18,7 @@ def build(model: Model, source: Config | None = None) -> Published:
     ours = registry.get("models", model.name)(**model.options)
     settings = described(source or guess(ours), {})
     kind = "AutoModelForImageClassification" if ours.num_classes else "AutoModel"
-    module = Published(from_config(kind, settings), "" if ours.num_classes else "mobilevit.").eval()
+    module: Any = Published(from_config(kind, settings), "" if ours.num_classes else "mobilevit.").eval()
     module.pool = ours.options.pool
     return module
 

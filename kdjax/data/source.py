@@ -22,7 +22,7 @@ class Facts(NamedTuple):
     name: str
     group: str  # examples of one group (a patient) stay together; "" is none
     content: str  # so do examples of the same content; "" is not known to equal any other
-    label: int  # the class of the image; -1 where it has none
+    label: int  # the class of the image, of several labels the combination of theirs; -1 where it has none
     example: dict[str, Any] | None = None
     missing: tuple[str, ...] = ()  # the labels that this example lacks
     test_set: str = "test"  # the name of the test set that it belongs to if it is tested on

@@ -249,8 +249,9 @@ def test_both_sides_have_the_same_objective():
 @pytest.mark.parametrize("case", [c for c in CASES.values() if c.work in jax_side.STAGES], ids=lambda c: c.work)
 def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
     stage, taught = jax_side.STAGES[case.work](case, "float32")
-    given = arrays(case)
-    assert given["image"].shape == (stage.data.batch_size, stage.data.image_size, stage.data.image_size, 3)
+    given, n = arrays(case), stage.data.batch_size
+    expected = {"input_ids": (n, case.size)} if case.work == "read" else {"image": (n, *2 * [stage.data.image_size], 3)}
+    assert {name: given[name].shape for name in expected} == expected
     assert {teacher.stage for teacher in stage.teachers.values()} == set(taught)
     assert stage.data.augment == {}  # the other side has none
 
@@ -261,10 +262,14 @@ def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
         ("patches", "tiny_ladeda", "tiny_ladeda", 32),
         ("classifier", "classify", "convnextv2", 32),
         ("classifier", "classify", "swinv2", 64),
+        pytest.param("classifier", "classify", "mobilenetv2", 32, marks=pytest.mark.long),
+        pytest.param("classifier", "classify", "mobilevit", 32, marks=pytest.mark.long),
+        ("reader", "read", "bert/tiny", 16),
+        ("reader", "read", "distilbert/base", 8),
     ],
-    ids=["detector", "convnextv2", "swinv2"],
+    ids=["detector", "convnextv2", "swinv2", "mobilenetv2", "mobilevit", "bert", "distilbert"],
 )
-def test_detectors_and_classifiers_run_on_both_sides(forward, step, variant, size):
+def test_detectors_classifiers_and_readers_run_on_both_sides(forward, step, variant, size):
     """And with as many parameters where they are trained."""
     case = Case(forward, "small", variant=variant, size=size, batch=2)
     for side in (torch_side, jax_side):

@@ -1,7 +1,9 @@
 """What BERT's files differ in: prefixes, heads of pretraining, TensorFlow's names; and the vocabulary beside them."""
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from convert import families, sources
+from convert import families
 from convert.export import export_file
 from convert.family import ConvertError, build, fit
 from convert.onto import read
@@ -204,12 +206,10 @@ def test_transformers_reads_what_goes_out(kind, what, tmp_path):
 def test_the_hub_is_asked_for_vocabularies(monkeypatch, folder):
     asked = []
 
-    class Hub:
-        @staticmethod
-        def snapshot_download(repository, revision, allow_patterns):
-            asked.extend(allow_patterns)
-            return folder
+    def download(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(folder)
 
-    monkeypatch.setattr(sources.importlib, "import_module", lambda name: Hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=download))
     assert len(open_source("hf:somebody/bert")) > 10
     assert {"config.json", "tokenizer.json", "vocab.txt"} <= set(asked)

@@ -36,9 +36,15 @@ NEXT = {"hidden_sizes": [8, 12, 16, 20], "depths": [1, 1, 1, 1], "num_labels": 3
 NEXT |= {"layer_norm_eps": 1e-3, "image_size": 64}
 SWIN = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 4], "window_size": 4, "pretrained_window_sizes": [3, 2]}
 SWIN |= {"image_size": 32, "num_labels": 3, "hidden_act": "relu"}
+MOBILE = {"hidden_sizes": [8, 12, 16], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32], "num_attention_heads": 2}
+MOBILE |= {"expand_ratio": 2.5, "patch_size": 4, "hidden_act": "relu", "layer_norm_eps": 1e-3, "num_labels": 3}
+NET = {"depth_multiplier": 0.1, "finegrained_output": False, "output_stride": 16, "tf_padding": False, "num_labels": 3}
+NET |= {"hidden_act": "relu", "layer_norm_eps": 1e-5, "image_size": 64}
 MODELS = {
     "swinv2_hf": lambda: transformers.Swinv2ForImageClassification(transformers.Swinv2Config(**SWIN)),
     "convnextv2_hf": lambda: transformers.ConvNextV2ForImageClassification(transformers.ConvNextV2Config(**NEXT)),
+    "mobilenetv2": lambda: transformers.MobileNetV2ForImageClassification(transformers.MobileNetV2Config(**NET)),
+    "mobilevit": lambda: transformers.MobileViTForImageClassification(transformers.MobileViTConfig(**MOBILE)),
     "vit_hf": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(**VIT)),
     "segformer": lambda: transformers.SegformerForSemanticSegmentation(transformers.SegformerConfig(**MIT)),
     "sam_hf": lambda: transformers.SamModel(transformers.SamConfig(**SAM)),
@@ -46,6 +52,9 @@ MODELS = {
 TOLD = {
     "swinv2_hf": {"window": 4, "pretrained_windows": (3, 2), "activation": "relu", "image_size": 32, "heads": (2, 4)},
     "convnextv2_hf": {"activation": "relu", "head_norm_eps": 1e-3, "image_hw": (64, 64)},
+    "mobilenetv2": {"multiplier": 0.1, "full_last": False, "output_stride": 16, "tf_padding": False}
+    | {"activation": "relu", "norm_eps": 1e-5, "image_hw": (64, 64)},
+    "mobilevit": {"heads": 2, "expand_ratio": 2.5, "patch_size": 4, "activation": "relu", "norm_eps": 1e-3},
     "vit_hf": {"heads": 6, "activation": "relu", "norm_eps": 1e-3, "image_hw": (32, 32)},
     "segformer": {"heads": (2, 4, 6, 16), "activation": "gelu_tanh", "dims": (8, 16, 24, 32)},
     "sam_hf": {"heads": 4, "norm_eps": 1e-4, "decoder_heads": 2, "decoder_norm_eps": 1e-6, "global_blocks": (1,)},
@@ -144,6 +153,12 @@ def test_options_given_by_hand_come_last(folders):
         ("convnextv2_hf", {"patch_size": 2}, "patch_size: the tensors have 4, found 2"),
         ("convnextv2_hf", {"num_stages": 3}, "num_stages: kdjax computes it as 4 alone, found 3"),
         ("convnextv2_hf", {"depths": [1, 1, 3, 1]}, r"depths: the tensors have \[1, 1, 1, 1\], found \[1, 1, 3, 1\]"),
+        ("mobilenetv2", {"depth_multiplier": 0.7}, r"depth_multiplier: the tensors have 0\.\d+, found 0\.7"),
+        ("mobilenetv2", {"first_layer_is_expansion": False}, "first_layer_is_expansion: kdjax computes it as true"),
+        ("mobilenetv2", {"min_depth": 16}, "min_depth: kdjax computes it as 8 alone, found 16"),
+        ("mobilevit", {"output_stride": 16}, "output_stride: kdjax computes it as 32 alone, found 16"),
+        ("mobilevit", {"conv_kernel_size": 5}, "conv_kernel_size: kdjax computes it as 3 alone"),
+        ("mobilevit", {"hidden_sizes": [8, 12, 8]}, r"hidden_sizes: the tensors have \[8, 12, 16\], found"),
         ("swinv2_hf", {"num_heads": [2, 2]}, r"num_heads: the tensors have \[2, 4\], found \[2, 2\]"),
         ("swinv2_hf", {"use_absolute_embeddings": True}, "use_absolute_embeddings: kdjax computes it as false alone"),
         ("swinv2_hf", {"window_size": 0}, "window_size: expected a value such as 7, found 0"),
@@ -195,6 +210,24 @@ def test_normalisation_is_the_preprocessors(folders, tmp_path):
     assert (options.mean, options.std) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2], "image_std": ["x", 1, 1]}))
     assert set(converted("vit_hf", folder).assumed) == {"mean", "std"}
+
+
+def test_mobilevits_images_are_turned_and_not_normalised(folders, tmp_path):
+    """Whatever mean stands in a file that does not say that it counts; images that are not turned are refused."""
+    folder = copied(folders["mobilevit"], tmp_path)
+    about = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_flip_channel_order": True}
+
+    def normal(**more: Any) -> tuple[Any, Any]:
+        (folder / "preprocessor_config.json").write_text(json.dumps(about | more))
+        options = build(converted("mobilevit", folder).model).options
+        return options.mean, options.std
+
+    assert normal() == normal(do_normalize=None) == ((0.0,) * 3, (1.0,) * 3)
+    assert normal(do_normalize=True) == ((0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(
+        SourceError, match=r"preprocessor_config\.json .*\n.*do_flip_channel_order: .* true alone, found"
+    ):
+        normal(do_flip_channel_order=False)
 
 
 def test_half_precision_is_told_as_cast(folders, tmp_path):

@@ -17,14 +17,17 @@ from tests.convert.test_config_json import MODELS, VIT
 from tests.convert.test_families import CASES, original
 
 DEIT = {name: x for name, x in VIT.items() if name != "num_labels"} | {"num_labels": 4}
-MADE = MODELS | {
+MOBILE = ("mobilenetv2", "mobilevit")  # which take seconds
+MADE = {name: make for name, make in MODELS.items() if name not in MOBILE} | {
     "convnextv2_hf features": lambda: transformers.ConvNextV2Model(MODELS["convnextv2_hf"]().config),
     "vit_hf distilled": lambda: transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**DEIT)),
     "vit_hf features": lambda: transformers.ViTModel(transformers.ViTConfig(**VIT), add_pooling_layer=False),
     "segformer encoder": lambda: transformers.SegformerModel(MODELS["segformer"]().config),
 }
 DINO = {name: x for name, x in VIT.items() if name != "intermediate_size"} | {"patch_size": 8}
-LATER = {
+LATER = {name: MODELS[name] for name in MOBILE} | {
+    "mobilenetv2 features": lambda: transformers.MobileNetV2Model(MODELS["mobilenetv2"]().config),
+    "mobilevit features": lambda: transformers.MobileViTModel(MODELS["mobilevit"]().config),
     "dinov2_hf": lambda: transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**DINO)),
     "dinov2_hf registers": lambda: transformers.Dinov2WithRegistersModel(
         transformers.Dinov2WithRegistersConfig(**DINO)

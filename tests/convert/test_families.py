@@ -99,6 +99,7 @@ SWIN: dict[str, Any] = {"dim": 8, "depths": (1, 2), "heads": (1, 2), "window": 4
 SWIN |= {"pretrained_windows": (3, 2), "num_classes": 5}
 SWIN_HF = SWIN | {"image_size": (44, 60), "pad_windows": True, "mask": 200.0}  # maps of 11 x 15, 6 x 8
 SWIN_GIVEN = ("window", "image_size", "pretrained_windows")
+MOBILE: dict[str, Any] = {"dims": (8, 12, 16), "widths": (8, 8, 16, 16, 24, 24, 32), "heads": 2}
 GAT: dict[str, Any] = {"hidden": 6, "heads": 2, "features": 7}
 NODES: dict[str, Any] = {"features": 7, "hidden": (6, 5), "heads": (2, 3, 2), "num_classes": 4}
 BERT: dict[str, Any] = {"dim": 24, "heads": 3, "depth": 2, "positions": 11, "vocab_size": 30, "mlp_ratio": 2.5}
@@ -168,6 +169,16 @@ CASES = {
         Model("tiny_ladeda", width=6, preprocess="right_diag", image_size=(34, 26), crop=10, stride=8),
         ("preprocess", "image_size", "crop", "stride"),
     ),
+    "mobilenetv2": Case(
+        "mobilenetv2",
+        Model("mobilenetv2", multiplier=0.1, full_last=False, num_classes=3, image_size=(37, 70), output_stride=16),
+        ("image_size", "output_stride"),
+    ),
+    "mobilevit": Case(
+        "mobilevit",
+        Model("mobilevit", **MOBILE, num_classes=3, image_size=(37, 70)),
+        ("heads", "image_size"),
+    ),
     "pyg_gat": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg")),
     "pyg_gat v2": Case("pyg_gat", Model("node_gat", **NODES, variant="cora_pyg", conv="gatv2")),
     "pyg_gat without loops": Case(
@@ -226,6 +237,7 @@ LATER = {
     "convnextv2 of convolutions",
     "convnextv2_hf features",
     "ladeda",
+    *("mobilenetv2", "mobilevit"),
     "sam with classes",
     "sam_hf with classes",
     "segformer of two labels",

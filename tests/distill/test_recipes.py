@@ -1,6 +1,8 @@
-"""What a model of image and text is distilled by in the MedPix original: five recipes, each of a few terms."""
+"""The five recipes of configs/medpix_distill.py, each of a few terms, beside the MedPix original."""
 
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,47 +22,7 @@ STUDENT = {f"logits_{label}": k for label, k in LABELS.items()} | {f"{part}_embe
 TEACHER = {f"logits_{label}": k for label, k in LABELS.items()} | {f"{part}_features": WIDE[part] for part in PARTS}
 
 
-def logits(weight: float, temperature: float) -> dict[str, Term]:
-    """Of each label, on all records."""
-    args = {"temperature": temperature}
-    return {
-        f"kl_{label}": Term("kl", f"logits_{label}", f"large:logits_{label}", weight=weight, args=args)
-        for label in LABELS
-    }
-
-
-def features(loss: str, weight: float, frozen: bool, **args) -> dict[str, Term]:
-    """Of the image on records that have one, and of the text likewise; the student's side is mapped to the teacher's,
-    or, as the original had it, the teacher's by a random map that stays as it is."""
-
-    def term(part: str) -> Term:
-        student, teacher, fields = f"{part}_embedding", f"large:{part}_features", {"weight": weight}
-        fields["over"] = f"{part}_there"
-        reads = {"student": f"student:{student}", "teacher": teacher}
-        if frozen:
-            return Term("projected", reads=reads, args={"loss": loss, "args": args}, **fields)
-        if loss.startswith("rkd"):
-            return Term(loss, reads=reads, args=args, **fields)  # which compares relations, of any two widths
-        return Term(loss, student, teacher, adapter="linear", args=args, **fields)
-
-    return {f"{loss}_{part}": term(part) for part in PARTS}
-
-
-def recipe(name: str, frozen: bool) -> dict[str, Term]:
-    """The terms that a teacher adds to the task's own, with the original's weights; where that takes the mean of image
-    and text, each has half of the weight."""
-    variant = {"variant": "code"} if frozen else {}
-    relations = {"rkd_distance": 12.5, "rkd_angle": 25.0}
-    terms = {
-        "vanilla": lambda: logits(1.0, 2.0) | features("mse", 100.0, frozen),
-        "combined": lambda: logits(1.0, 4.0) | features("mse", 100.0, frozen) | features("infonce", 5.0, frozen),
-        "crd": lambda: features("infonce", 0.5, frozen, temperature=0.1),
-        "rkd": lambda: {k: v for r, w in relations.items() for k, v in features(r, w, frozen, **variant).items()},
-        "mmd": lambda: features("mmd", 0.5, frozen),
-    }
-    return terms[name]()
-
-
+recipe = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "medpix_distill.py"))["recipe"]
 LONG = {"combined": (), **dict.fromkeys(("vanilla", "crd", "rkd", "mmd"), pytest.mark.long)}
 RECIPES = [pytest.param(name, frozen, marks=mark) for name, mark in LONG.items() for frozen in (False, True)]
 
@@ -96,11 +58,11 @@ def bound(terms: dict[str, Term]) -> list[BoundTerm]:
 
 @pytest.mark.parametrize(("name", "frozen"), RECIPES)
 def test_a_recipe_fits_the_models(name, frozen):
-    terms = {term.name: term for term in bound(recipe(name, frozen))}
+    terms = {term.name: term for term in bound(recipe(name, PARTS, frozen))}
     assert all(term.hears_teacher for term in terms.values())
-    compared = {term for term in terms if term.startswith(("infonce", "rkd", "mmd"))}
+    compared = {term for term in terms if term.partition("_")[2].startswith(("infonce", "rkd", "mmd"))}
     assert {term for term in terms if terms[term].mixes} == compared
-    adapted = {f"{loss}_{part}" for loss in ("mse", "infonce", "mmd") for part in PARTS if not frozen}
+    adapted = {f"{part}_{loss}" for loss in ("mse", "infonce", "mmd") for part in PARTS if not frozen}
     assert {term for term in terms if terms[term].adapter is not None} == adapted & terms.keys()
 
 
@@ -185,7 +147,7 @@ def original(name: str, frozen: bool, student: dict, teacher: dict, mapped: Call
 @pytest.mark.parametrize(("name", "frozen"), RECIPES)
 def test_value_and_gradient_of_a_recipe_are_those_of_the_original(name, frozen):
     """Of what the student gives, and of the maps that train."""
-    terms, student, teacher = bound(recipe(name, frozen)), drawn(STUDENT, 0), drawn(TEACHER, 1)
+    terms, student, teacher = bound(recipe(name, PARTS, frozen)), drawn(STUDENT, 0), drawn(TEACHER, 1)
     variables = start(terms)
     params = {term: of["params"] for term, of in variables.items() if "params" in of}
 
@@ -198,7 +160,7 @@ def test_value_and_gradient_of_a_recipe_are_those_of_the_original(name, frozen):
     taught, fixed = to_torch(teacher), to_torch({k: v["memory"] for k, v in variables.items() if "memory" in v})
 
     def mapped(of: str, part: str) -> tuple[torch.Tensor, torch.Tensor]:
-        s, t, term = given[0][f"{part}_embedding"], taught[f"{part}_features"], f"{of}_{part}"
+        s, t, term = given[0][f"{part}_embedding"], taught[f"{part}_features"], f"{part}_{of}"
         if term in given[1]:
             proj = given[1][term]["proj"]
             return s @ proj["kernel"] + proj["bias"], t

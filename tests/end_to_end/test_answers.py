@@ -77,7 +77,7 @@ def test_the_report_has_all_sections_and_the_weights_their_temperatures(run):
     temperatures = predict.calibrated(about)
     assert set(temperatures) == {"temperature_modality", "temperature_location"}
     assert {name: summary["rows"][1][name] for name in temperatures} == temperatures
-    head, *rows = csv.reader((workdir / "stages/student/test.csv").open())
+    head, *rows = csv.reader((workdir / "stages/student/test.csv").read_text().splitlines())
     assert head[1:] == ["modality", "modality_predicted", "location", "location_predicted"]
     assert len(rows) == two_parts.TEST
 

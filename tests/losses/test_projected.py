@@ -18,13 +18,20 @@ def variables(**options):
     return Projected(**options).init(jax.random.key(9), STUDENT, TEACHER)
 
 
-def test_a_frozen_map_is_drawn_from_its_seed_and_is_no_parameter():
+SHAPES = {"kernel": (5, 3), "bias": (3,)}
+
+
+def test_a_frozen_map_is_no_parameter():
+    for frozen, collection in ((True, "memory"), (False, "params")):
+        drawn = jax.eval_shape(lambda frozen=frozen: variables(frozen=frozen))
+        assert jax.tree.map(lambda x: x.shape, drawn) == {collection: SHAPES}
+
+
+@pytest.mark.long
+def test_a_frozen_map_is_drawn_from_its_seed():
     options = {"plain": {}, "infonce": {"loss": "infonce"}, "other": {"seed": 1}, "trained": {"frozen": False}}
     drawn = jax.jit(lambda: {name: variables(**of) for name, of in options.items()})()
-    shapes = {"kernel": (5, 3), "bias": (3,)}
-    assert jax.tree.map(jnp.shape, drawn["plain"]) == {"memory": shapes}
-    assert jax.tree.map(jnp.shape, drawn["trained"]) == {"params": shapes}
-    kernel, bias = (np.asarray(drawn["plain"]["memory"][name]) for name in shapes)
+    kernel, bias = (np.asarray(drawn["plain"]["memory"][name]) for name in SHAPES)
     flat = np.append(kernel, bias)
     assert 0.8 * 5**-0.5 < np.abs(flat).max() <= 5**-0.5, "as PyTorch's Linear begins"
     assert flat.min() < 0 < flat.max()
@@ -33,6 +40,7 @@ def test_a_frozen_map_is_drawn_from_its_seed_and_is_no_parameter():
         assert (drawn[name][collection]["kernel"] != kernel).all()
 
 
+@pytest.mark.long
 def test_nothing_is_remembered_of_a_batch():
     drawn = {"memory": {"kernel": jnp.ones((5, 3)), "bias": jnp.arange(3.0)}}
     each, after = jax.jit(partial(Projected().apply, mutable=["memory"]))(drawn, STUDENT, TEACHER)

@@ -58,6 +58,7 @@ def sandbox(folder: Path) -> Path:
     folders.classes(folder / "photographs")
     folders.real_fake(folder / "faces")
     folders.real_fake_table(folder)
+    reports(folder)
     for name in ("train_01", "test_01"):
         can_logs.write(folder / "logs" / name / "drive.csv", can_logs.plain(can_logs.messages()))
     can_logs.write(folder / "drive.csv", can_logs.plain(can_logs.messages(labelled=False)))
@@ -67,12 +68,26 @@ def sandbox(folder: Path) -> Path:
     return folder
 
 
+def reports(folder: Path) -> None:
+    """A table of images with captions, and the words of a tokenizer."""
+    images = sorted((folder / "scans" / "images").glob("*.png"))
+    lines = [
+        f"{path.relative_to(folder)},{'CT' if i % 2 else 'MR'} of the chest,{'CT' if i % 2 else 'MR'},{i % 3}"
+        for i, path in enumerate(images)
+    ]
+    (folder / "reports.csv").write_text("\n".join(["image,text,modality,urgent", *lines]) + "\n")
+    (folder / "clinical-bert").mkdir()
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "ct", "mr", "of", "the", "chest")
+    (folder / "clinical-bert" / "vocab.txt").write_text("\n".join(words) + "\n")
+
+
 RUNS = {  # working directories that the pages name, and what they were made with
     "runs/sam_distill": "sam_distill:smoke",
     "runs/seed_1": "sam_distill:smoke",
     "runs/sam_distill-folder": "sam_distill:folder=scans",
     "runs/classify_distill": "classify_distill:smoke",
     "runs/image_pipeline": "image_pipeline:smoke",
+    "runs/medpix_distill": "medpix_distill:smoke",
     "runs/can_distill": "can_distill:smoke",
     "runs/forensics_distill": "forensics_distill:smoke",
 }

@@ -213,6 +213,8 @@ class Images(Dataset):
     def original_sizes(self, split: str, most: int) -> list[tuple[int, int]]:
         """(height, width) of the images in their files; of what is not in files so many examples are looked at."""
         where, stored = self._where[split], self._examples.source.files
+        if "image" not in self.fields:
+            return []
         if not stored:
             return [self._examples.source[int(i)][self.picture].shape[:2] for i in where[:most]]
         return [upright_size(stored[int(i)][0]) for i in where if stored[int(i)]]

@@ -37,13 +37,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray | np.generic]:
         """The fields of an example; a label that it lacks is left out."""
         if not self._cache:
             return self._arrays(i, self.source[i])
         if not self._ready[i]:
             self._keep(i, self.source[i])
-        return {name: array[i] for name, array in self._memory.items() if self._present[name][i]}
+        return {name: array[i, ...] for name, array in self._memory.items() if self._present[name][i]}
 
     def inspect(self) -> tuple[list[Facts], list[str]]:
         """The facts of every example and all faults, in order; keeps what it decodes on the way."""

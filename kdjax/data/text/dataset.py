@@ -58,12 +58,11 @@ class RecordSet(Images):
 
     def label_counts(self, split: str) -> dict[str, Int[np.ndarray, " k"]]:
         """How many examples of a split are of each class of each label, among those whose labels may be used."""
-        usable = [self._examples[int(i)] for i in self._where[split][self._labelled[split]]]
-        counts = {}
-        for name, classes in self.label_classes.items():
-            own = np.array([example[name] for example in usable if name in example], np.int64)
-            counts[name] = np.bincount(own, minlength=len(classes))
-        return counts
+        usable = [self.records[int(i)].labels for i in self._where[split][self._labelled[split]]]
+        return {
+            name: np.array([sum(labels.get(name) == one for labels in usable) for one in classes])
+            for name, classes in self.label_classes.items()
+        }
 
     def class_counts(self, split: str) -> Int[np.ndarray, " k"]:
         return self.label_counts(split)["class"]

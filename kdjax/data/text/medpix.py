@@ -17,8 +17,8 @@ NEEDED = ("image", "U_id")
 
 
 class Medpix(RecordSource):
-    """`splitted_dataset/descriptions_{train,dev,test}.jsonl` and `images/NAME.png` below `root`, or the tables in
-    `root` itself; dev is val.
+    """MedPix 2.0, images of radiology with captions: `splitted_dataset/descriptions_{train,dev,test}.jsonl` and
+    `images/NAME.png` below `root`, or the tables in `root` itself; dev is val.
 
     Labels are `modality` (CT, MR) and `location` (five); what is null there is missing. The images of a patient stay
     together. `images=False` reads the captions alone, and needs no images; for the other options see `RecordSource`.

@@ -16,8 +16,10 @@ SPLITS = {**SPLIT_NAMES, "dev": "val"}
 
 
 class Records(RecordSource):
-    """A table, CSV or JSONL, with the columns image (a path, relative to the table), text, split (train, val, test) and
-    group, of which either image or text has to be there, and a column for each label.
+    """Images with captions and labels of one's own, told by a table, CSV or JSONL.
+
+    Its columns are image (a path, relative to the table), text, split (train, val, test) and group, of which image or
+    text has to be there, and one for each label.
 
     `labels={"modality": ("CT", "MR"), "location": ()}` names the columns of labels and their classes; () takes those
     that are found. `image`, `text`, `split` and `group` name the columns where they are called otherwise. An empty cell

@@ -135,45 +135,45 @@ class Canvas:
 
 
 def head(on: Canvas) -> None:
-    on.paint("fat", 0, 0, 0.85, 0.70)
-    on.paint("bone", 0, 0, 0.80, 0.65)
-    on.paint("organ", 0, 0, 0.70, 0.55)
+    on.paint("fat", 0.0, 0.0, 0.85, 0.70)
+    on.paint("bone", 0.0, 0.0, 0.80, 0.65)
+    on.paint("organ", 0.0, 0.0, 0.70, 0.55)
     for side in (-1, 1):
         on.paint("fluid", -0.05, 0.14 * side, 0.26, 0.07)
 
 
 def thorax(on: Canvas) -> None:
-    on.paint("fat", 0, 0, 0.66, 0.92)
-    on.paint("muscle", 0, 0, 0.60, 0.86)
+    on.paint("fat", 0.0, 0.0, 0.66, 0.92)
+    on.paint("muscle", 0.0, 0.0, 0.60, 0.86)
     for side in (-1, 1):
         on.paint("air", -0.02, 0.45 * side, 0.44, 0.31)
     on.paint("organ", -0.12, 0.08, 0.24, 0.20)
-    on.paint("bone", 0.46, 0, 0.12, 0.11)
+    on.paint("bone", 0.46, 0.0, 0.12, 0.11)
 
 
 def abdomen(on: Canvas) -> None:
-    on.paint("fat", 0, 0, 0.66, 0.90)
-    on.paint("muscle", 0, 0, 0.58, 0.80)
+    on.paint("fat", 0.0, 0.0, 0.66, 0.90)
+    on.paint("muscle", 0.0, 0.0, 0.58, 0.80)
     on.paint("organ", -0.14, -0.38, 0.34, 0.34)
     on.paint("fluid", -0.18, 0.34, 0.18, 0.22)
     for side in (-1, 1):
         on.paint("organ", 0.28, 0.38 * side, 0.15, 0.11)
-    on.paint("bone", 0.42, 0, 0.12, 0.11)
+    on.paint("bone", 0.42, 0.0, 0.12, 0.11)
 
 
 def pelvis(on: Canvas) -> None:
-    on.paint("fat", 0, 0, 0.62, 0.92)
-    on.paint("muscle", 0, 0, 0.52, 0.82)
+    on.paint("fat", 0.0, 0.0, 0.62, 0.92)
+    on.paint("muscle", 0.0, 0.0, 0.52, 0.82)
     for side in (-1, 1):
         on.paint("bone", 0.02, 0.58 * side, 0.30, 0.12)
-    on.paint("fluid", -0.12, 0, 0.22, 0.26)
-    on.paint("organ", 0.24, 0, 0.14, 0.16)
+    on.paint("fluid", -0.12, 0.0, 0.22, 0.26)
+    on.paint("organ", 0.24, 0.0, 0.14, 0.16)
 
 
 def spine(on: Canvas) -> None:
-    on.paint("fat", 0, 0, 1.3, 0.60)
-    on.paint("muscle", 0, 0.08, 1.2, 0.48)
-    on.paint("fluid", 0, 0.20, 1.3, 0.06)
+    on.paint("fat", 0.0, 0.0, 1.3, 0.60)
+    on.paint("muscle", 0.0, 0.08, 1.2, 0.48)
+    on.paint("fluid", 0.0, 0.20, 1.3, 0.06)
     for y in np.arange(-0.88, 1.0, 0.36):
         on.paint("bone", float(y), -0.10, 0.14, 0.19)
         on.paint("marrow", float(y), -0.10, 0.09, 0.14)

@@ -97,7 +97,7 @@ def encode(path: str | Path, captions: Sequence[str]) -> tuple[Int32[np.ndarray,
 # -- where they come from --------------------------------------------------------------------------------------------
 
 
-def option_faults(option: Mapping[str, Any]) -> list[str]:
+def option_faults(option: Any) -> list[str]:
     """What is wrong with the option that says where a tokenizer comes from."""
     expected = '{"path": FILE, FOLDER or "hf:NAME"} or {"train": SIZE of the vocabulary}'
     if not isinstance(option, Mapping) or len(option) != 1:

@@ -3,12 +3,14 @@
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from kdjax.models.layers.dense import of_rows
 
 
 class Conv1x1(nn.Module):
-    """As nn.Conv, but a matrix product: XLA has the gradient of its kernel as a convolution by a map-sized window."""
+    """As nn.Conv, but a product of all positions, as in `dense`: XLA has the gradient of its kernel as a convolution by
+    a map-sized window."""
 
     features: int
     dtype: Any
@@ -18,7 +20,7 @@ class Conv1x1(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         kernel = self.param("kernel", self.kernel_init, (1, 1, x.shape[-1], self.features))
-        y = jnp.dot(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
+        y = of_rows(x.astype(self.dtype), kernel[0, 0].astype(self.dtype))
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,))

@@ -14,10 +14,15 @@ def dense(features: int, **options) -> nn.Dense:
     Of more axes XLA would sum the kernel's gradient axis by axis: on a CPU it transposes its operands first and then
     uses another product, together 7 times as slow.
     """
-    return nn.Dense(features, dot_general=_of_rows, **options)
+    return nn.Dense(features, dot_general=_of_dimensions, **options)
 
 
-def _of_rows(x: Float[Array, "*n c"], kernel: Float[Array, "c d"], _, precision=None) -> Float[Array, "*n d"]:
+def _of_dimensions(x: Array, kernel: Array, _, precision=None) -> Array:
+    return of_rows(x, kernel, precision)
+
+
+def of_rows(x: Float[Array, "*n c"], kernel: Float[Array, "c d"], precision=None) -> Float[Array, "*n d"]:
+    """The product of a matrix and all positions."""
     y: Any = _product(x.reshape(-1, x.shape[-1]), kernel, precision)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 

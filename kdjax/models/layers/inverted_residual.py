@@ -31,7 +31,7 @@ class Habits:
     tf_padding: bool = False  # TensorFlow's: where one row of zeros is enough, it is the last
 
 
-def divisible(width: float) -> int:
+def divisible(width: int | float) -> int:
     """The nearest multiple of 8, none that is more than a tenth too small."""
     nearest = max(DIVISOR, int(width + DIVISOR / 2) // DIVISOR * DIVISOR)
     return nearest + DIVISOR if nearest < 0.9 * width else nearest

@@ -50,7 +50,7 @@ class Options:
     family: ClassVar[str] = "BERT"
 
     vocab_size: int = 30_522
-    vocabulary: str = ""  # the digest of the tokenizer's table (vocabulary.py); "" where it is not known
+    vocabulary: str = ""  # the digest of the tokenizer's table (kdjax/vocabulary.py); "" where it is not known
     dim: int  # width of the tokens
     depth: int
     heads: int
