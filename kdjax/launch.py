@@ -3,13 +3,14 @@
 kdjax MODE CONFIG [--flags]   in words; a folder in place of CONFIG is the working directory of a run that began
 --config=FILE[:VARIANT]       the experiment; --config.stages.student.optim.lr=3e-4 changes a field of it
 --mode=train                  train what is not trained yet, then report (the default)
---mode=look                   a page that shows the images as the student will see them, before anything is trained
+--mode=look                   a page: images and records as the student will see them, before anything is trained
 --mode=eval                   score a stage on its test images, or on another labelled folder with --data=; or, with
                               --weights=, another file of weights; of classifiers with views (--tta=hflip,rot90), other
                               runs (--ensemble=WORKDIR:STAGE) and images of no class (--outside=FOLDER); --output=
 --mode=predict                masks, scores or classes for images, as the model gives them: --images=FOLDER or FILE,
-                              --output=; of classes --gradcam shows what speaks for them; or, for models of CAN
-                              windows, alerts for a log, which may be growing: --log=FILE or --log=-
+                              --output=; of classes --gradcam shows what speaks for them; of images with captions the
+                              labels, with --captions=FILE.jsonl or .csv; or, for models of CAN windows, alerts for a
+                              log, which may be growing: --log=FILE or --log=-
 --mode=export                 a stage as files to deploy: safetensors, StableHLO, PyTorch; --output=
 --mode=metrics                compare two folders of masks: --predicted=, --truth=, --output=FILE.csv
 --mode=report                 make the report anew from what lies in the working directory

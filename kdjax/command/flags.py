@@ -32,6 +32,9 @@ OUTSIDE = flags.DEFINE_string(
     "outside", "", "eval of classifiers: a FOLDER, or READER:FOLDER, of images that are of none of its classes."
 )
 IMAGES = flags.DEFINE_string("images", "", "predict: an image, or a folder of them.")
+CAPTIONS = flags.DEFINE_string(
+    "captions", "", "predict of records: a table, .jsonl or .csv, of texts and of the images that they belong to."
+)
 LOG = flags.DEFINE_string("log", "", "predict: a CAN log, CSV, parquet or candump -L; - is standard input.")
 THRESHOLD = flags.DEFINE_float(
     "threshold", None, "predict: scores above it are alerts, images of class 1; else the model's own."

@@ -67,18 +67,24 @@ def predict(experiment: Experiment, workdir: Path) -> int:
         "payload": flags.PAYLOAD.value,
         "gradcam": flags.GRADCAM.value,
         "of": flags.OF.value,
+        "captions": flags.CAPTIONS.value,
     }
     given = [name for name, value in only.items() if value not in ("", None)]
     if kind == "nodes":
         raise ConfigError(f"{prefix} one graph's nodes has nothing new to read; --mode=eval scores it")
     if kind == "graphs":
-        if strange := [name for name in given if name in OF_TASK["classification"]]:
-            raise ConfigError(f"{prefix} graphs knows no --{', --'.join(strange)}; they explain classes of images")
+        if strange := [name for name in given if name in (*OF_TASK["classification"], "captions")]:
+            raise ConfigError(f"{prefix} graphs knows no --{', --'.join(strange)}; they are for images")
         if flags.IMAGES.value or not flags.LOG.value:
             extra = " and no --images" if flags.IMAGES.value else ""
             raise ConfigError(f"{prefix} graphs needs --log=FILE, a CAN log, or --log=- for standard input{extra}")
         return detect(experiment, workdir)
     task = predicting.task_name(experiment, flags.STAGE.value)
+    if kind == "records":
+        if strange := [name for name in given if name != "captions"]:
+            flag = "--images=FOLDER, --captions=FILE or both"
+            raise ConfigError(f"{prefix} records, of {task}, knows no --{', --'.join(strange)}; give it {flag}")
+        return answer(experiment, workdir)
     if strange := [name for name in given if name not in OF_TASK.get(task, ())]:
         raise ConfigError(f"{prefix} images, of {task}, knows no --{', --'.join(strange)}; give it --images=FOLDER")
     if not flags.IMAGES.value:
@@ -102,6 +108,18 @@ def classify(asked: Any) -> int:
     )
     if done["layer"]:
         print(f"what speaks for {flags.OF.value or 'them'}, Grad-CAM++ at {done['layer']}: NAME_cam.jpg beside it")
+    return 0
+
+
+def answer(experiment: Experiment, workdir: Path) -> int:
+    from kdjax.deploy import answer as answering
+
+    output = Path(flags.OUTPUT.value or workdir / "predictions")
+    given = flags.IMAGES.value, flags.CAPTIONS.value, output
+    done = answering.answer(experiment, workdir, flags.STAGE.value, flags.WEIGHTS.value, *given)
+    print("".join(f"note  {note}\n" for note in done["notes"]), end="")
+    table, page = output / answering.TABLE, output / answering.PAGE
+    print(f"labels of {done['records']} records: {table}, and to look at {page}")
     return 0
 
 

@@ -20,7 +20,7 @@ from kdjax.deploy.predict import Kept
 from kdjax.report import predictions
 from kdjax.report.figures import curves, heat, legend
 from kdjax.report.page import MADE
-from kdjax.report.predictions import Answer, Shown
+from kdjax.report.predictions import ALONE, Answer, Ranking, Shown
 from kdjax.report.tables import percent
 from kdjax.train.kept import write
 from kdjax.train.setup import task_of
@@ -52,7 +52,7 @@ def classify(
     plain, variables, names = loaded.stage, loaded.whole, names_of(loaded)
     explained = number_of(of, names) if of else None
     network, bits = pictures.network_of(plain, variables), pictures.bits_of(plain)
-    among = gradcam.candidates(network, variables, pictures.shapes(plain), layer) if layer else []
+    among = gradcam.candidates(network, variables, pictures.shapes(network), layer) if layer else []
     marks = {TABLE: ",".join(COLUMNS), PAGE: MADE}
     targets = pictures.plan(images, output, ("cam",) if layer else (), bits, marks)
     program, at = pictures.predicted(network, task_of(plain)), None
@@ -61,17 +61,18 @@ def classify(
         program = gradcam.explaining(network, task_of(plain), at, explained)
     temperature = predict.calibrated(loaded.about).get("temperature", 1.0)
     output.mkdir(parents=True, exist_ok=True)
-    top, answers, drawn = images if images.is_dir() else images.parent, [], []
+    top, answers, energies, drawn = images if images.is_dir() else images.parent, [], [], []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for seen in pictures.going_through(list(targets), plain, experiment, variables, program, pool):
             logits, name = seen.rows["logits"], seen.path.relative_to(top).as_posix()
-            answers.append(answer(name, logits, names, temperature))
+            answers.append(Answer(name, {ALONE: ranking(logits, names, temperature, TOP)}))
+            energies.append(-float(np.logaddexp.reduce(logits, dtype=np.float64)))
             if layer:
                 told = spoken_for(logits, names, temperature, explained)
                 drawn.append(pool.submit(draw, targets[seen.path], seen.image, seen.rows["cam"], told))
         for picture in drawn:
             picture.result()
-        write(output / TABLE, table(answers))
+        write(output / TABLE, table(answers, energies))
         pair = partial(thumbnails, top=top, targets=targets if layer else {}, bits=bits)
         shown = list(pool.map(pair, predictions.first(answers)))
     note = f"On the right what speaks for {of or 'the answer'}: Grad-CAM++ at {at.name}" if at else ""
@@ -95,13 +96,11 @@ def probabilities(logits: Float[np.ndarray, " k"], temperature: float) -> Float[
     return softmax(logits.astype(np.float64) / temperature)
 
 
-def answer(name: str, logits: Float[np.ndarray, " k"], names: list[str], temperature: float) -> Answer:
-    """The most probable classes, and the energy -log Σ exp(logits) (Liu et al. 2020, arXiv 2010.03759), which is high
-    of images that are like none of those of training."""
+def ranking(logits: Float[np.ndarray, " k"], names: list[str], temperature: float, most: int) -> Ranking:
+    """So many of the most probable classes."""
     sure = probabilities(logits, temperature)
-    order = np.argsort(-sure, kind="stable")[:TOP]
-    classes, shares = tuple(names[k] for k in order), tuple(float(sure[k]) for k in order)
-    return Answer(name, classes, shares, -float(np.logaddexp.reduce(logits, dtype=np.float64)))
+    order = np.argsort(-sure, kind="stable")[:most]
+    return Ranking(tuple(names[k] for k in order), tuple(float(sure[k]) for k in order))
 
 
 def spoken_for(logits: Float[np.ndarray, " k"], names: list[str], temperature: float, of: int | None) -> str:
@@ -122,7 +121,7 @@ def draw(target: Path, image: UInt8[np.ndarray, "h w 3"], cam: Float[np.ndarray,
 
 def thumbnails(answer: Answer, top: Path, targets: dict[Path, Path], bits: int | None) -> Shown:
     """An image of the page, and its overlay where there are `targets`, at which these lie."""
-    path = top / answer.image
+    path = top / answer.name
     image = files.read_image(str(path), bits=bits)
     small = curves.resize(image, predictions.SIDE)
     if not targets:
@@ -134,12 +133,15 @@ def thumbnails(answer: Answer, top: Path, targets: dict[Path, Path], bits: int |
     )
 
 
-def table(answers: list[Answer]) -> str:
+def table(answers: list[Answer], energies: list[float]) -> str:
+    """Of each image its classes, and the energy -log Σ exp(logits) (Liu et al. 2020, arXiv 2010.03759), which is high
+    of images that are like none of those of training."""
     text = io.StringIO()
     lines = csv.writer(text)
-    count = len(answers[0].classes)
+    count = len(answers[0].labels[ALONE].classes)
     lines.writerow([*COLUMNS, *(f"{name}_{i}" for i in range(2, count + 1) for name in COLUMNS[1:3])])
-    for one in answers:
-        (name, share), *others = zip(one.classes, (f"{share:.6f}" for share in one.probabilities), strict=True)
-        lines.writerow([one.image, name, share, f"{one.energy:.6g}", *(cell for other in others for cell in other)])
+    for one, energy in zip(answers, energies, strict=True):
+        ranked = one.labels[ALONE]
+        (name, share), *others = zip(ranked.classes, (f"{p:.6f}" for p in ranked.probabilities), strict=True)
+        lines.writerow([one.name, name, share, f"{energy:.6g}", *(cell for other in others for cell in other)])
     return text.getvalue()

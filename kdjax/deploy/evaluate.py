@@ -19,6 +19,8 @@ from kdjax.data import pipeline
 from kdjax.deploy import ensemble
 from kdjax.deploy.ensemble import AS_IT_IS, Ballot, Jury, Member
 from kdjax.deploy.pictures import bits_of, marked
+from kdjax.deploy.predict import Kept
+from kdjax.distill.teachers import build_model
 from kdjax.experiment import outcome
 from kdjax.experiment.doubts import doubts
 from kdjax.report import evaluation, tables
@@ -34,6 +36,7 @@ from kdjax.train.setup import task_of
 RESULTS = "eval_results.txt"
 FOLDER = "evaluation"  # in the working directory, where no other place is named
 READERS = {"segmentation": "folder", "classification": "classes", "detection": "real_fake"}  # of other folders
+OF_RECORDS = ("records", "medpix")  # readers of other records, the first where none is named
 MOST = 20_000  # training images that say what is inside
 
 
@@ -83,13 +86,18 @@ def evaluate(
     if asked.views and pipeline.kind(plain.data) != "images":
         raise ConfigError(f"--tta: expected a model of images, {own.name!r} reads {pipeline.kind(plain.data)}")
     opened = [own, *map(ensemble.open_other, asked.others)]
-    data = data_at(asked.place, plain) if asked.place else plain.data
+    data = plain.data
+    if asked.place:
+        of_records = pipeline.kind(plain.data) == "records"
+        data = records_at(asked.place, own.kept) if of_records else data_at(asked.place, plain)
     mesh = sharding.make_mesh(experiment.mesh)
     build = building(sharding.parts(mesh, data.batch_size, 1, f"stages.{own.name}"))
     if classifies:
         ensemble.refuse_other_classes(own, opened[1:])
         ensemble.refuse_other_data(own, build(own.view(data)), asked.place or data.source)
         refuse_foreign(asked.folder(workdir))
+    elif asked.place:
+        refuse_other_labels(own.kept, build(own.view(data)), asked.place)
     far = [build(one.view(beyond_at(asked.outside, plain))) for one in opened] if asked.outside else []
     views = [one.view(data) for one in opened]
     members = [
@@ -253,3 +261,42 @@ def data_at(place: str, stage: Stage, flag: str = "--data", reader: str = "") ->
     data.source, data.options, data.split = name, {"root": folder, **alike}, (0.0, 0.0, 1.0)
     data.labelled, data.augment = 1.0, {}
     return data
+
+
+def records_at(place: str, loaded: Kept) -> Data:
+    """All records of "TABLE" or "READER:PLACE" as test data, or what its own splits call so; their captions are read by
+    the tokenizers that lie beside the weights."""
+    name, colon, where = place.partition(":")
+    if not colon or Path(place).expanduser().exists():
+        name, where = OF_RECORDS[0], place
+    if name not in OF_RECORDS:
+        raise ConfigError(f"--data={place}: expected records, as {' or '.join(f'{k}:PLACE' for k in OF_RECORDS)}")
+    data, before = copy.copy(loaded.stage.data), loaded.stage.data.options
+    names = {
+        file.removeprefix("tokenizer").removesuffix(".json").removeprefix("_"): path
+        for file, path in loaded.keepsakes.items()
+        if file.startswith("tokenizer")
+    }
+    options: dict[str, Any] = {"tokenizers": {name: {"path": str(path)} for name, path in names.items()}}
+    options |= {key: before[key] for key in ("length", "missing", "cache", "bits") if key in before}
+    if name == "medpix":
+        options |= {"root": where, "images": "image" in build_model(loaded.stage.model).inputs}
+    else:
+        labels = json.loads(loaded.about.get("label_classes", "{}"))
+        options |= {"table": where, "labels": {label: tuple(classes) for label, classes in labels.items()}}
+    data.source, data.options, data.split = name, options, (0.0, 0.0, 1.0)
+    data.labelled, data.augment = 1.0, {}
+    return data
+
+
+def refuse_other_labels(loaded: Kept, dataset: Any, place: str) -> None:
+    """Records whose labels have other classes, or another order of them, than those of training."""
+    expected, found = json.loads(loaded.about.get("label_classes", "{}")), getattr(dataset, "label_classes", {})
+    faults = [
+        f"{label}: expected {', '.join(classes)}, found {', '.join(found.get(label, ())) or 'no such label'}"
+        for label, classes in expected.items()
+        if tuple(classes) != tuple(found.get(label, ()))
+    ]
+    if faults:
+        told = "\n  ".join([f"--data={place}: expected the labels of {loaded.path}:", *faults])
+        raise ConfigError(f"{told}\nName the classes alike, or choose other data")

@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image, PngImagePlugin
 
 from kdjax.config import ConfigError, Experiment, Stage
 from kdjax.data.images import files
+from kdjax.data.images.dataset import SHOWN
 from kdjax.data.images.resize import resize
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
@@ -27,6 +27,7 @@ FORMATS = {"heat": ".jpg", "cam": ".jpg"}  # of what is written; all else is PNG
 MADE = re.compile(r".*_(mask(_\d+)?|overlay|heat)")  # names of what is written, which are no images to predict
 MARKED = "_cam"  # likewise, where the picture is marked as ours: photographs have such names too
 
+T = TypeVar("T")
 Program = Callable[[dict, dict[str, Any]], dict[str, Any]]  # (variables, batch) -> arrays with a row for each image
 
 
@@ -50,19 +51,19 @@ class Seen(NamedTuple):
 def network_of(stage: Stage, variables: dict) -> Network:
     """The stage's model, which gives what its task reads."""
     network = Network(build_model(stage.model, stage.dtype), names=tuple(stage.inputs.items()))
-    task_of(stage).check(network.shapes(variables, shapes(stage)))
+    task_of(stage).check(network.shapes(variables, shapes(network)))
     return network
 
 
-def shapes(stage: Stage, rows: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
-    """Of a batch of images."""
-    side = stage.data.image_size
-    return {"image": jax.ShapeDtypeStruct((rows, side, side, 3), np.float32)}
+def shapes(network: Network, rows: int = 1) -> dict[str, Any]:
+    """Of a batch that the network reads."""
+    fields: dict[str, str] = dict(network.names)
+    return {str(fields.get(name, name)): spec.shape(rows) for name, spec in network.model.inputs.items()}
 
 
 def as_floats(batch: dict[str, Any]) -> dict[str, Any]:
     """Images travel as bytes, and are read in [0, 1]."""
-    return {**batch, "image": batch["image"].astype(np.float32) / 255}
+    return {k: value.astype(np.float32) / 255 if value.dtype == np.uint8 else value for k, value in batch.items()}
 
 
 @cache
@@ -79,33 +80,54 @@ def predicted(network: Network, task: Any) -> Program:
 def going_through(
     paths: list[Path], stage: Stage, experiment: Experiment, variables: dict, program: Program, pool: ThreadPoolExecutor
 ) -> Iterator[Seen]:
-    """Each image with what `program` gives for it, in batches of one shape, so that it compiles once. While a batch is
-    computed the next is read."""
-    mesh, side, bits = sharding.make_mesh(experiment.mesh), stage.data.image_size, bits_of(stage)
+    """Each image with what `program` gives for it."""
+    side, bits = stage.data.image_size, bits_of(stage)
+
+    def read(i: int) -> tuple[np.ndarray, dict[str, Any]]:
+        image = files.read_image(str(paths[i]), bits=bits)
+        return image, {"image": resize(image, (side, side)), "index": np.int32(i)}
+
+    for path, (image, fields, rows) in zip(
+        paths, in_batches(read, len(paths), stage, experiment, variables, program, pool), strict=True
+    ):
+        yield Seen(path, image, fields["image"], rows)
+
+
+def in_batches(
+    read: Callable[[int], tuple[T, dict[str, Any]]],
+    count: int,
+    stage: Stage,
+    experiment: Experiment,
+    variables: dict,
+    program: Program,
+    pool: ThreadPoolExecutor,
+) -> Iterator[tuple[T, dict[str, Any], dict[str, Any]]]:
+    """Of each of `count` examples what `read` gives, the second of which are its fields of a batch, and what `program`
+    makes of these, in batches of one shape, so that it compiles once. While a batch is computed the next is read."""
+    mesh = sharding.make_mesh(experiment.mesh)
     shares = sharding.shares(mesh)
-    size = -(-min(stage.data.batch_size, len(paths)) // shares) * shares
+    size = -(-min(stage.data.batch_size, count) // shares) * shares
     variables = sharding.place(variables, sharding.shardings(variables, mesh, experiment.mesh.rules))
 
-    def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
-        image = files.read_image(str(path), bits=bits)
-        return image, resize(image, (side, side))
+    def begun(chunk: range) -> list[Any]:
+        return [pool.submit(read, i) for i in chunk]
 
-    def batch(chunk: list[Path]) -> list[Any]:
-        return [pool.submit(read, path) for path in chunk]
-
-    chunks = [paths[begin : begin + size] for begin in range(0, len(paths), size)]
-    waiting = batch(chunks[0])
-    for chunk, following in pairwise([*chunks, []]):
-        pictures = [reading.result() for reading in waiting]
-        image = np.zeros((size, side, side, 3), np.uint8)
-        image[: len(chunk)] = np.stack([small for _, small in pictures])
-        index = {"index": np.arange(size, dtype=np.int32)}
-        rows = program(variables, sharding.global_batch({"image": image, **index}, mesh))
-        waiting = batch(following)
+    chunks = [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
+    waiting = begun(chunks[0])
+    for following in [*chunks[1:], range(0)]:
+        examples = [reading.result() for reading in waiting]
+        batch = {name: padded([fields[name] for _, fields in examples], size) for name in examples[0][1]}
+        rows = program(variables, sharding.global_batch(batch, mesh))
+        waiting = begun(following)
         rows = jax.device_get(rows)
-        for i, path in enumerate(chunk):
-            stored, small = pictures[i]
-            yield Seen(path, stored, small, {name: values[i] for name, values in rows.items()})
+        for i, (kept, fields) in enumerate(examples):
+            yield kept, fields, {name: values[i] for name, values in rows.items()}
+
+
+def padded(values: list[Any], size: int) -> np.ndarray:
+    """These rows, and rows of zeros behind them."""
+    rows = np.stack(values)
+    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 # -- the files -------------------------------------------------------------------------------------------------------
@@ -116,36 +138,54 @@ def plan(
 ) -> dict[Path, Path]:
     """Image -> where its results of these kinds go, without kind and suffix; raises one error with everything that
     stands in the way. `marks` are of the other files that are written: name -> what one of ours has near its top."""
-    alone = images.is_file()
-    if not alone and not images.is_dir():
-        raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
-    if alone:
-        paths = [images] if images.suffix.lower() in files.PICTURES else []
-    else:
-        paths = [path for path in files.listing(images) if not made(path)]
-    if not paths:
-        raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
-    others = [output / name for name, mark in (marks or {}).items() if not marked(output / name, mark)]
-    targets, faults, taken = {}, [fault_of_foreign(file) for file in others], {}
-    with ThreadPoolExecutor() as pool:
-        unreadable = dict(zip(paths, pool.map(partial(fault_of, bits=bits), paths), strict=True))
+    paths = listed(images)
+    top = images.parent if images.is_file() else images
+    targets, taken = {}, {}
+    unreadable = faults_of(paths, bits)
+    faults = [
+        fault_of_foreign(output / name) for name, mark in (marks or {}).items() if not marked(output / name, mark)
+    ]
     for path in paths:
-        target = output / path.relative_to(images.parent if alone else images).with_suffix("")
+        target = output / path.relative_to(top).with_suffix("")
         if kinds and target in taken:
             faults.append(f"{path} and {taken[target].name} would share one {kinds[0]}; rename one of them")
         targets[path] = taken[target] = target
         faults += map(fault_of_foreign, foreign([named(target, kind) for kind in kinds]))
         faults += [unreadable[path]] if unreadable[path] else []
         faults += [files.unwritable(str(path))] if marks and files.as_utf8(str(path)) != str(path) else []
-    if faults:
-        more = [f"... and {len(faults) - 40} more"] if len(faults) > 40 else []
-        raise ConfigError("\n  ".join([f"the images in {images} cannot be predicted:", *faults[:40], *more]))
+    refuse(f"the images in {images} cannot be predicted:", faults)
     return targets
+
+
+def listed(images: Path) -> list[Path]:
+    """The image, or every image in the folder and in the folders inside it, but for what came of another one."""
+    if images.is_file():
+        paths = [images] if images.suffix.lower() in files.PICTURES else []
+    elif images.is_dir():
+        paths = [path for path in files.listing(images) if not made(path)]
+    else:
+        raise ConfigError(files.missing(images, "a folder of images").replace("set root", "set --images"))
+    if not paths:
+        raise ConfigError(f"{images}: expected images ({', '.join(files.SUFFIXES)}), found none; set --images")
+    return paths
+
+
+def refuse(what: str, faults: list[str]) -> None:
+    """Raises one error with the faults, if there are any."""
+    if faults:
+        more = [f"... and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise ConfigError("\n  ".join([what, *faults[:SHOWN], *more]))
 
 
 def made(path: Path) -> bool:
     """Whether a picture is what came of another one."""
     return bool(MADE.fullmatch(path.stem)) or (path.stem.endswith(MARKED) and is_ours(path))
+
+
+def faults_of(paths: list[Path], bits: int | None) -> dict[Path, str]:
+    """Why each image cannot be read; "" where it can."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(partial(fault_of, bits=bits), paths), strict=True))
 
 
 def fault_of(path: Path, bits: int | None) -> str:

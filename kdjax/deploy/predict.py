@@ -18,6 +18,7 @@ from kdjax.config import ConfigError, Data, Experiment, Optim, Stage, nearest
 from kdjax.data import pipeline
 from kdjax.data.graphs.packs import KEEPSAKE
 from kdjax.data.images.resize import resize
+from kdjax.data.text.tokenizers import SETTINGS
 from kdjax.deploy import pictures
 from kdjax.distill.taps import Network
 from kdjax.distill.teachers import build_model
@@ -91,7 +92,7 @@ class Kept(NamedTuple):
     stage: Stage  # with all options of its model known
     whole: dict  # the variables in the file
     about: dict[str, str]  # its metadata
-    keepsake: Path | None  # how logs become graphs: a file beside the weights, or else in the stage's folder
+    keepsakes: dict[str, Path]  # what its users must know of its data: files beside it, or else in the stage's folder
 
 
 def opened(experiment: Experiment, workdir: str | Path, stage: str, weights: str) -> Kept:
@@ -122,8 +123,13 @@ def load(stage: Stage, workdir: Path, name: str, weights: str) -> Kept:
     except (ConfigError, safetensors.WeightsError) as error:
         raise ConfigError(f"{path} for stage {name!r}: {error}") from error
     stage = dataclasses.replace(stage, data=as_trained_on(stage.data, about))
-    beside = (path.with_name(KEEPSAKE), folder / KEEPSAKE)
-    return Kept(path, stage, variables, about, next((as_left(file) for file in beside if file.is_file()), None))
+    return Kept(path, stage, variables, about, keepsakes_in(folder) | keepsakes_in(path.parent))
+
+
+def keepsakes_in(folder: Path) -> dict[str, Path]:
+    """How logs become graphs, and captions tokens: the files that say it, by their names."""
+    names = (KEEPSAKE, *sorted(path.name for path in folder.glob("tokenizer*.json") if path.name != SETTINGS))
+    return {name: as_left(folder / name) for name in names if (folder / name).is_file()}
 
 
 def as_trained_on(data: Data, about: dict[str, str]) -> Data:

@@ -250,12 +250,12 @@ def detect(
         raise ConfigError(f"{loaded.path} holds no threshold; give one with --threshold")
     if output and not output.endswith(".jsonl"):
         raise ConfigError(f"--output={output}: expected a file whose name ends in .jsonl")
-    if loaded.keepsake is None:
+    if KEEPSAKE not in loaded.keepsakes:
         raise ConfigError(
             f"{loaded.path}: expected {KEEPSAKE} beside it, which says how logs become graphs, found none; copy it "
             "from the run that the weights come from"
         )
-    cutting = Cutting.load(loaded.keepsake)
+    cutting = Cutting.load(loaded.keepsakes[KEEPSAKE])
     tally = Tally(known=frozenset(cutting.ids))
     with contextlib.ExitStack() as stack:
         chunks = opened(log, {**cutting.reading, **(reading or {})}, cutting.window, tally, stack)

@@ -49,20 +49,27 @@ def _faults(who: str, model: Any, names: Mapping[str, str], fields: Mapping[str,
         return [f"{who} reads {' and '.join(read.values())}, which are of two tokenizers; name two fields of one"]
     faults = []
     for name, field in read.items():
-        spec, given = model.inputs[name], tokens[field]
-        size, vocabulary = getattr(spec, "vocab_size", 0), getattr(spec, "vocabulary", "")
-        fits = size in (0, given.vocab_size) and (
-            vocabulary == given.vocabulary or "" in (vocabulary, given.vocabulary)
-        )
-        if fits:
+        given, (size, vocabulary) = tokens[field], known(model.inputs[name])
+        if fits(model.inputs[name], given):
             continue
         others = [k for k, other in tokens.items() if k != field and _same(other, given, size, vocabulary)]
         faults.append(
-            f"{who} reads {field!r} as {name!r}: expected {_told(size, vocabulary)}, found "
-            f"{_told(given.vocab_size, given.vocabulary)}, which are other words; "
+            f"{who} reads {field!r} as {name!r}: expected {told(size, vocabulary)}, found "
+            f"{told(given.vocab_size, given.vocabulary)}, which are other words; "
             + (f"say inputs={{{name!r}: {others[0]!r}}}" if others else "give the data the tokenizer of these weights")
         )
     return faults
+
+
+def known(spec: Any) -> tuple[int, str]:
+    """How many tokens an input of a model knows, and their vocabulary; 0 and "" where it does not say."""
+    return getattr(spec, "vocab_size", 0), getattr(spec, "vocabulary", "")
+
+
+def fits(spec: Any, given: Any) -> bool:
+    """Whether an input of a model reads these tokens: those of a field, or of a tokenizer."""
+    size, vocabulary = known(spec)
+    return size in (0, given.vocab_size) and (vocabulary == given.vocabulary or "" in (vocabulary, given.vocabulary))
 
 
 def _same(field: TokensField, given: TokensField, size: int, vocabulary: str) -> bool:
@@ -72,7 +79,7 @@ def _same(field: TokensField, given: TokensField, size: int, vocabulary: str) ->
     return field.vocab_size == size != given.vocab_size
 
 
-def _told(size: int, vocabulary: str) -> str:
+def told(size: int, vocabulary: str) -> str:
     return f"{size} tokens" + (f" of the vocabulary {vocabulary}" if vocabulary else "")
 
 

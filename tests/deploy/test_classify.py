@@ -15,7 +15,7 @@ from kdjax import launch
 from kdjax.deploy import pictures
 from kdjax.distill.teachers import build_model
 from kdjax.report import predictions
-from kdjax.report.predictions import Answer, Shown
+from kdjax.report.predictions import ALONE, Answer, Ranking, Shown
 from kdjax.train.setup import initialiser
 from kdjax.weights import safetensors
 from tests.support.command import command, refused
@@ -189,9 +189,10 @@ def test_other_tasks_explain_no_class():
 
 
 def test_of_very_many_images_the_page_shows_some_and_says_so():
-    answers = [Answer(f"{i}.png", (f"class {i % 60}", "other"), (0.5 + i / 1000, 0.1), 0.0) for i in range(400, 0, -1)]
+    ranked = {i: Ranking((f"class {i % 60}", "other"), (0.5 + i / 1000, 0.1)) for i in range(400, 0, -1)}
+    answers = [Answer(f"{i}.png", {ALONE: one}) for i, one in ranked.items()]
     first = predictions.first(answers)
-    assert [one.image for one in first] == [f"{i}.png" for i in range(1, predictions.MOST + 1)]
+    assert [one.name for one in first] == [f"{i}.png" for i in range(1, predictions.MOST + 1)]
     shown = [Shown(one, np.zeros((4, 4, 3), np.uint8)) for one in first]
     page = predictions.render("many", answers, shown, "", "predictions.csv")
     assert page.count("<figure>") == 300

@@ -71,6 +71,11 @@ class RecordSet(Images):
         """What a record says, "" where it has no caption."""
         return self.records[int(self._where[split][i])].caption or ""
 
+    def token_lengths(self, split: str) -> dict[str, Int[np.ndarray, " m"]]:
+        """How many tokens the captions of a split have, by the name of each tokenizer."""
+        there = np.array([bool(self.records[int(i)].caption) for i in self._where[split]], bool)
+        return {name: lengths[self._where[split][there]] for name, lengths in self._tokens.lengths.items()}
+
     def content(self, split: str) -> list[bytes]:
         where = self._where[split]
         rows = [ids[where].tobytes() for ids in self._tokens.ids.values()]

@@ -57,8 +57,7 @@ class Medpix(RecordSource):
 
 
 def _record(row: dict[str, Any], split: str, at: str, pictures: Path | None) -> Record:
-    description = row.get("Description")
-    caption = description.get("Caption") if isinstance(description, dict) else None
+    caption = caption_of(row)
     labels = {"modality": row.get("Type"), "location": row.get("Location Category")}
     return Record(
         name=row["image"],
@@ -69,3 +68,8 @@ def _record(row: dict[str, Any], split: str, at: str, pictures: Path | None) -> 
         group=row["U_id"],
         at=at,
     )
+
+
+def caption_of(row: dict[str, Any]) -> Any:
+    description = row.get("Description")
+    return description.get("Caption") if isinstance(description, dict) else None

@@ -125,7 +125,7 @@ class Canvas:
         self.rng, self.column = rng, MODALITIES.index(modality)
         self.plane: Plane = np.full((size, size), TISSUES["air"][self.column], np.float32)
 
-    def paint(self, tissue: str, y: float, x: float, down: float, across: float) -> None:
+    def paint(self, tissue: str, y: float | int, x: float | int, down: float, across: float) -> None:
         """An ellipse with its middle at (y, x) and these half axes, each a few hundredths off."""
         y, x = (value + self.rng.normal(0, 0.02) for value in (y, x))
         down, across = (value * self.rng.uniform(0.88, 1.12) for value in (down, across))

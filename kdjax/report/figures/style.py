@@ -52,6 +52,8 @@ img{display:block;width:100%;height:auto;border-radius:6px;background:#000}
 figcaption b{display:block;color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
 .looks{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:18px 14px;margin-top:16px}
 .looks.pairs{grid-template-columns:repeat(auto-fill,minmax(min(100%,290px),1fr))}
+.looks.captioned{grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr))}
+.looks p{margin:4px 0 0}
 .pairs figure{display:grid;grid-template-columns:1fr 1fr;gap:4px;align-content:start}
 .looks figcaption{grid-column:1/-1;margin-top:5px;font-size:.8rem;line-height:1.35;color:var(--soft);
 overflow-wrap:anywhere}
