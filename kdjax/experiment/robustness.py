@@ -70,7 +70,8 @@ def of_images(kind: str, learner: Learner) -> Damage:
 
 def one_part(learner: Learner) -> Damage:
     """Of a model that reads several parts, an image and a text, each in turn with all others absent."""
-    flags = [learner.stage.inputs.get(name, name) for name in learner.model.inputs if name.endswith(THERE)]
+    there: list[str] = [name for name in learner.model.inputs if name.endswith(THERE)]
+    flags = [learner.stage.inputs.get(name, name) for name in there]
     parts = {flag.removesuffix(THERE): flag for flag in flags}
     if len(parts) < 2:
         return Damage({}, {})
