@@ -29,7 +29,7 @@ RECIPES = ("vanilla", "combined", "crd", "rkd", "mmd")
 ALONE = ("small", "frozen")  # words without a value
 FILES = tuple(f"{who}_{what}" for who in ("teacher", "student") for what in ("image", "text", "tokens"))
 LABELS = ("modality", "location")
-TOKENS = {"": 64, "smoke": 32, "medpix": 256, "text": 96}  # of a caption, at most
+TOKENS = {"": 64, "smoke": 32, "medpix": 96, "text": 96}  # of a caption at most, for small models; others: 256
 SIZES = {"": 48, "smoke": 32, "medpix": 64, "text": 64}  # pixels, of small models; published ones take 224
 VOCABULARY = {"teacher": 2000, "student": 400}  # of tokenizers that are made of the captions
 EPOCHS = {"": (12, 20), "smoke": (1, 1), "medpix": (40, 60), "text": (12, 20)}  # of small models; others: (5, 10)
@@ -76,7 +76,9 @@ def read(variant: str) -> tuple[str, str, dict[str, str]]:
     if first.partition("=")[0] not in VARIANTS:
         first, others = "", [first, *others]
     name, _, place = first.partition("=")
-    words = dict(word.partition("=")[::2] for word in others)
+    words: dict[str, str] = {}
+    for word in others:
+        key, _, words[key] = word.partition("=")
     known = [*ALONE, *(f"{word}=..." for word in ("recipe", *FILES))]
     for word, value in words.items():
         if word not in (*ALONE, "recipe", *FILES) or bool(value) == (word in ALONE):
@@ -104,7 +106,7 @@ def records(name: str, place: str, words: dict[str, str], small: bool, labelled:
         "num_classes": None,
         "batch_size": 64 if name in ("", "text") else 16,
         "tokenizers": tokenizers,
-        "length": TOKENS[name],
+        "length": TOKENS[name] if small else 256,
         "labelled": labelled,
         "augment": {} if name == "text" else {"crop": 0.5, "rotate": 0.3},
     }
@@ -126,10 +128,13 @@ def published_models() -> dict[str, Model]:
     """ViT-L with Bio_ClinicalBERT, and DeiT-B with DistilBERT."""
     return {
         "teacher": model(
-            part("vit", variant="vit_l16"), part("bert", variant="base", vocab_size=None, vocabulary=None), 512, 2
+            part("vit", variant="vit_l16", norm_eps=1e-12),
+            part("bert", variant="base", vocab_size=None, vocabulary=None),
+            512,
+            2,
         ),
         "student": model(
-            part("vit", variant="deit_b16_distilled"),
+            part("vit", variant="deit_b16_distilled", norm_eps=1e-12),
             part("distilbert", variant="base", vocab_size=None, vocabulary=None),
             512,
             1,
@@ -150,7 +155,8 @@ def small_models(size: int, seen: tuple[str, ...]) -> dict[str, Model]:
 
 
 def model(image: dict | None, text: dict, dim: int, layers: int) -> Model:
-    return Model("image_text", image=image, text=text, fusion="simple", dim=dim, layers=layers, labels=None)
+    parts = {"image": image, "text": text} if image else {"text": text}
+    return Model("image_text", **parts, fusion="simple", dim=dim, layers=layers, labels=None)
 
 
 def part(name: str, **options: Any) -> dict[str, Any]:
