@@ -73,7 +73,7 @@ class Examples:
         self.brightest = max(brightest, default=255)
         return [r for r in results if not isinstance(r, str)], [r for r in results if isinstance(r, str)]
 
-    def _keep(self, i: int, example: dict[str, Any]) -> dict[str, np.ndarray]:
+    def _keep(self, i: int, example: dict[str, Any]) -> dict[str, np.ndarray | np.generic]:
         arrays = self._arrays(i, example)
         if self._cache:
             for name, array in arrays.items():
@@ -81,7 +81,7 @@ class Examples:
             self._ready[i] = True  # last: another thread may be looking
         return arrays
 
-    def _arrays(self, i: int, example: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _arrays(self, i: int, example: Mapping[str, Any]) -> dict[str, np.ndarray | np.generic]:
         """The fields of an example as they are stored; refuses a field that differs from its declaration."""
         arrays = {}
         for name, field in self.fields.items():
