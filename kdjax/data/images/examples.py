@@ -37,7 +37,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, i: int) -> dict[str, np.ndarray | np.generic]:
         """The fields of an example; a label that it lacks is left out."""
         if not self._cache:
             return self._arrays(i, self.source[i])
