@@ -240,10 +240,10 @@ LATER = {
     *("mobilenetv2", "mobilevit"),
     "sam with classes",
     "sam_hf with classes",
-    "segformer of two labels",
+    *("segformer encoder", "segformer of two labels"),
     "swinv2 features",
     "swinv2_hf features",
-    "tinyusfm segmenter",
+    *("tinyusfm of classes", "tinyusfm segmenter"),
     "usfm segmenter",
 }
 

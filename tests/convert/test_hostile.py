@@ -199,7 +199,7 @@ def test_a_number_in_a_name_does_not_make_a_model_of_as_many_layers():
 
 
 @pytest.mark.parametrize("name", VALID)
-@pytest.mark.parametrize("empty", [True, False])
+@pytest.mark.parametrize("empty", [pytest.param(True, marks=pytest.mark.long), False])
 def test_every_tensor_of_another_rank_or_without_numbers_is_told_by_name(name, empty):
     case, family = VALID[name], families.get(VALID[name].family)
     shapes = {key: (0, *x.shape[1:]) if empty else (2, *x.shape) for key, x in case.state.items()}

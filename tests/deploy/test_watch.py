@@ -299,6 +299,7 @@ def test_an_alert_is_told_as_soon_as_its_window_is_complete(run, logs, stdin):
     assert 0 < float(summary[1]) <= float(summary[2])
 
 
+@pytest.mark.long
 def test_it_may_come_in_any_pieces(run, logs, stdin, tmp_path):
     _, path, _ = logs
     text, made = path.read_bytes(), []

@@ -66,7 +66,8 @@ def test_every_config_is_sound_in_each_variant(path):
         again = saved.from_json(saved.to_json(experiment))
         checks.validate(again)
         assert saved.differences(experiment, again) == []
-        told = {"num_ids": 9, "features": 10, "num_classes": 3}
+        tokens = {f"input_ids_{who}": {"vocab_size": 50, "vocabulary": who} for who in ("teacher", "student")}
+        told = {"num_ids": 9, "features": 10, "num_classes": 3, "labels": {"modality": 2}, "tokens": tokens}
         for name, stage in experiment.stages.items():
             one, other = (resolved(of, told).model for of in (stage, again.stages[name]))
             assert build_model(one) == build_model(other)

@@ -54,7 +54,7 @@ def declared(preprocess: str) -> Model:
     return Model(TINY, preprocess=preprocess, image_size=SIZE)
 
 
-@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("count", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 8))])
 def test_the_right_one_is_let_be_and_the_wrong_one_is_told(models, count):
     images = textures(count)
     for name, (model, variables) in models.items():

@@ -133,7 +133,10 @@ def test_a_step_is_the_plain_computation():
 # -- what must make no difference ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("labelled", "valid"), [(8, 8), (3, 8), (5, 6), (0, 7)])
+@pytest.mark.parametrize(
+    ("labelled", "valid"),
+    [pytest.param(8, 8, marks=pytest.mark.long), (3, 8), pytest.param(5, 6, marks=pytest.mark.long), (0, 7)],
+)
 def test_micro_batches_add_up_exactly(labelled, valid):
     steps = {}
     for accumulate in (1, 4):

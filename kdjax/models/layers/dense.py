@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -21,9 +22,9 @@ def _of_dimensions(x: Array, kernel: Array, _, precision=None) -> Array:
     return of_rows(x, kernel, precision)
 
 
-def of_rows(x: Float[Array, "*n c"], kernel: Float[Array, "c d"], precision=None) -> Float[Array, "*n d"]:
-    """The product of a matrix and all positions."""
-    y: Any = _product(x.reshape(-1, x.shape[-1]), kernel, precision)
+def of_rows(x: Float[Array, "*n c"], kernel: Any, precision=None) -> Float[Array, "*n d"]:
+    """The product of a matrix [c, d] and all positions."""
+    y: Any = _product(x.reshape(-1, x.shape[-1]), jnp.asarray(kernel), precision)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 

@@ -50,7 +50,13 @@ def prepared(case):
     return run, graphs
 
 
-@pytest.mark.parametrize("case", CASES)
+LARGE = ("gat_lstm", "gatv2", "fusion")  # which take longest to compile
+each = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.long if case in LARGE else ()) for case in CASES]
+)
+
+
+@each
 def test_neither_padding_nor_packs_nor_order_matter(case):
     run, graphs = prepared(case)
     plain = run([graphs])
@@ -69,7 +75,7 @@ def test_neither_padding_nor_packs_nor_order_matter(case):
                 np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
-@pytest.mark.parametrize("case", ["gat", "vgae", "fusion"])
+@pytest.mark.parametrize("case", ["gat", "vgae", pytest.param("fusion", marks=pytest.mark.long)])
 def test_graphs_do_not_see_each_other(case):
     """One graph becomes another; the rest of its pack and the other packs stay as they were, to the last bit."""
     run, graphs = prepared(case)
@@ -81,7 +87,7 @@ def test_graphs_do_not_see_each_other(case):
     assert any(not np.allclose(after[3][name], value) for name, value in before[3].items())
 
 
-@pytest.mark.parametrize("case", CASES)
+@each
 def test_graphs_of_any_origin(case):
     """All of them real, batched by jraph; they give what they give in padded packs."""
     name, options = CASES[case]

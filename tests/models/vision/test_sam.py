@@ -117,7 +117,15 @@ def plain():
     return variables, image, *gradient_of(model, variables, image, "")
 
 
-@pytest.mark.parametrize("options", [{"remat": True}, {"scan": True}, {"scan": True, "remat": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"remat": True}, marks=pytest.mark.long),
+        pytest.param({"scan": True}, marks=pytest.mark.long),
+        {"scan": True, "remat": True},
+    ],
+    ids=str,
+)
 def test_remat_and_scan_change_nothing(plain, options):
     variables, image, gradient, embeddings = plain
     model = encoder(**options)
