@@ -25,7 +25,7 @@ and Swin-V2, which start from published weights where these are named:
 the original trains: sharpness-aware steps of AdamW, lookahead, centralised gradients, one cycle, clipping, an average.
 
 Beetles, 200 of 1,600 labelled, accuracy on 800 test images, seed 0: hybrid 0.792 (261,174 parameters), student 0.729
-(21,896), the same without teacher 0.142, or 0.632 with the teacher's augmentation; 7 min on two busy cores of an AMD
+(21,896), the same without teacher 0.142, or 0.632 with the teacher's augmentation; 314 s on two idle cores of an AMD
 EPYC. Published models were built, and have not been trained.
 """
 
@@ -36,7 +36,7 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: weights that a part of the hybrid starts from; or "small"
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (4, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
+EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
 TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
 HEAD = ("params/head/.*",)
 
