@@ -18,6 +18,10 @@ that nothing trains, as the original does. The fusion of image and text is an op
 weights are named behind commas, as `python -m convert` writes them, and the tokenizers that belong to them:
 `:medpix=DIR,teacher_image=weights/vit.safetensors,teacher_text=weights/clinical.safetensors,teacher_tokens=clinical`.
 `:medpix=DIR,small` and `:text=DIR` take models that learn from nothing, and tokenizers made of the captions.
+
+Generated scans, 1,600 of them labelled for the teacher and 83 for the student, macro F1 over both labels on 400 test
+records, seed 0: teacher 0.840 (1,142,503 parameters), student 0.791 (77,223), the same without teacher 0.599. Published
+models were not trained.
 """
 
 from typing import Any
