@@ -80,7 +80,10 @@ def test_training_predict_apply_and_the_export_make_the_same_mask(run, tmp_path)
     np.testing.assert_array_equal(predicted[..., 0] > 0, trained)
     np.testing.assert_array_equal(alone[..., 0] > 0, trained)
     large = predicting.classes(predicted, (1200, 900))
-    np.testing.assert_array_equal(scope["mask"](alone, 1200, 900), large)
+    # Two programs round differently: of a million pixels one may lie so near to 0 that they disagree.
+    sure = np.abs(resize(predicted, (1200, 900))[..., 0]) > 1e-5
+    assert sure.mean() > 0.999
+    np.testing.assert_array_equal(scope["mask"](alone, 1200, 900)[sure], large[sure])
     # apply does not round to 8 bits on the way, and these random weights answer near 0 nearly everywhere.
     assert ((applied[..., 0] > 0) != trained).mean() < 0.005
     assert (scope["mask"](applied, 1200, 900) != large).mean() < 0.005
