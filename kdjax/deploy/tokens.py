@@ -22,10 +22,8 @@ class Reader(NamedTuple):
 
     def read(self, captions: list[str]) -> tuple[dict[str, Int32[np.ndarray, "n w"]], int]:
         """The inputs of the model, rows as long as the longest of them, and how many captions were cut."""
-        encoded = self.tokenizer.encode(captions)
-        width = int(encoded.lengths.max())
-        mask = tokenizers.mask_of(encoded.lengths, width).astype(np.int32)
-        return {IDS: self.tokenizer.padded(encoded, width), MASK: mask}, encoded.cut
+        rows = self.tokenizer.rows(captions)
+        return {IDS: rows.ids, MASK: rows.mask}, rows.cut
 
 
 def reader_of(loaded: Kept, model: Any) -> Reader:

@@ -7,9 +7,7 @@ from typing import Any
 
 from kdjax import registry
 from kdjax.config import ConfigError, Model, Stage, nearest
-
-TOKENS = "input_ids"  # the input by which models read tokens
-
+from kdjax.data.text.tokens import IDS
 
 CLASSES = ("num_classes", "labels")  # which a model takes from the data where it is silent about them
 
@@ -39,7 +37,7 @@ def resolved(stage: Stage, facts: dict[str, Any], file: Model | None = None) -> 
 def facts_for(inputs: Mapping[str, str], facts: dict[str, Any]) -> dict[str, Any]:
     """The facts for a model whose inputs are these fields, where they differ: with the vocabulary of its tokens."""
     tokens = facts.get("tokens", {})
-    return {k: v for k, v in facts.items() if k != "tokens"} | tokens.get(inputs.get(TOKENS, TOKENS), {})
+    return {k: v for k, v in facts.items() if k != "tokens"} | tokens.get(inputs.get(IDS, IDS), {})
 
 
 def _reading(options: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +51,7 @@ def _filled(what: str, model: Model, facts: dict[str, Any]) -> Model:
 
     def fill(options: dict) -> dict:
         if untold := [k for k, v in options.items() if v is None and k not in facts]:
-            remedy = f"say which tokens it reads, inputs={{{TOKENS!r}: FIELD}}" if "vocab" in untold[0] else ""
+            remedy = f"say which tokens it reads, inputs={{{IDS!r}: FIELD}}" if "vocab" in untold[0] else ""
             told = remedy or nearest(untold[0], facts)
             raise ConfigError(f"{what}.options: the data do not tell {', '.join(untold)}; {told}")
         return {

@@ -31,6 +31,14 @@ class Encoded(NamedTuple):
     cut: int  # captions that were longer
 
 
+class Rows(NamedTuple):
+    """Captions as a model reads them."""
+
+    ids: Int32[np.ndarray, "n w"]
+    mask: Int32[np.ndarray, "n w"]
+    cut: int  # captions that were longer
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """Captions to ids, [CLS] before them and [SEP] behind; what is longer than `length` is cut before [SEP]."""
@@ -80,18 +88,17 @@ class Tokenizer:
         rows[mask_of(encoded.lengths, width)] = encoded.ids
         return rows
 
+    def rows(self, captions: Sequence[str]) -> Rows:
+        """As long as the longest of them."""
+        encoded = self.encode([*captions, ""])  # there is always one
+        width = int(encoded.lengths.max())
+        mask = mask_of(encoded.lengths, width)[:-1].astype(np.int32)
+        return Rows(self.padded(encoded, width)[:-1], mask, encoded.cut)
+
 
 def mask_of(lengths: Int32[np.ndarray, " n"], width: int) -> np.ndarray:
     """True for a token, False for padding."""
     return np.arange(width) < lengths[:, None]
-
-
-def encode(path: str | Path, captions: Sequence[str]) -> tuple[Int32[np.ndarray, "n w"], Int32[np.ndarray, "n w"]]:
-    """Ids and masks of captions by the file that a run left beside its weights, as long as the longest of them."""
-    tokenizer = read(path)
-    encoded = tokenizer.encode([*captions, ""])
-    width = int(encoded.lengths.max())
-    return tokenizer.padded(encoded, width)[:-1], mask_of(encoded.lengths, width)[:-1].astype(np.int32)
 
 
 # -- where they come from --------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from kdjax.data import pipeline
 from kdjax.data.fields import TokensField
 from kdjax.data.text import tokenizers
 from kdjax.data.text.source import Record, RecordSource
-from kdjax.data.text.tokenizers import Tokenizer, encode
+from kdjax.data.text.tokenizers import Tokenizer, read
 from tests.support import folders, records
 from tests.support.sources import build, faults
 
@@ -123,7 +123,7 @@ def test_two_tokenizers_make_two_sets_of_fields(tmp_path):
         path = tmp_path / f"tokenizer_{name}.json"
         path.write_text(json.dumps(dataset.keepsakes[path.name]))
         for record, row in rows(dataset, "test"):
-            ids, mask = encode(path, [record.caption or ""])
+            ids, mask, _ = read(path).rows([record.caption or ""])
             assert row[f"attention_mask_{name}"].sum() == mask.sum()
             assert row[f"input_ids_{name}"][: mask.sum()].tolist() == ids[0].tolist()
 

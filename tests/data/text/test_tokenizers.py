@@ -10,7 +10,7 @@ import pytest
 import tokenizers as library
 
 from kdjax.config import ConfigError
-from kdjax.data.text.tokenizers import SPECIALS, encode, option_faults, read, trained
+from kdjax.data.text.tokenizers import SPECIALS, option_faults, read, trained
 from tests.support import records
 
 CAPTIONS = (
@@ -84,12 +84,12 @@ def test_what_is_left_beside_the_weights_reads_captions_as_training_did(tmp_path
     path.write_text(json.dumps(tokenizer.keepsake()))
     again = read(path)
     assert (again.length, again.vocabulary, again.pad) == (12, tokenizer.vocabulary, "[PAD]")
-    ids, mask = encode(path, CAPTIONS)
+    ids, mask, _ = read(path).rows(CAPTIONS)
     encoded = tokenizer.encode(CAPTIONS)
     np.testing.assert_array_equal(ids, tokenizer.padded(encoded, 12))
     np.testing.assert_array_equal(mask.sum(1), encoded.lengths)
     assert ids.dtype == mask.dtype == np.int32
-    assert encode(path, [])[0].shape == (0, 2)
+    assert read(path).rows([]).ids.shape == (0, 2)
     plain = library.Tokenizer.from_file(str(path))  # which cuts and pads by itself
     rows = [row.ids for row in plain.encode_batch(list(CAPTIONS))]
     np.testing.assert_array_equal(rows, ids)
