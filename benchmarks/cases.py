@@ -9,6 +9,8 @@ PRODUCT = (1024, 768, 3072)
 LORA_RANK = 4
 TINYUSFM_SIZE = 224
 CLASSES = 2
+LABELS = {"modality": 2, "location": 5}  # of images with captions, and their classes
+CAPTION = 256  # tokens of the longest
 VOCABULARY = 30_522  # tokens
 TEMPERATURE = 2.0
 TERMS = {"bce": 0.25, "dice": 0.25, "kl": 0.5, "feature": 0.1}  # of distillation; plain training has half and half
@@ -18,11 +20,12 @@ LR, WEIGHT_DECAY = 1e-4, 0.01
 @dataclass(frozen=True)
 class Case:
     """`work` is product, encoder, patches, classifier or reader (a forward pass), lora, tinyusfm, distil, tiny_ladeda,
-    classify or read (a training step).
+    classify, read or answer (a training step).
 
     `size` is the side in pixels of the image of SAM, or of the detector or classifier that `variant` names; of a reader
-    of texts, "MODEL/VARIANT", it is the tokens of the longest. `bound` names what most of the time goes to, which sets
-    the floor.
+    of texts, "MODEL/VARIANT", it is the tokens of the longest. What answers questions reads images of that side with a
+    reader of texts, "VARIANT of vit MODEL/VARIANT LAYERS of the fusion". `bound` names what most of the time goes to,
+    which sets the floor.
     """
 
     work: str
@@ -45,7 +48,7 @@ class Case:
     @property
     def image_size(self) -> int:
         """Side of the images and masks of a training step on images."""
-        return self.size if self.work in ("lora", "tiny_ladeda", "classify") else TINYUSFM_SIZE
+        return self.size if self.work in ("lora", "tiny_ladeda", "classify", "answer") else TINYUSFM_SIZE
 
 
 CASES = {
@@ -97,6 +100,20 @@ CASES = {
     ),
     "distilbert_step": Case(
         "read", "DistilBERT, training step, 128 tokens, batch 16", variant="distilbert/base", size=128, batch=16
+    ),
+    "image_text_teacher_step": Case(
+        "answer",
+        "ViT-L/16 with BERT-base, training step, 224 px, 256 tokens, batch 2",
+        variant="vit_l16 bert/base 2",
+        size=224,
+        batch=2,
+    ),
+    "image_text_student_step": Case(
+        "answer",
+        "DeiT-B/16 with DistilBERT, training step, 224 px, 256 tokens, batch 4",
+        variant="deit_b16_distilled distilbert/base 1",
+        size=224,
+        batch=4,
     ),
     **{
         f"sam_{v}_forward_1024": Case(
@@ -157,12 +174,20 @@ def arrays(case: Case) -> dict[str, np.ndarray]:
     if case.work in ("encoder", "patches", "classifier"):
         return {"image": rng.normal(size=(case.batch, case.size, case.size, 3)).astype(np.float32)}
     if case.work in ("reader", "read"):
-        mask = (np.arange(case.size) < rng.integers(2, case.size + 1, (case.batch, 1))).astype(np.int32)
-        ids = rng.integers(1, VOCABULARY, mask.shape).astype(np.int32) * mask
-        return {"input_ids": ids, "attention_mask": mask, "class": rng.integers(0, 2, case.batch).astype(np.int32)}
+        return {**tokens(rng, case.batch, case.size), "class": rng.integers(0, 2, case.batch).astype(np.int32)}
     shape = (case.batch, case.image_size, case.image_size)
+    image = rng.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    if case.work == "answer":
+        answers = {name: rng.integers(0, classes, case.batch).astype(np.int32) for name, classes in LABELS.items()}
+        return {"image": image, **tokens(rng, case.batch, CAPTION), **answers}
     return {
-        "image": rng.integers(0, 256, (*shape, 3)).astype(np.uint8),
+        "image": image,
         "mask": (rng.random(shape) < 0.3).astype(np.int32),
         "class": rng.integers(0, 2, case.batch).astype(np.int32),
     }
+
+
+def tokens(rng: np.random.Generator, batch: int, longest: int) -> dict[str, np.ndarray]:
+    """Of texts of several lengths."""
+    mask = (np.arange(longest) < rng.integers(2, longest + 1, (batch, 1))).astype(np.int32)
+    return {"input_ids": rng.integers(1, VOCABULARY, mask.shape).astype(np.int32) * mask, "attention_mask": mask}

@@ -10,10 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases import CLASSES, LORA_RANK, LR, TEMPERATURE, TERMS, TINYUSFM_SIZE, WEIGHT_DECAY, Case, arrays
-from benchmarks.texts import Texts
-from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Teacher, Term
+from benchmarks.cases import (
+    CLASSES,
+    LABELS,
+    LORA_RANK,
+    LR,
+    TEMPERATURE,
+    TERMS,
+    TINYUSFM_SIZE,
+    WEIGHT_DECAY,
+    Case,
+    arrays,
+)
+from benchmarks.made_up import MadeUp
+from kdjax.config import Data, Experiment, Lora, Mesh, Model, Optim, Stage, Task, Teacher, Term
 from kdjax.data import pipeline
+from kdjax.data.fields import FLAG
 from kdjax.distill.teachers import build_model
 from kdjax.models.vision.sam import build_sam
 from kdjax.models.vision.sam.image_encoder import ImageEncoder
@@ -64,16 +76,16 @@ def step(case: Case, dtype: str, given: dict[str, np.ndarray]) -> tuple[Callable
     stage, taught = STAGES[case.work](case, dtype)
     experiment = Experiment(name="benchmark", stages={"measured": stage}, mesh=Mesh(data=1))
     mesh = sharding.make_mesh(experiment.mesh)
-    dataset = Texts(case) if case.work == "read" else pipeline.build(stage.data)
+    dataset = MadeUp(case) if case.work in ("read", "answer") else pipeline.build(stage.data)
     learner = prepare("measured", stage, experiment, mesh, dataset, taught)
     teachers = {name: variables(build_model(taught[teacher.stage])) for name, teacher in stage.teachers.items()}
     state, fixed, _ = learner.start({"": variables(learner.model)}, teachers)
     placed = jax.tree.map(lambda x: x.sharding, state)
     train = jax.jit(learner.step.train, donate_argnums=0, out_shardings=(placed, sharding.replicated(mesh)))
     trained, n = count(state.params), case.batch
-    every = {name: np.ones(n, bool) for name in ("valid", "mask_known", "class_known")}
+    every = {name: np.ones(n, bool) for name, field in dataset.fields.items() if field == FLAG}
     numbers = {"view": np.zeros(n, np.int32), "index": np.arange(n, dtype=np.int32)}
-    local = {name: x for name, x in {**given, **every, **numbers}.items() if name in dataset.fields}
+    local = {**given, **every, **numbers}
     assert local.keys() == dataset.fields.keys() >= given.keys()
     at = [state]
 
@@ -123,6 +135,12 @@ def classify_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
     return stage, {}
 
 
+def answer_stage(case: Case, dtype: str) -> tuple[Stage, dict]:
+    stage, _ = classify_stage(case, dtype)
+    stage.task = Task("answers", labels=tuple(LABELS))
+    return stage, {}
+
+
 STAGES = {
     "lora": lora_stage,
     "tinyusfm": tinyusfm_stage,
@@ -130,18 +148,29 @@ STAGES = {
     "tiny_ladeda": tiny_ladeda_stage,
     "classify": classify_stage,
     "read": classify_stage,
+    "answer": answer_stage,
 }
 
 
 def named(case: Case) -> Model:
-    """The detector, classifier or reader of texts of the case."""
+    """The detector, classifier, reader of texts or model of image and text of the case."""
+    if case.work == "answer":
+        image, text, layers = case.variant.split()
+        name, _, variant = text.partition("/")
+        return Model(
+            "image_text",
+            image={"name": "vit", "options": {"variant": image, "image_size": case.size}},
+            text={"name": name, "options": {"variant": variant}},
+            layers=int(layers),
+            labels=LABELS,
+        )
     classes = {"num_classes": CLASSES} if case.work in ("classifier", "classify", "read") else {}
     name, _, variant = case.variant.partition("/")
     return Model(name, **({"variant": variant} if variant else {"image_size": case.size}), **classes)
 
 
 def data(case: Case) -> Data:
-    """What the stage is prepared with, if not with texts; the step itself gets the arrays that the other side gets."""
+    """What the stage is prepared with, where nothing is made up; the step gets the arrays that the other side gets."""
     size, n = case.image_size, case.batch
     return Data("ultrasound", image_size=size, batch_size=n, size=32, train=n, val=1, test=1)
 

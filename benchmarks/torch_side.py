@@ -1,13 +1,14 @@
 """The cases in PyTorch, written as its users write them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import torch_sam
-from benchmarks.cases import CLASSES, LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
+from benchmarks import torch_image_text, torch_sam
+from benchmarks.cases import CLASSES, LABELS, LR, TEMPERATURE, TERMS, WEIGHT_DECAY, Case, arrays
 from convert.originals import bert, convnextv2_hf, ladeda, mobilenetv2, mobilevit, swinv2_hf, tinyusfm
 from kdjax.config import Model
 
@@ -65,6 +66,14 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
             logits = model(*tokens(given, device)).logits
         return descend(F.cross_entropy(logits.float(), classes))
 
+    def answer_step() -> object:
+        image = view(torch.from_numpy(given["image"]).to(device).permute(0, 3, 1, 2) / 255, *normal, case.image_size)
+        with autocast:
+            logits = model(image, *tokens(given, device))
+        answers = {name: torch.from_numpy(given[name]).long().to(device) for name in LABELS}
+        losses = [F.cross_entropy(logits[name].float(), right) for name, right in answers.items()]
+        return descend(torch.stack(losses).sum())
+
     def descend(loss: torch.Tensor) -> torch.Tensor:
         optimiser.zero_grad()
         loss.backward()
@@ -93,7 +102,8 @@ def build(case: Case, dtype: str, compiled: bool, threads: int) -> tuple[Callabl
                 loss = 0.5 * (bce + dice)
         return descend(loss)
 
-    return read_step if case.work == "read" else step, wait, sum(p.numel() for p in trained)
+    steps = {"read": read_step, "answer": answer_step}
+    return steps.get(case.work, step), wait, sum(p.numel() for p in trained)
 
 
 def forward_of(case: Case, given: dict, device: torch.device, ready: Callable) -> Callable[[], object]:
@@ -143,6 +153,10 @@ def student_of(case: Case) -> tuple[nn.Module, tuple]:
         return classifier(case).to(memory_format=torch.channels_last), IMAGENET
     if case.work == "read":
         return reader(case), ()
+    if case.work == "answer":
+        image, text, layers = case.variant.split()
+        reads = reader(replace(case, work="reader", variant=text))
+        return torch_image_text.ImageText(image, case.size, reads, int(layers)), torch_image_text.NORMAL
     return Student(), IMAGENET
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import jax_side, side_by_side, torch_side, worker
-from benchmarks.cases import CASES, SAM, Case, arrays, encoder_flops, peak_flops
+from benchmarks.cases import CAPTION, CASES, SAM, Case, arrays, encoder_flops, peak_flops
 from benchmarks.torch_sam import LoraQkv
 from kdjax.losses import features, labels, logits
 from kdjax.models.vision.sam import MEAN, STD, VARIANTS, build_sam
@@ -250,7 +250,11 @@ def test_both_sides_have_the_same_objective():
 def test_the_stages_are_valid_and_fit_their_inputs(case: Case):
     stage, taught = jax_side.STAGES[case.work](case, "float32")
     given, n = arrays(case), stage.data.batch_size
-    expected = {"input_ids": (n, case.size)} if case.work == "read" else {"image": (n, *2 * [stage.data.image_size], 3)}
+    texts, images = (
+        {"input_ids": (n, CAPTION if case.work == "answer" else case.size)},
+        {"image": (n, *2 * [stage.data.image_size], 3)},
+    )
+    expected = {"read": texts, "answer": texts | images}.get(case.work, images)
     assert {name: given[name].shape for name in expected} == expected
     assert {teacher.stage for teacher in stage.teachers.values()} == set(taught)
     assert stage.data.augment == {}  # the other side has none
@@ -281,3 +285,14 @@ def test_detectors_classifiers_and_readers_run_on_both_sides(forward, step, vari
     assert np.isfinite(float(once()))  # type: ignore
     variables = jax_side.variables(jax_side.build_model(jax_side.STAGES[step.work](step, "float32")[0].model))
     assert trained == sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize("variant", ["vit_ti16 bert/tiny 1", "deit_ti16_distilled distilbert/base 2"])
+def test_models_of_image_and_text_have_the_same_parameters(variant):
+    case = Case("answer", "small", variant=variant, size=32, batch=2)
+    once, _, trained = torch_side.build(case, "float32", False, 1)
+    assert np.isfinite(float(once()))  # type: ignore
+    step, wait, same = jax_side.build(case, "float32", False, 1)
+    assert same == trained
+    _, measures = wait(step())  # type: ignore
+    assert np.isfinite(float(measures["loss"][0]))
