@@ -5,12 +5,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from kdjax import registry
 from kdjax.config import ConfigError, Data, Model, Stage
 from kdjax.distill.taps import Network
 from kdjax.experiment.resolve import resolved
+from kdjax.losses.labels import ce
 from kdjax.losses.penalties import value
 from kdjax.models.fusion.image_text import FUSIONS
 from kdjax.models.fusion.options import Options
@@ -229,6 +231,34 @@ def test_a_route_by_chance_at_evaluation_too_by_name():
     assert np.ptp(mean["fused"], axis=0).max() < 1e-5
     np.testing.assert_array_equal(one["energy"], mean["energy"])
     np.testing.assert_allclose(value(one["energy"]), mean["energy"], rtol=1e-6)
+
+
+@pytest.mark.long
+def test_a_term_on_energy_lowers_it_in_training():
+    """Beside the labels, whichever route these would rather take."""
+    model, given, tx = build(fusion="energy_aware_adaptive"), batch(rows=4), optax.adam(0.02)
+    given |= {"image_there": jnp.ones(4, bool), "text_there": jnp.ones(4, bool)}
+    answers = {"modality": jnp.array([0, 1, 0, 1]), "location": jnp.array([0, 1, 2, 4])}
+
+    def loss(params, rest, key, weight):
+        out = Network(model)({"params": params, **rest}, given, train=True, key=key)[0]
+        told = sum(ce(out[f"logits_{name}"], right).mean() for name, right in answers.items())
+        return told + weight * value(out["energy"]).mean(), out["energy"].mean()
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def step(params, rest, moments, key, weight):
+        (_, energy), slope = jax.value_and_grad(loss, has_aux=True)(params, rest, key, weight)
+        change, moments = tx.update(slope, moments)
+        return optax.apply_updates(params, change), moments, energy
+
+    spent = {}
+    for weight in (0.0, 1.0):
+        rest = random(model)
+        params = rest.pop("params")
+        moments = tx.init(params)
+        for key in jax.random.split(jax.random.key(0), 60):
+            params, moments, spent[weight] = step(params, rest, moments, key, weight)
+    assert 3.2 <= spent[1.0] < 4.2 < spent[0.0]
 
 
 def test_impossible_models_say_what_to_do():
