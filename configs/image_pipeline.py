@@ -36,7 +36,7 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: weights that a part of the hybrid starts from; or "small"
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (8, 16, 24), "smoke": (1, 1, 1), "digits": (8, 16, 24)}  # of supcon, teacher and student
+EPOCHS = {"": (6, 12, 20), "smoke": (1, 1, 1), "digits": (6, 12, 20)}  # of supcon, teacher and student
 TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
 HEAD = ("params/head/.*",)
 
@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> Experiment:
     supcon = Stage(
         task="contrastive",
         title="hybrid, SupCon alone",
-        data=images(**data, coloured=True, copies=2),
+        data=images(**data, coloured=True, batch=32 if small else 64, copies=3 if small else 2),
         model=Model("hybrid", num_classes=0, **large),
         parts=files,
         terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if small else 0.07})},
