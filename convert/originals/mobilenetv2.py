@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from convert.config_json import THEIRS, Config
-from convert.originals.segformer import Published
-from convert.originals.transformers_config import described, from_config
+from convert.originals.published import Published, classifier
+from convert.originals.transformers_config import described
 from kdjax import registry
 from kdjax.config import Model
 from kdjax.models.vision.mobilenet import ENDS
@@ -17,9 +17,7 @@ from kdjax.models.vision.mobilenet import ENDS
 def build(model: Model, source: Config | None = None) -> Published:
     """As `source` describes it, where there is one."""
     ours = registry.get("models", model.name)(**model.options)
-    settings = described(source or guess(ours), {})
-    kind = "AutoModelForImageClassification" if ours.num_classes else "AutoModel"
-    module: Any = Published(from_config(kind, settings), "" if ours.num_classes else "mobilenet_v2.").eval()
+    module: Any = classifier(described(source or guess(ours), {}), ours.num_classes, "mobilenet_v2")
     module.pool = ours.options.pool
     return module
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from convert.config_json import THEIRS, Config
-from convert.originals.segformer import Published
-from convert.originals.transformers_config import described, from_config
+from convert.originals.published import Published, classifier
+from convert.originals.transformers_config import described
 from kdjax import registry
 from kdjax.config import Model
 
@@ -16,9 +16,7 @@ from kdjax.config import Model
 def build(model: Model, source: Config | None = None) -> Published:
     """As `source` describes it, where there is one."""
     ours = registry.get("models", model.name)(**model.options)
-    settings = described(source or guess(ours), {})
-    kind = "AutoModelForImageClassification" if ours.num_classes else "AutoModel"
-    module: Any = Published(from_config(kind, settings), "" if ours.num_classes else "mobilevit.").eval()
+    module: Any = classifier(described(source or guess(ours), {}), ours.num_classes, "mobilevit")
     module.pool = ours.options.pool
     return module
 

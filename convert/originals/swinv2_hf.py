@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from convert.config_json import THEIRS, Config
-from convert.originals.segformer import Published
+from convert.originals.published import Published, classifier
 from convert.originals.swinv2 import steps
-from convert.originals.transformers_config import described, from_config
+from convert.originals.transformers_config import described
 from kdjax import registry
 from kdjax.config import ConfigError, Model
 
@@ -19,8 +19,7 @@ def build(model: Model, source: Config | None = None) -> Published:
     ours = registry.get("models", model.name)(**model.options)
     o = ours.options
     settings = described(source or guess(ours), {"image_size": list(o.image_hw)})
-    kind = "AutoModelForImageClassification" if ours.num_classes else "AutoModel"
-    module = Published(from_config(kind, settings), "" if ours.num_classes else "swinv2.").eval()
+    module = classifier(settings, ours.num_classes, "swinv2")
     for i, stage in enumerate(base(module).encoder.layers):
         for j, block in enumerate(stage.blocks):
             windows = o.windows(i, j % 2 == 1)

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from convert import families
 from convert.export import export_file, load
 from convert.family import Converted, ConvertError, build, fit, leaves, write
-from convert.originals import segformer
+from convert.originals.published import Published
 from convert.sources import Tensor, open_source
 from convert.table import slots
 from kdjax import launch
@@ -111,7 +111,7 @@ def test_an_exported_file_is_one_of_transformers(tmp_path):
             assert not added
             assert not about["unexpected_keys"]
             assert bool(about["missing_keys"]) == (kind is not type(made.module))
-            after = segformer.Published(back, "segformer." if kind is transformers.SegformerModel else "").state_dict()
+            after = Published(back, "segformer." if kind is transformers.SegformerModel else "").state_dict()
             assert all(torch.equal(after[name], x) for name, x in made.state_dict().items())
 
 

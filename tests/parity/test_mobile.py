@@ -14,7 +14,7 @@ from PIL import Image
 from convert import families
 from convert.family import Converted, build, fit
 from convert.onto import read
-from convert.originals import mobilenetv2
+from convert.originals import mobilenetv2, published
 from convert.originals import mobilevit as theirs_mobilevit
 from convert.originals.transformers_config import from_config
 from convert.sources import Tensor
@@ -46,8 +46,7 @@ def shallow(monkeypatch):
     for name, value in {"LAYERS": tuple(LAYERS[i] for i in kept), "ENDS": (0, 1, 3, 5)}.items():
         monkeypatch.setattr(mobilenet, name, value)
     monkeypatch.setattr(mobilenetv2, "ENDS", mobilenet.ENDS)
-    monkeypatch.setattr(theirs_mobilevit, "from_config", lambda *a: cut(from_config(*a), kept))
-    monkeypatch.setattr(mobilenetv2, "from_config", lambda *a: cut(from_config(*a), kept))
+    monkeypatch.setattr(published, "from_config", lambda *a: cut(from_config(*a), kept))
 
 
 def cut(module: Any, kept: list[int]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from convert.originals import segformer as plain
+from convert.originals.published import Published
 from convert.originals.transformers_config import described, from_config
 from kdjax import registry
 from kdjax.config import Model
@@ -27,7 +28,7 @@ SMALL: dict[str, Any] = {
 STILL = {"depths": (1, 1, 1, 1), "drop_path": 0.0, "dropout": 0.0}
 
 
-def pair(**options) -> tuple[plain.Published, Any]:
+def pair(**options) -> tuple[Published, Any]:
     return randomised(plain.build(Model("segformer", **options))), registry.get("models", "segformer")(**options)
 
 

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 from kdjax.config import ConfigError
 from kdjax.models.inputs import ImageInput, normal_faults
 from kdjax.models.layers.activation import activation_faults
-from kdjax.models.layers.dense import dense
 from kdjax.models.layers.inverted_residual import ConvLayer, DepthwiseLayer, Habits, InvertedResidual, divisible
-from kdjax.models.layers.map_pooling import POOLS, check_classes, pool_faults
+from kdjax.models.layers.map_pooling import check_classes, pool_faults, pooled
 from kdjax.models.options import options_of
 
 STEM, LAST = 32, 1280  # channels of the first convolution and of the last map
@@ -143,11 +142,7 @@ class MobileNetV2(nn.Module):
             if i in ENDS:
                 maps.append(x)
         x = ConvLayer(o.habits, o.last, name="conv_1x1")(x, train)
-        out = {"features": POOLS[o.pool](x)} | {f"stage_{i}": x for i, x in enumerate(maps)}
-        if self.num_classes:
-            features = nn.Dropout(o.dropout, deterministic=not train)(out["features"])
-            out["logits"] = dense(self.num_classes, dtype=o.dtype, name="classifier")(features)
-        return out
+        return {**pooled(x, o, self.num_classes, train), **{f"stage_{i}": x for i, x in enumerate(maps)}}
 
 
 class Stem(nn.Module):

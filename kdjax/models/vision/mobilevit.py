@@ -18,7 +18,7 @@ from kdjax.models.layers.activation import ACTIVATIONS, activation_faults
 from kdjax.models.layers.attention import attention
 from kdjax.models.layers.dense import dense
 from kdjax.models.layers.inverted_residual import ConvLayer, Habits, InvertedResidual
-from kdjax.models.layers.map_pooling import POOLS, check_classes, pool_faults
+from kdjax.models.layers.map_pooling import check_classes, pool_faults, pooled
 from kdjax.models.layers.resize import resize
 from kdjax.models.options import options_of
 
@@ -110,11 +110,7 @@ class MobileVit(nn.Module):
         x = ConvLayer(o.habits, o.widths[0], 3, stride=2, name="conv_stem")(image, train)
         maps = Encoder(o, name="encoder")(x, train)
         x = ConvLayer(o.habits, o.widths[-1], name="conv_1x1_exp")(maps[-1], train)
-        out = {"features": POOLS[o.pool](x)} | {f"stage_{i}": x for i, x in enumerate(maps)}
-        if self.num_classes:
-            features = nn.Dropout(o.dropout, deterministic=not train)(out["features"])
-            out["logits"] = dense(self.num_classes, dtype=o.dtype, name="classifier")(features)
-        return out
+        return {**pooled(x, o, self.num_classes, train), **{f"stage_{i}": x for i, x in enumerate(maps)}}
 
 
 class Encoder(nn.Module):
