@@ -36,7 +36,9 @@ from kdjax.config import ConfigError, Data, Experiment, Model, Optim, Stage, Tea
 VARIANTS = ("", "smoke", "digits", "cifar100", "tfds", "classes")
 PARTS = ("convolutional", "transformer")  # behind a comma: weights that a part of the hybrid starts from; or "small"
 SIZES = {"": 32, "smoke": 32, "digits": 16, "cifar100": 64, "tfds": 128, "classes": 128}  # pixels
-EPOCHS = {"": (6, 12, 20), "smoke": (1, 1, 1), "digits": (6, 12, 20)}  # of supcon, teacher and student
+# Of supcon, teacher and student; beetles want many small steps. Published models: (30, 60, 60) and 64.
+EPOCHS = {"": (6, 12, 20), "smoke": (1, 1, 1), "digits": (8, 16, 24)}
+BATCH = {"": (32, 32, 16), "smoke": (32, 32, 16)}  # images; of other small models: (64, 64, 32)
 TOGETHER = {"student": "student:features", "labels": "batch:class", "index": "batch:index"}
 HEAD = ("params/head/.*",)
 
@@ -51,12 +53,13 @@ def get_config(variant: str = "") -> Experiment:
     hard = {"margin": 0.0 if small else margin, "gamma": 2.0, "label_smoothing": 0.1}  # focal
     cosine: dict[str, Any] = {"head": "cosine", "scale": scale, "num_classes": None}
     epochs = EPOCHS.get(variant, (30, 60, 60))
+    batch = BATCH.get(variant, (64, 64, 32) if small else (64, 64, 64))
     data: dict[str, Any] = {"variant": variant, "place": place, "size": size}
 
     supcon = Stage(
         task="contrastive",
         title="hybrid, SupCon alone",
-        data=images(**data, coloured=True, batch=32 if small else 64, copies=3 if small else 2),
+        data=images(**data, batch=batch[0], coloured=True, copies=3 if variant in BATCH else 2),
         model=Model("hybrid", num_classes=0, **large),
         parts=files,
         terms={"supcon": Term("supcon", reads=TOGETHER, args={"temperature": 0.1 if small else 0.07})},
@@ -67,7 +70,7 @@ def get_config(variant: str = "") -> Experiment:
     teacher = Stage(
         task="classification",
         title="hybrid, SupCon and margin",
-        data=images(**data, coloured=True),
+        data=images(**data, batch=batch[1], coloured=True),
         model=Model("hybrid", **large, **cosine),
         init="stage:supcon",
         init_skip=HEAD,
@@ -79,7 +82,7 @@ def get_config(variant: str = "") -> Experiment:
     student = Stage(
         task="classification",
         title="student, distilled",
-        data=images(**data, batch=32 if small else 64, mixup=0.2),
+        data=images(**data, batch=batch[2], mixup=0.2),
         model=Model("hybrid", **tiny, **cosine),
         teachers={"hybrid": Teacher(stage="teacher", inputs={"image": "clean_image"})},
         terms={
@@ -138,7 +141,7 @@ def images(
     variant: str,
     place: str,
     size: int,
-    batch: int = 64,
+    batch: int,
     coloured: bool = False,
     mixup: float = 0.0,
     copies: int = 1,

@@ -36,7 +36,7 @@ LABELS = ("modality", "location")
 TOKENS = {"": 64, "smoke": 32, "medpix": 96, "text": 96}  # of a caption at most, for small models; others: 256
 SIZES = {"": 48, "smoke": 32, "medpix": 64, "text": 64}  # pixels, of small models; published ones take 224
 VOCABULARY = {"teacher": 2000, "student": 400}  # of tokenizers that are made of the captions
-EPOCHS = {"": (12, 20), "smoke": (1, 1), "medpix": (40, 60), "text": (12, 20)}  # of small models; others: (5, 10)
+EPOCHS = {"": (12, 20), "smoke": (1, 1), "medpix": (40, 60), "text": (12, 40)}  # of small models; others: (5, 10)
 
 
 def get_config(variant: str = "") -> Experiment:
