@@ -48,7 +48,7 @@ def test_words_name_the_weights_of_parts():
     ("flags", "said"),
     [
         (["--config.stages.supcon.data.copies=1"], "expected data.copies of at least 2, found 1"),
-        (["--config.stages.supcon.data.copies=3"], "data.copies: expected a divisor of batch_size 128, found 3"),
+        (["--config.stages.supcon.data.copies=5"], "data.copies: expected a divisor of batch_size 96, found 5"),
         (
             [f"--config.stages.supcon.data.augment.{name}=0.0" for name in AUGMENT],
             "nothing sets the copies of an image apart",
