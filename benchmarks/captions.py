@@ -69,8 +69,8 @@ def measure(count: int, rounds: int) -> dict:
                 begin = time.perf_counter()
                 made = work()
                 taken[name].append(time.perf_counter() - begin)
-                np.testing.assert_array_equal(made[0], ids)
-                np.testing.assert_array_equal(made[1], mask)
+                assert all(np.array_equal(*pair) for pair in zip(made, (ids, mask), strict=True)), name
+                del made  # gigabytes
     return {
         "machine": {
             "device": processor(),
@@ -100,9 +100,12 @@ def fast(tokenizer: tokenizers.Tokenizer, folder: Path) -> Callable[[list[str], 
     shape = {"padding": "max_length", "truncation": True, "return_token_type_ids": False, "return_tensors": "np"}
 
     def work(captions: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-        parts = [theirs(captions[i : i + CHUNK], max_length=width, **shape) for i in range(0, len(captions), CHUNK)]
-        ids, mask = (np.concatenate([part[name] for part in parts]) for name in ("input_ids", "attention_mask"))
-        return ids.astype(np.int32), mask.astype(np.int32)
+        ids, mask = (np.empty((len(captions), width), np.int32) for _ in range(2))
+        for i in range(0, len(captions), CHUNK):
+            some = slice(i, i + CHUNK)
+            part = theirs(captions[some], max_length=width, **shape)
+            ids[some], mask[some] = part["input_ids"], part["attention_mask"]
+        return ids, mask
 
     return work
 
