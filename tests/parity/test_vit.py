@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from convert.originals import vit as plain
-from convert.originals.segformer import names_in_files
+from convert.originals.published import names_in_files
 from kdjax import registry
 from kdjax.config import Model
 from tests.support.torch_names import to_flax
