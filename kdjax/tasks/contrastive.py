@@ -106,7 +106,8 @@ class Contrastive:
         vectors = {stage.title: stage.predicted["features"] for stage in same}
         heading = "t-SNE of what contrastive learning made of the test data"
         drawn = embeddings.tsne(vectors, labels, class_names(last, int(labels.max(initial=0)) + 1))
-        return {"Contrastive learning": figure(heading, drawn, wide=len(vectors) > 1)}
+        shown = figure(heading, drawn, wide=len(vectors) > 1)
+        return {"Contrastive learning": shown if len(vectors) > 1 else f'<div class="curves">{shown}</div>'}
 
 
 def share(answers: np.ndarray, labels: np.ndarray) -> float:
