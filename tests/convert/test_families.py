@@ -363,6 +363,7 @@ def test_all_faults_are_told_at_once(made, name):
         assert [line for line in lines if line.strip().startswith(start) and word in line], (start, word, lines)
 
 
+@pytest.mark.long
 @named([name for name, case in CASES.items() if case.scan])
 def test_stacked_blocks_compute_the_same(made, name):
     it = made(name)

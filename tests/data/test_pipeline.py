@@ -147,6 +147,7 @@ def test_labels_that_may_not_be_used_are_not_in_the_batch():
     assert all(b["class_known"].all() for split in ("val", "test") for b in dataset.evaluate(split, 1))
 
 
+@pytest.mark.long
 def test_worker_processes_give_what_threads_give(tmp_path):
     """In a process of its own, as workers start from a fresh interpreter that must find a guarded main module."""
     script = tmp_path / "read.py"

@@ -162,6 +162,7 @@ def test_weights_of_another_model_are_refused(run, images, tmp_path):
     refused(on(run, *flags), "model.safetensors for stage 'student'", "expected (1, 1, 16, 12), found (1, 1, 16, 8)")
 
 
+@pytest.mark.long
 def test_the_same_on_any_mesh(run, images, tmp_path):
     flags = ("--mode=predict", f"--images={images[0]}")
     meshes = {"one": ["--config.mesh.data=1"], "data": [], "fsdp": ["--config.mesh.data=2", "--config.mesh.fsdp=4"]}

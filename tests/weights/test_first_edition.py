@@ -56,6 +56,7 @@ def test_graph_models_of_the_first_edition(name):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max(), err_msg=endpoint)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["tinyusfm_seg", "vit", "segformer", "sam_seg"])
 def test_image_models_of_the_first_edition(name):
     path, recorded = FIXTURES / f"{name}.safetensors", arrays("outputs_images.npz")

@@ -55,6 +55,7 @@ def test_the_names_of_the_checkpoints():
     assert params["jk"]["lstm"]["weight_ih_l0_reverse"].shape == (512, 128)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("jumping", ["cat", "lstm"])
 def test_remat_gives_the_same(jumping):
     plain, again = (build_can_gat(jumping=jumping, remat=remat, **SMALL) for remat in (False, True))
@@ -71,6 +72,7 @@ def test_remat_gives_the_same(jumping):
         close(found, expected)
 
 
+@pytest.mark.long
 def test_bfloat16_is_near():
     inputs = eaten(build_can_gat(**SMALL))
     wide, narrow = (build_can_gat(dtype=dtype, **SMALL) for dtype in ("float32", "bfloat16"))

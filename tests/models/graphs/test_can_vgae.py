@@ -41,6 +41,7 @@ def test_the_published_sizes_and_the_documented_endpoints(variant):
     assert out["anomaly_parts"].shape == (9, 3)
 
 
+@pytest.mark.long
 def test_training_samples_z_and_evaluation_does_not():
     model = build_can_vgae(**SMALL, dropout=0.0)
     variables, inputs = started(model), eaten(model)
@@ -80,6 +81,7 @@ def test_padding_is_no_part_of_the_statistics():
     jax.tree.map(lambda a, b: close(a, b), {k: changed["batch_stats"][k] for k in statistics}, statistics)
 
 
+@pytest.mark.long
 def test_extreme_posteriors_stay_finite():
     model = build_can_vgae(**SMALL)
     variables, inputs = started(model), eaten(model)

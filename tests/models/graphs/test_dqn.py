@@ -91,6 +91,7 @@ def test_the_state_by_hand(binary):
         np.testing.assert_allclose(1 / (1 + np.exp(-out["logits"][p, g, 0])), min(score, 1 - 5e-7), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_training_reaches_the_agent_alone():
     model = fusion()
     variables, inputs = started(model), eaten(model)
@@ -113,6 +114,7 @@ def test_training_reaches_the_agent_alone():
     assert not np.array_equal(out["q"], other["q"])
 
 
+@pytest.mark.long
 def test_the_agent_alone():
     model = fusion()
     variables, state = started(model), jax.random.normal(jax.random.key(0), (6, 15))
@@ -145,6 +147,7 @@ def test_the_logit_has_the_sign_of_the_decision():
     np.testing.assert_allclose(found[[1, 5]], [-np.log(3), np.log(3)], rtol=1e-5)
 
 
+@pytest.mark.long
 def test_extreme_answers_stay_finite():
     model = fusion()
     (graphs,) = eaten(model)

@@ -87,6 +87,7 @@ def test_graphs_do_not_see_each_other(case):
     assert any(not np.allclose(after[3][name], value) for name, value in before[3].items())
 
 
+@pytest.mark.long
 @each
 def test_graphs_of_any_origin(case):
     """All of them real, batched by jraph; they give what they give in padded packs."""
@@ -104,6 +105,7 @@ def test_graphs_of_any_origin(case):
         np.testing.assert_allclose(padded[endpoint][real], value, rtol=0, atol=atol, err_msg=endpoint)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["node_gat", "node_mlp"])
 def test_nodes_may_be_a_plain_array(case):
     name, options = CASES[case]

@@ -162,6 +162,7 @@ def test_gradient_in_blocks_is_that_of_the_whole(shape, biased, request):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.long
 def test_gradient_against_differences():
     """One directional derivative of the whole, in float64 numpy."""
     x = inputs(1, 5, 6, 2, 4, 2, 3)

@@ -86,6 +86,7 @@ def test_segmenter_endpoints(variant, classes):
     np.testing.assert_allclose(np.array(model.inputs["image"].mean) * 255, [123.675, 116.28, 103.53])
 
 
+@pytest.mark.long
 def test_one_image_with_several_prompts_is_several_images():
     model = build_sam("vit_t", **SMALL)
     variables, image = filled(model), images(model)
@@ -117,6 +118,7 @@ def plain():
     return variables, image, *gradient_of(model, variables, image, "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -56,6 +56,7 @@ def close(found, expected, relative=1e-5):
     np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_has_its_published_size_and_documented_endpoints(variant):
     model = build(variant=variant, num_classes=150)
@@ -71,6 +72,7 @@ def test_every_variant_has_its_published_size_and_documented_endpoints(variant):
     assert model.inputs["image"].size == 512
 
 
+@pytest.mark.long
 def test_the_encoder_alone_is_that_of_the_whole():
     whole, variables, image = small()
     alone = registry.get("models", "segformer_encoder")(**SMALL)

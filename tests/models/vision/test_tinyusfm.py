@@ -105,6 +105,7 @@ def stacked(variables):
     return {name: stack(tree) for name, tree in variables.items()}
 
 
+@pytest.mark.long
 def test_scan_remat_and_the_order_of_examples_change_nothing():
     model, variables, image = small("tinyusfm_seg")
     expected = run(model, variables, image)
@@ -163,6 +164,7 @@ def test_training_drops_whole_channels_and_moves_the_statistics():
     assert all(np.abs(a - b).min() > 0 for a, b in zip(old, new, strict=True))
 
 
+@pytest.mark.long
 def test_bfloat16_computes_narrow_and_keeps_wide_parameters():
     model, variables, image = small("tinyusfm_seg", dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

@@ -25,6 +25,7 @@ def images(batch=2):
     return jnp.asarray(np.random.default_rng(1).normal(size=(batch, 32, 48, 3)), jnp.float32)
 
 
+@pytest.mark.long
 def test_sizes():
     dim, block = 768, 2 * 1536 + 768 * 2304 + 2 * 768 + 732 * 12 + 768 * 769 + 2 * 768 + 8 * 768**2 + 5 * 768
     encoder = 768 * 769 + dim + 12 * block + 2 * dim
@@ -58,6 +59,7 @@ def test_it_can_teach_tinyusfm():
     assert same == {"logits", "fused", "neck_0", "neck_1", "neck_2", "neck_3"}
 
 
+@pytest.mark.long
 def test_positions_are_in_the_tables_alone():
     """Without them the patches are a set; with them, a shuffled image is another one."""
     model = build("usfm", **SMALL)

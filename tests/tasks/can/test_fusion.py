@@ -155,6 +155,7 @@ def test_what_it_predicts_is_all_that_the_table_needs():
             TASK.check({k: v for k, v in out.items() if k != name})
 
 
+@pytest.mark.long
 def test_the_agent_stands_beside_the_simpler_ways():
     dataset, made = Sets(), {}
     for split in ("train", "val", "test"):
