@@ -14,6 +14,7 @@ from convert import families
 from convert.family import build, fit, tensors
 from convert.originals import swinv2_hf
 from convert.originals.swinv2 import steps
+from convert.originals.transformers_config import from_config
 from convert.sources import Tensor
 from kdjax import registry
 from kdjax.config import ConfigError, Model
@@ -83,7 +84,7 @@ def test_the_parameters_of_every_variant(variant):
     options = {"depths": VARIANTS[variant]["depths"], "heads": VARIANTS[variant]["heads"]}
     ours = registry.get("models", "swinv2")(variant=variant, dim=VARIANTS[variant]["dim"], **options)
     with torch.device("meta"):
-        modules = [timm(variant), swinv2_hf.from_config("AutoModelForImageClassification", described(ours))]
+        modules = [timm(variant), from_config("AutoModelForImageClassification", described(ours))]
     assert [sum(x.numel() for x in module.parameters()) for module in modules] == [PARAMETERS[variant]] * 2
 
 
