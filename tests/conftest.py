@@ -47,6 +47,14 @@ def pytest_configure(config):
     jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """What a file has compiled is let go after its long tests: kept, it came to 9 GB in a worker."""
+    if item.config.option.markexpr == "long" and (nextitem is None or nextitem.path != item.path):
+        jax.clear_caches()
+        gc.collect()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
